@@ -1,0 +1,3 @@
+"""Trainable image captioning on cached CNN features."""
+
+__version__ = "0.1.0"

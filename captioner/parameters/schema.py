@@ -1,0 +1,136 @@
+"""Every parameter with its default, its bounds and one line of help.
+
+A field's metadata holds ``help``, and where they apply ``choices``, ``low``, ``high`` (inclusive). Fields that params.yaml
+leaves out are rare options; ``-S '+train.x=...'`` adds them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+def option(default: Any, help: str, *, choices: tuple | None = None, low: float | None = None, high: float | None = None) -> Any:
+    """A dataclass field with its help and bounds; a list default is copied for each instance."""
+    metadata = {"help": help, "choices": choices, "low": low, "high": high}
+    if isinstance(default, (list, tuple)):
+        return field(default=tuple(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class DownloadParameters:
+    """Where pictures and captions come from, and how pictures are stored."""
+
+    version: int = option(1, "raised when this stage's result changes for the same parameters", low=1)
+    seed: int = option(1, "draws the bundled scenes and the 85/15 split", low=0)
+    root: str | None = option(None, "folder with a local copy of the data set, complete or partial; null: bundled or from the network")
+    captions: str = option("sources/custom.csv", "for dataset=custom: CSV or JSONL of image,caption[,split]; images are relative to root or to this file")
+    source: str = option("archives", "COCO over the network: the official archives, or picture by picture from their URLs", choices=("archives", "urls"))
+    split: str = option("own", "own: the data set's; karpathy: fetched; or the path of a Karpathy-style dataset_*.json")
+    limit: int = option(0, "only the first N pictures of each split, for trials; 0: all", low=0)
+    image_size: int = option(256, "shorter side of the stored JPEGs in pixels; pictures are never enlarged", low=32, high=2048)
+    max_missing: float = option(0.02, "share of listed pictures that may be missing or unreadable before it is an error", low=0, high=1)
+    test_share: float = option(1.0, "share of the data set's test pictures that is kept", low=0, high=1)
+    val_share: float = option(0.15, "share of the training pictures held out for validation where the data set brings no validation split", low=0, high=0.9)
+    jpeg_quality: int = option(90, "quality of re-encoded JPEGs", low=10, high=100)
+    scenes: int = option(6000, "for dataset=scenes: how many scenes are drawn", low=20, high=10_000_000)
+
+
+@dataclass(frozen=True)
+class ExtractParameters:
+    """How a picture becomes a grid of features."""
+
+    version: int = option(1, "raised when this stage's result changes for the same parameters", low=1)
+    seed: int = option(1, "draws the augmented views, and the weights where they are random", low=0)
+    weights: str = option("bundled", "bundled, imagenet, random, or the path of a state dict or of a folder of <encoder>.pth|.safetensors")
+    fit: str = option("squash", "how a picture becomes square: squash keeps the edges, crop keeps the aspect", choices=("squash", "crop"))
+    grid: int | str = option(7, "pool the last spatial map to grid x grid positions; native keeps the encoder's own map")
+    views: int = option(1, "stored views a picture: the plain one, then augmented ones", low=1, high=64)
+    precision: str = option("auto", "arithmetic of the encoder; auto: bf16 where the processor has it, else fp32", choices=("auto", "fp32", "bf16", "fp16"))
+    batch_size: int = option(32, "pictures in one block of rows", low=1, high=4096)
+    hflip: float = option(0.5, "augmented views: probability of a horizontal flip", low=0, high=1)
+    vflip: float = option(0.0, "augmented views: probability of a vertical flip", low=0, high=1)
+    crop: str = option("resized", "augmented views: none, random (a window of 7/8), resized (random area and aspect) or centre", choices=("none", "random", "resized", "centre"))
+    crop_scale: float = option(0.5, "augmented views: smallest share of the picture's area that a resized crop keeps", low=0.05, high=1)
+    image_size: int = option(224, "side of the square picture that the encoder sees, in pixels", low=32, high=1024)
+
+
+@dataclass(frozen=True)
+class VocabParameters:
+    """Which words the decoder knows, and their vectors."""
+
+    seed: int = option(1, "draws the vectors of words that the vectors file lacks", low=0)
+    min_count: int = option(5, "words seen fewer times in the training captions become <unk>", low=1)
+    max_length: int = option(30, "tokens of a caption that are kept, without <start> and <end>", low=1, high=1000)
+    vectors: str = option("glove", "glove (6B: 50d from its package, else the official archive), none (all random), or a path: GloVe text file or glove.6B.zip")
+    dimension: int = option(50, "size of a word vector; glove has 50, 100, 200, 300", low=1, high=4096)
+
+
+@dataclass(frozen=True)
+class TrainParameters:
+    """The decoder and how it learns."""
+
+    hidden_size: int = option(512, "units of the decoder", low=1)
+    attention_size: int = option(256, "units of the additive attention", low=1)
+    feature_size: int = option(256, "size of a projected feature (the encoder embedding)", low=1)
+    position: str = option("learned", "a learned vector for each grid cell, added to its projected feature, or none", choices=("learned", "none"))
+    dropout: float = option(0.3, "dropout on word vectors, projected features and before the vocabulary layer", low=0, high=0.95)
+    tune_embeddings: bool = option(False, "also train the word vectors; false keeps them frozen")
+    batch_size: int = option(64, "captions in a step", low=1)
+    captions_per_image: int = option(0, "captions of one picture in a step: 0 all of them, 1 independent draws", low=0)
+    epochs: int = option(10, "the most epochs", low=1)
+    learning_rate: float = option(1e-3, "Adam, decoder", low=0)
+    projection_learning_rate: float = option(1e-3, "Adam, feature projection", low=0)
+    clip: float = option(10.0, "largest gradient norm; 0: no clipping", low=0)
+    plateau_patience: int = option(1, "epochs without a better validation cross entropy before the learning rates fall", low=0)
+    plateau_factor: float = option(0.5, "factor by which the learning rates fall on a plateau", low=0.01, high=1)
+    patience: int = option(4, "epochs without a better validation cross entropy before training stops", low=1)
+    doubly_stochastic: float = option(0.0, "weight of the penalty that makes attention look everywhere once (Xu et al. 2015, section 4.2.1)", low=0)
+    checkpoint_steps: int = option(200, "steps between saved states within an epoch; does not change the result", low=1)
+
+
+@dataclass(frozen=True)
+class EvaluateParameters:
+    """Decoding and scoring."""
+
+    beam_sizes: tuple[int, ...] = option([1, 3, 5], "beam sizes to run; 1 is greedy; the headline one is chosen on validation", low=1, high=100)
+    max_length: int = option(30, "longest caption in tokens", low=1, high=1000)
+    min_length: int = option(1, "shortest caption in tokens", low=0, high=1000)
+    length_normalisation: float = option(1.0, "a hypothesis' log-probability is divided by its length to this power; 0: plain sum", low=0, high=5)
+    no_repeat_ngram: int = option(0, "no n-gram of this size twice in a caption; 0: allowed", low=0, high=20)
+    select_by: str = option("cider_d", "validation metric that chooses the headline beam size", choices=("bleu_4", "cider_d", "rouge_l", "meteor"))
+    split: str = option("test", "the split that the headline scores are for", choices=("test", "val"))
+    batch_size: int = option(64, "pictures searched at once", low=1)
+
+
+@dataclass(frozen=True)
+class RuntimeParameters:
+    """What cannot change a result: no stage lists this section and no fingerprint contains it."""
+
+    device: str = option("auto", "cpu, cuda, cuda:N; auto: a GPU where there is one")
+    workers: int = option(0, "processes that decode pictures; 0: one a core, beside a GPU, at most 16", low=0, high=256)
+    threads: int = option(0, "threads of arithmetic in a process; 0: all cores", low=0, high=1024)
+    features_on: str = option("auto", "where training reads features: gpu or ram (whole file), disk; auto: the first that fits", choices=("auto", "gpu", "ram", "disk"))
+    download_cache: str = option("~/.cache/captioner", "folder where downloaded archives are kept")
+    retries: int = option(5, "attempts for each download before it fails", low=1, high=100)
+    timeout: float = option(30.0, "seconds without a byte before a download attempt is given up", low=0.1)
+    connections: int = option(16, "pictures downloaded at once (download.source=urls)", low=1, high=256)
+    processes: int = option(0, "processes of extraction on one machine; 0: one a GPU, one on a CPU", low=0, high=64)
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """params.yaml as a whole."""
+
+    dataset: str = option("scenes", "scenes, coco2014, coco2017, flickr8k, flickr30k, custom, or several joined with +")
+    encoder: str = option("squeezenet1_1", "any torchvision classification model")
+    decoder: str = option("gru", "the recurrent cell", choices=("gru", "lstm"))
+    attention: str = option("soft", "soft: additive attention over the grid; none: the mean feature", choices=("soft", "none"))
+    seed: int = option(1, "training: initial weights, order of pictures, dropout", low=0)
+    download: DownloadParameters = field(default_factory=DownloadParameters)
+    extract: ExtractParameters = field(default_factory=ExtractParameters)
+    vocab: VocabParameters = field(default_factory=VocabParameters)
+    train: TrainParameters = field(default_factory=TrainParameters)
+    evaluate: EvaluateParameters = field(default_factory=EvaluateParameters)
+    runtime: RuntimeParameters = field(default_factory=RuntimeParameters)

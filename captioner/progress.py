@@ -1,0 +1,56 @@
+"""Progress of long work: a bar with rate and remaining time on a terminal, one line at start and end in a log."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+import click
+
+
+class Progress:
+    """Counts finished units of work. Use as a context manager and call ``advance``.
+
+    Args:
+        label: what is being done, for example ``extract squeezenet1_1``.
+        total: units of work in all.
+        unit: what is counted, plural, for example ``pictures``.
+        done: units found finished by an earlier run; they count for the bar, not for the rate.
+    """
+
+    def __init__(self, label: str, total: int, unit: str, done: int = 0) -> None:
+        self.label, self.total, self.unit, self.done = label, total, unit, done
+        self._start, self._new, self._note = 0.0, 0, ""
+        self._bar = None
+
+    def __enter__(self) -> "Progress":
+        self._start = time.monotonic()
+        if sys.stderr.isatty():
+            self._bar = click.progressbar(
+                length=self.total, label=self.label, file=sys.stderr, show_pos=True, item_show_func=lambda _: self._state()
+            ).__enter__()
+            self._bar.update(self.done)
+        else:
+            found = f", {self.done:,} done before" if self.done else ""
+            click.echo(f"{self.label}: {self.total:,} {self.unit}{found}", err=True)
+        return self
+
+    def advance(self, units: int, note: str = "") -> None:
+        """``units`` more are finished; ``note`` (a loss, say) stands at the bar's end."""
+        self._new += units
+        self._note = note
+        if self._bar is not None:
+            self._bar.update(units, current_item=True)
+
+    def __exit__(self, kind: type | None, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.__exit__(None, None, None)
+        if kind is None:
+            seconds = time.monotonic() - self._start
+            click.echo(f"{self.label}: {self._new:,} {self.unit} in {seconds:.1f} s ({self._rate():,.0f}/s)", err=True)
+
+    def _rate(self) -> float:
+        return self._new / max(time.monotonic() - self._start, 1e-9)
+
+    def _state(self) -> str:
+        return f"{self._rate():,.0f} {self.unit}/s {self._note}".rstrip()
