@@ -1,0 +1,1 @@
+"""One command a stage, run by DVC as ``python -m stages.NAME``."""

@@ -1,0 +1,28 @@
+"""Stage ``train``: an attention decoder on cached features into models/ and results/train/."""
+
+from __future__ import annotations
+
+import click
+
+from captioner.cli import paths
+from captioner.training import train
+from stages.common import read_parameters
+
+
+@click.command(help=__doc__)
+def main() -> None:
+    parameters = read_parameters()
+    dataset = parameters.dataset
+    train(
+        parameters,
+        features=paths.features(dataset, parameters.encoder),
+        captions=paths.captions(dataset),
+        vocab=paths.vocab(dataset),
+        embeddings=paths.embeddings(dataset),
+        models=paths.MODELS,
+        results=paths.TRAIN_RESULTS,
+    )
+
+
+if __name__ == "__main__":
+    main()
