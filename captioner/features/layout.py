@@ -1,0 +1,243 @@
+"""The features file on disk: how it is created, and how rows are written into it.
+
+``features`` f2 ``(N, V, P, C)`` contiguous, ``image_id`` i8 ``(N,)``, ``done`` u1 ``(N,)``; everything else is in attributes. HDF5 is used
+once, to lay the file out; after that rows go straight to their place with ``pwrite``, so that any number of processes write at once
+without a lock, and the file's metadata never changes again: a kill cannot corrupt it.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any, Iterable
+
+import h5py
+import numpy as np
+
+from captioner.errors import CaptionerError
+from captioner.fingerprint import canonical_json, fingerprint
+from captioner.sidecar import sync_folder
+
+FORMAT_VERSION = 1
+PAGE = 4096
+_ROOM_FOR_METADATA = 1 << 20
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's RGB pixels, the input of every torchvision classifier
+
+DEFAULT_FACTS: dict[str, Any] = {
+    "format_version": FORMAT_VERSION,
+    "version": 1,
+    "images": "0" * 64,
+    "encoder": "none",
+    "layer": "none",
+    "weights_name": "random",
+    "weights_sha256": "0" * 64,
+    "grid": [1, 1],
+    "precision": "fp32",
+    "batch_size": 1,
+    "preprocessing": {"fit": "squash", "image_size": 224, "mean": list(MEAN), "std": list(STD)},
+    "views": 1,
+    "augmentation": None,
+}
+"""The keys of a features file's facts; ``write_features`` takes the values from here that it is not given."""
+
+
+def storage_size(shape: tuple[int, int, int, int]) -> int:
+    """Bytes of the file for ``(N, V, P, C)`` float16 features, to within its few kilobytes of metadata."""
+    return int(np.prod(shape, dtype=np.int64)) * 2 + shape[0] * 9 + _ROOM_FOR_METADATA
+
+
+def require_space(path: Path, shape: tuple[int, int, int, int]) -> None:
+    """Refuse to begin a file that the disk cannot hold.
+
+    Raises:
+        CaptionerError: less is free than the file needs; both sizes are named.
+    """
+    need, free = storage_size(shape), shutil.disk_usage(path.parent).free
+    if need > free:
+        raise CaptionerError(
+            f"{path}: the features need {need / 1e9:.3f} GB and the disk has {free / 1e9:.3f} GB free; free some, or lower extract.grid or extract.views"
+        )
+
+
+def create_features(path: str | Path, shape: tuple[int, int, int, int], image_ids: Iterable[int], facts: dict[str, Any]) -> None:
+    """Make a features file of full size whose rows are all still to be written.
+
+    Args:
+        path: the file, replaced if it exists. It appears there only once it is whole.
+        shape: ``(N, V, P, C)``: images, views, grid positions, channels.
+        image_ids: ``(N,)`` int64, no two alike; row i belongs to image_ids[i].
+        facts: everything that determines the features (``DEFAULT_FACTS`` names the keys); no path, time or device.
+
+    Raises:
+        CaptionerError: the shape and the facts do not fit, an image id comes twice, or the disk is too small.
+    """
+    path = Path(path)
+    ids = np.asarray(list(image_ids) if not isinstance(image_ids, np.ndarray) else image_ids, dtype=np.int64)
+    count, views, positions, channels = (int(size) for size in shape)
+    if min(count, views, positions, channels) < 1 or ids.shape != (count,):
+        raise CaptionerError(f"{path}: features of shape {tuple(shape)} for {len(ids)} images; every dimension must be at least 1 and the first the number of images")
+    if len(np.unique(ids)) != count:
+        values, counts = np.unique(ids, return_counts=True)
+        raise CaptionerError(f"{path}: image id {values[counts > 1][0]} comes more than once; every image may have one row")
+    if facts["views"] != views or facts["grid"][0] * facts["grid"][1] != positions:
+        raise CaptionerError(f"{path}: features of shape {tuple(shape)} do not fit {facts['views']} views of a {facts['grid']} grid")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(path.name + ".tmp")
+    draft.unlink(missing_ok=True)
+    require_space(path, (count, views, positions, channels))
+    try:
+        _lay_out(draft, (count, views, positions, channels), ids, facts)
+        os.replace(draft, path)
+        sync_folder(path.parent)
+    except OSError as error:
+        draft.unlink(missing_ok=True)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise CaptionerError(f"{path}: the disk is full ({storage_size(shape) / 1e9:.3f} GB are needed); free some and run again") from error
+        raise
+
+
+def _lay_out(path: Path, shape: tuple[int, int, int, int], ids: np.ndarray, facts: dict[str, Any]) -> None:
+    # alignment: the rows begin on a page, which direct and memory-mapped reads like; only the large data set is affected
+    with h5py.File(path, "w", alignment_threshold=PAGE, alignment_interval=PAGE) as file:
+        for name, dtype, size in (("features", "<f2", shape), ("image_id", "<i8", shape[:1]), ("done", "u1", shape[:1])):
+            properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+            properties.set_layout(h5py.h5d.CONTIGUOUS)
+            properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)  # else the data set has no offset yet
+            properties.set_fill_time(h5py.h5d.FILL_TIME_NEVER)  # else creating the file writes all of it
+            properties.set_obj_track_times(False)  # else the bytes differ from run to run
+            kind = h5py.h5t.py_create(np.dtype(dtype), logical=True)
+            h5py.h5d.create(file.id, name.encode(), kind, h5py.h5s.create_simple(shape if name == "features" else shape[:1]), properties)
+        file["image_id"][...] = ids
+        file["done"][...] = 0
+        attributes = {
+            "format_version": FORMAT_VERSION,
+            "fingerprint": fingerprint(facts),
+            "facts": canonical_json(facts),
+            "preprocessing": canonical_json(facts["preprocessing"]),
+            "images_fingerprint": facts["images"],
+            "grid": np.asarray(facts["grid"], dtype=np.int64),
+            **{key: facts[key] for key in ("encoder", "layer", "weights_name", "weights_sha256", "views")},
+        }
+        for key in sorted(attributes):
+            file.attrs[key] = attributes[key]
+    descriptor = os.open(path, os.O_RDWR)
+    try:  # the file is sparse until now: take the disk space before the work, not in its middle
+        os.posix_fallocate(descriptor, 0, os.fstat(descriptor).st_size)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class Layout:
+    """Where things lie in a features file, read once through h5py; no handle stays open.
+
+    Attributes:
+        shape: ``(N, V, P, C)``.
+        image_ids: ``(N,)`` int64.
+        done: ``(N,)`` bool, as it was when the file was opened.
+        offset, done_offset: bytes from the start of the file to the features and to the done marks.
+        facts, attributes: what determines the features, and the attributes as they stand.
+
+    Raises:
+        CaptionerError: no such file, no HDF5 file, or no features file of this format.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise CaptionerError(f"{path}: there is no such features file; run the extract stage first")
+        try:
+            with h5py.File(self.path, "r") as file:
+                self._read(file)
+        except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+            raise CaptionerError(f"{path}: no whole features file ({_first_line(error)}); delete it and run the extract stage again") from error
+        self.size = os.stat(self.path).st_size
+
+    def _read(self, file: h5py.File) -> None:
+        for name in ("features", "image_id", "done"):  # a link could lead to a file elsewhere
+            if not isinstance(file.get(name, getlink=True), h5py.HardLink) or not isinstance(file[name], h5py.Dataset):
+                raise ValueError(f"{name} is no data set of this file")
+        features, done = file["features"], file["done"]
+        if int(file.attrs["format_version"]) != FORMAT_VERSION:
+            raise ValueError(f"format version {file.attrs['format_version']}, this program reads {FORMAT_VERSION}")
+        if features.dtype != np.dtype("<f2") or features.ndim != 4 or done.dtype != np.dtype("u1"):
+            raise ValueError(f"features are {features.dtype} of {features.ndim} dimensions, not float16 of 4")
+        self.shape = tuple(int(size) for size in features.shape)
+        if file["image_id"].shape != self.shape[:1] or done.shape != self.shape[:1] or min(self.shape) < 1:
+            raise ValueError(f"features, image_id and done have the lengths {len(features)}, {len(file['image_id'])}, {len(done)}")
+        if features.external or features.is_virtual or features.id.get_offset() is None or done.id.get_offset() is None:
+            raise ValueError("features are not stored contiguously in this file")
+        self.offset, self.done_offset = int(features.id.get_offset()), int(done.id.get_offset())
+        self.attributes = {key: value for key, value in file.attrs.items()}
+        self.facts = json.loads(self.attributes["facts"])
+        if not isinstance(self.facts, dict) or set(DEFAULT_FACTS) - set(self.facts):
+            raise ValueError("its facts are not whole")
+        self.image_ids = file["image_id"][...].astype(np.int64)
+        self.done = done[...].astype(bool)
+
+    @property
+    def row_size(self) -> int:
+        """Bytes of one image's features, all views."""
+        return 2 * self.shape[1] * self.shape[2] * self.shape[3]
+
+    @property
+    def expected_size(self) -> int:
+        """Bytes that the file must have at least to hold all its rows and marks."""
+        return max(self.offset + self.row_size * self.shape[0], self.done_offset + self.shape[0])
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+class FeatureWriter:
+    """Writes rows of a file made by ``create_features``; safe in any number of processes at once.
+
+    A row counts as done only once its bytes are on the disk: call ``write`` for some rows, then ``finish`` for them.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.layout = Layout(path)
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        self._written: list[tuple[int, int]] = []
+
+    def __enter__(self) -> "FeatureWriter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._descriptor)
+
+    def write(self, first: int, features: np.ndarray) -> None:
+        """Write ``features`` (K, V, P, C) float16 to the rows from ``first`` on.
+
+        Raises:
+            CaptionerError: the disk is full or fails.
+        """
+        if features.dtype != np.float16 or features.shape[1:] != self.layout.shape[1:] or not 0 <= first <= self.layout.shape[0] - len(features):
+            raise ValueError(f"{features.dtype} {features.shape} at row {first} does not fit features of shape {self.layout.shape}")
+        data = memoryview(np.ascontiguousarray(features)).cast("B")
+        self._pwrite(data, self.layout.offset + first * self.layout.row_size)
+        self._written.append((first, len(features)))
+
+    def sync(self) -> None:
+        """Bring everything written to the disk, then mark its rows as done."""
+        if not self._written:
+            return
+        try:
+            os.fdatasync(self._descriptor)
+        except OSError as error:
+            raise CaptionerError(f"{self.layout.path}: cannot be written ({error.strerror}); mend the disk and run again") from error
+        for first, count in self._written:
+            self._pwrite(memoryview(b"\x01" * count), self.layout.done_offset + first)
+        self._written.clear()
+
+    def _pwrite(self, data: memoryview, position: int) -> None:
+        while len(data):
+            try:
+                count = os.pwrite(self._descriptor, data, position)
+            except OSError as error:
+                raise CaptionerError(f"{self.layout.path}: cannot be written ({error.strerror}); free the disk and run again") from error
+            data, position = data[count:], position + count

@@ -1,0 +1,98 @@
+"""Stored features, found by image id. The file's layout and its creation are in ``layout``, the ways to read it in ``readers``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Iterable
+
+import numpy as np
+import torch
+
+from captioner.errors import CaptionerError
+from captioner.features.layout import DEFAULT_FACTS, FeatureWriter, Layout, create_features
+from captioner.features.readers import FeatureReader, open_reader
+
+__all__ = ["FeatureReader", "FeatureStore", "FeatureWriter", "create_features", "write_features"]
+
+
+class FeatureStore:
+    """A finished features file. Holds no open handle, so it can be sent to another process.
+
+    Attributes:
+        path: the file.
+        shape: ``(N, V, P, C)``: images, views, grid positions (row by row), channels.
+        image_ids: ``(N,)`` int64; row i holds the features of image_ids[i].
+        fingerprint: of the facts; two files with the same fingerprint hold the same features.
+        images_fingerprint: of the images file that they were made from.
+        encoder, layer, weights_name, weights_sha256: what made them.
+        grid: ``(rows, columns)``, rows * columns = P.
+        preprocessing: ``fit``, ``image_size``, ``mean``, ``std``: how a picture became the encoder's input.
+        views: V; view 0 is the plain one.
+        facts: all facts that make the fingerprint.
+    """
+
+    def __init__(self, layout: Layout) -> None:
+        facts, attributes = layout.facts, layout.attributes
+        self.path, self.shape, self.image_ids = layout.path, layout.shape, layout.image_ids
+        self.facts: dict[str, Any] = facts
+        self.fingerprint, self.images_fingerprint = str(attributes["fingerprint"]), str(facts["images"])
+        self.encoder, self.layer = str(facts["encoder"]), str(facts["layer"])
+        self.weights_name, self.weights_sha256 = str(facts["weights_name"]), str(facts["weights_sha256"])
+        self.grid: tuple[int, int] = (int(facts["grid"][0]), int(facts["grid"][1]))
+        self.preprocessing: dict[str, Any] = facts["preprocessing"]
+        self.views = int(facts["views"])
+        self.offset, self.row_size = layout.offset, layout.row_size
+        self._order = np.argsort(self.image_ids, kind="stable")
+        self._sorted = self.image_ids[self._order]
+
+    @classmethod
+    def open(cls, path: str | Path) -> "FeatureStore":
+        """Open a finished features file.
+
+        Raises:
+            CaptionerError: the file is missing, no features file, shorter than its rows, or some of its rows were never written.
+        """
+        layout = Layout(path)
+        if layout.size < layout.expected_size:
+            raise CaptionerError(f"{path}: truncated, {layout.size:,} of {layout.expected_size:,} bytes; delete it and run the extract stage again")
+        if not layout.done.all():
+            raise CaptionerError(f"{path}: {int((~layout.done).sum()):,} of {layout.shape[0]:,} rows were never written; run the extract stage again")
+        return cls(layout)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def rows(self, image_ids: Iterable[int]) -> np.ndarray:
+        """The rows ``(K,)`` int64 of some images.
+
+        Raises:
+            CaptionerError: an image has no features; its id is named.
+        """
+        wanted = np.asarray(image_ids if isinstance(image_ids, np.ndarray) else list(image_ids), dtype=np.int64).reshape(-1)
+        places = np.minimum(np.searchsorted(self._sorted, wanted), len(self._sorted) - 1)
+        found = self._sorted[places] == wanted
+        if not found.all():
+            raise CaptionerError(f"{self.path}: no features of image {wanted[~found][0]} ({int((~found).sum()):,} images are missing); run the extract stage again")
+        return self._order[places]
+
+    def reader(self, where: str = "auto", device: str | torch.device = "cpu") -> FeatureReader:
+        """A reader of random rows; ``where`` and ``device`` as in ``readers.open_reader``."""
+        return open_reader(self.path, self.offset, self.shape, where, device)
+
+
+def write_features(path: str | Path, features: np.ndarray, image_ids: Iterable[int], facts: dict[str, Any] | None = None) -> FeatureStore:
+    """Write a whole features file from memory.
+
+    Args:
+        features: ``(N, V, P, C)`` float16.
+        image_ids: ``(N,)`` int64.
+        facts: any of ``layout.DEFAULT_FACTS``; the rest is filled in. Without ``grid``, a square grid where P is a square, else 1 x P.
+    """
+    features = np.asarray(features, dtype=np.float16)
+    side = int(round(features.shape[2] ** 0.5))
+    grid = [side, side] if side * side == features.shape[2] else [1, features.shape[2]]
+    create_features(path, features.shape, image_ids, {**DEFAULT_FACTS, "grid": grid, "views": features.shape[1], **(facts or {})})
+    with FeatureWriter(path) as writer:
+        writer.write(0, features)
+        writer.sync()
+    return FeatureStore.open(path)
