@@ -1,0 +1,48 @@
+"""Where the pipeline's files stand, relative to the project's top folder; dvc.yaml names the same paths."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+DATA = Path("data")
+SOURCES = Path("sources")
+MODELS = Path("models")
+RESULTS = Path("results")
+TRAIN_RESULTS = RESULTS / "train"
+EVALUATE_RESULTS = RESULTS / "evaluate"
+PARAMETERS = Path("params.yaml")
+
+
+def folder(dataset: str) -> Path:
+    """The folder of one data set."""
+    return DATA / dataset
+
+
+def images(dataset: str) -> Path:
+    """Pictures, as made by ``download``."""
+    return folder(dataset) / "images.h5"
+
+
+def captions(dataset: str) -> Path:
+    """Reference captions and splits, as made by ``download``."""
+    return folder(dataset) / "captions.json"
+
+
+def skipped(dataset: str) -> Path:
+    """Pictures that ``download`` left out, and why."""
+    return folder(dataset) / "skipped.csv"
+
+
+def features(dataset: str, encoder: str) -> Path:
+    """Features of one encoder, as made by ``extract``."""
+    return folder(dataset) / "features" / f"{encoder}.h5"
+
+
+def vocab(dataset: str) -> Path:
+    """The vocabulary, as made by ``vocab``."""
+    return folder(dataset) / "vocab.json"
+
+
+def embeddings(dataset: str) -> Path:
+    """Word vectors, as made by ``vocab``."""
+    return folder(dataset) / "embeddings.npy"

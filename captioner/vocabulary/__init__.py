@@ -1,0 +1,1 @@
+"""Words: the tokenizer, the vocabulary and its word vectors."""

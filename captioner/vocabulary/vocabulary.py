@@ -1,0 +1,143 @@
+"""The words that a decoder knows, and their ids."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from captioner.errors import CaptionerError
+from captioner.fingerprint import fingerprint
+from captioner.sidecar import write_atomically
+from captioner.vocabulary.tokenizer import tokenize
+
+PAD, START, END, UNK = 0, 1, 2, 3
+SPECIALS = ("<pad>", "<start>", "<end>", "<unk>")
+FORMAT_VERSION = 1
+
+
+class Vocabulary:
+    """Words and their ids: ``<pad> <start> <end> <unk>`` first, then the words of the training captions by falling count.
+
+    Args:
+        words: all words, the four special ones first.
+        counts: how often each was seen in the training captions; 0 for the special ones. Same length as ``words``.
+        facts: what else the file holds: ``min_count``, ``max_length``, ``vectors``, ``coverage`` and so on; JSON-serialisable.
+
+    Raises:
+        CaptionerError: the special words are not first, a word stands twice, or counts and words differ in length.
+    """
+
+    def __init__(self, words: Sequence[str], counts: Sequence[int] | None = None, facts: dict[str, Any] | None = None) -> None:
+        self.words = list(words)
+        self.counts = list(counts) if counts is not None else [0] * len(self.words)
+        self.facts = dict(facts or {})
+        if tuple(self.words[: len(SPECIALS)]) != SPECIALS:
+            raise CaptionerError(f"vocabulary: its first words are {self.words[:4]!r}, not {' '.join(SPECIALS)}; run the vocab stage again")
+        if len(self.counts) != len(self.words):
+            raise CaptionerError(f"vocabulary: {len(self.words)} words but {len(self.counts)} counts; run the vocab stage again")
+        self._ids = {word: row for row, word in enumerate(self.words)}
+        if len(self._ids) != len(self.words):
+            twice = next(word for word, count in Counter(self.words).items() if count > 1)
+            raise CaptionerError(f"vocabulary: the word {twice!r} stands in it twice; run the vocab stage again")
+
+    def __len__(self) -> int:
+        return len(self.words)
+
+    def __contains__(self, word: str) -> bool:
+        return word in self._ids
+
+    @property
+    def max_length(self) -> int | None:
+        """Tokens of a caption that training keeps, without <start> and <end>; None where the file does not say."""
+        return self.facts.get("max_length")
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of the words in their order and the maximum length: all that decides which ids a caption becomes."""
+        return fingerprint({"words": self.words, "max_length": self.max_length})
+
+    def encode(self, tokens: Iterable[str]) -> list[int]:
+        """Ids of tokens, UNK for unknown ones; neither START nor END is added, nothing is cut.
+
+        A token that looks like a special word (``<end>`` in an untrusted caption) is an unknown word, not a command.
+        """
+        return [row if (row := self._ids.get(token, UNK)) >= len(SPECIALS) else UNK for token in tokens]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The caption of ids, words joined with spaces: up to the first END, without PAD and START.
+
+        Raises:
+            CaptionerError: an id that the vocabulary does not have.
+        """
+        words = []
+        for row in map(int, ids):
+            if row == END:
+                break
+            if not 0 <= row < len(self.words):
+                raise CaptionerError(f"vocabulary: it has {len(self.words)} words but the id is {row}; take the vocabulary that the model was trained with")
+            if row not in (PAD, START):
+                words.append(self.words[row])
+        return " ".join(words)
+
+    def to_json(self) -> dict[str, Any]:
+        """What ``save`` writes, as plain JSON values."""
+        return {**self.facts, "format_version": FORMAT_VERSION, "words": self.words, "counts": self.counts}
+
+    @classmethod
+    def from_json(cls, content: Any, source: str = "vocabulary") -> "Vocabulary":
+        """The vocabulary in ``content``; ``source`` names it in errors.
+
+        Raises:
+            CaptionerError: it is not the content of a vocabulary file of this format.
+        """
+        remedy = "make it with the vocab stage"
+        if not isinstance(content, dict) or not isinstance(content.get("words"), list):
+            raise CaptionerError(f"{source}: no vocabulary (a mapping with the list 'words' is wanted); {remedy}")
+        if content.get("format_version") != FORMAT_VERSION:
+            raise CaptionerError(f"{source}: vocabulary format {content.get('format_version')!r}, this program reads {FORMAT_VERSION}; {remedy}")
+        words, counts = content["words"], content.get("counts", [0] * len(content["words"]))
+        strange = next((word for word in words if not isinstance(word, str)), None)
+        if strange is not None:
+            raise CaptionerError(f"{source}: the word {strange!r} is no text; {remedy}")
+        if not isinstance(counts, list) or not all(isinstance(count, int) for count in counts):
+            raise CaptionerError(f"{source}: 'counts' is no list of whole numbers; {remedy}")
+        max_length = content.get("max_length")
+        if max_length is not None and (not isinstance(max_length, int) or max_length < 1):
+            raise CaptionerError(f"{source}: max_length={max_length!r} is no positive whole number; {remedy}")
+        facts = {key: value for key, value in content.items() if key not in ("format_version", "words", "counts")}
+        try:
+            return cls(words, counts, facts)
+        except CaptionerError as error:
+            raise CaptionerError(f"{source}: {error.message}") from None
+
+    def save(self, path: str | Path) -> None:
+        """Write the vocabulary as JSON, atomically; the same vocabulary gives the same bytes."""
+        write_atomically(path, json.dumps(self.to_json(), sort_keys=True, indent=0, ensure_ascii=False) + "\n")
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Vocabulary":
+        """Read a vocabulary file.
+
+        Raises:
+            CaptionerError: the file is missing or no vocabulary.
+        """
+        try:
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise CaptionerError(f"{path}: cannot be read ({error.strerror}); make it with the vocab stage") from error
+        except (ValueError, RecursionError) as error:
+            raise CaptionerError(f"{path}: no JSON ({error}); make it with the vocab stage") from error
+        return cls.from_json(content, str(path))
+
+
+def build_vocabulary(captions: Iterable[str], min_count: int = 1, facts: dict[str, Any] | None = None) -> Vocabulary:
+    """The words seen at least ``min_count`` times in ``captions``, by falling count, equal counts alphabetically."""
+    counts: Counter[str] = Counter()
+    for caption in captions:
+        counts.update(tokenize(caption))
+    kept = sorted(((word, count) for word, count in counts.items() if count >= min_count and word not in SPECIALS), key=lambda item: (-item[1], item[0]))
+    return Vocabulary([*SPECIALS, *(word for word, _ in kept)], [0] * len(SPECIALS) + [count for _, count in kept], facts)
