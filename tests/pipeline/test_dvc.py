@@ -1,0 +1,138 @@
+"""The pipeline under a real DVC: what runs again, what is restored, what experiments show, what a remote brings."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+
+import pytest
+
+from tests.pipeline.workspace import STAGES, Workspace
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory) -> Workspace:
+    """A repository in which the whole pipeline has run once and is committed."""
+    workspace = Workspace.create(tmp_path_factory.mktemp("pipeline") / "repository")
+    output = workspace.dvc("repro")
+    assert workspace.ran(output) == list(STAGES) or set(workspace.ran(output)) == set(STAGES)
+    workspace.commit("reference run")
+    return workspace
+
+
+def test_second_repro_does_nothing_and_the_tree_is_clean(done: Workspace) -> None:
+    output = done.dvc("repro")
+    assert done.ran(output) == []
+    assert "up to date" in output
+    assert done.status() == ""
+
+
+def test_every_out_is_there_and_ignored_by_git(done: Workspace) -> None:
+    outs = ["data/scenes/images.h5", "data/scenes/captions.json", "data/scenes/skipped.csv", "data/scenes/features/squeezenet1_1.h5",
+            "data/scenes/vocab.json", "data/scenes/embeddings.npy", "models/model.safetensors", "models/config.json",
+            "results/evaluate/per_image.csv", "results/evaluate/captions.json"]
+    for out in outs:
+        assert (done.folder / out).exists(), out
+    assert done.run("git", "check-ignore", *outs).split() == outs
+    assert not list(done.folder.rglob("*.partial"))
+    tracked = done.run("git", "ls-files").split()
+    assert {"dvc.lock", "results/train/metrics.json", "results/train/history.csv", "results/evaluate/metrics.json"} <= set(tracked)
+
+
+def test_another_decoder_trains_and_evaluates_only_and_back_is_restored(done: Workspace) -> None:
+    assert done.ran(done.dvc("exp", "run", "-S", "decoder=lstm")) == ["train", "evaluate"]
+    assert done.ran(done.dvc("exp", "run", "-S", "decoder=gru")) == []
+    assert json.loads((done.folder / "models/config.json").read_text())["decoder"]["decoder"] == "gru"
+
+
+def test_another_encoder_and_back_extracts_once(done: Workspace) -> None:
+    assert done.ran(done.dvc("exp", "run", "-S", "encoder=squeezenet1_0", "-S", "extract.weights=random")) == ["extract", "train", "evaluate"]
+    assert done.ran(done.dvc("exp", "run", "-S", "encoder=squeezenet1_1", "-S", "extract.weights=bundled")) == []
+    assert done.ran(done.dvc("exp", "run", "-S", "encoder=squeezenet1_0", "-S", "extract.weights=random")) == []
+    assert done.ran(done.dvc("exp", "run", "-S", "encoder=squeezenet1_1", "-S", "extract.weights=bundled")) == []
+    assert done.status() == ""
+
+
+def test_another_seed_extracts_nothing(done: Workspace) -> None:
+    assert done.ran(done.dvc("exp", "run", "-S", "seed=2")) == ["train", "evaluate"]
+    assert done.ran(done.dvc("exp", "run", "-S", "seed=1")) == []
+
+
+def test_a_runtime_parameter_runs_nothing(done: Workspace) -> None:
+    assert done.ran(done.dvc("exp", "run", "-S", "runtime.workers=2")) == []
+    done.run("git", "checkout", "-q", "params.yaml")
+
+
+def test_a_mistyped_parameter_is_an_error_without_a_traceback(done: Workspace) -> None:
+    output = done.dvc("exp", "run", "-S", "train.epochs=many", check=False)
+    assert "train.epochs='many'" in output and "Traceback" not in output
+    done.run("git", "checkout", "-q", "params.yaml")
+
+
+def test_queue_runs_every_combination(done: Workspace) -> None:
+    done.dvc("exp", "run", "--queue", "-S", "decoder=lstm,gru", "-S", "seed=1,2")
+    done.dvc("queue", "start", "--jobs", "1")
+    for _ in range(120):
+        status = done.dvc("queue", "status")
+        if not re.search(r"Running|Queued", status):
+            break
+        subprocess.run(["sleep", "2"], check=True)
+    assert len(re.findall(r"Success", status)) == 4, status
+    table = json.loads(done.dvc("exp", "show", "--json"))
+    runs = {
+        (run["revs"][0]["data"]["params"]["params.yaml"]["data"]["decoder"], run["revs"][0]["data"]["params"]["params.yaml"]["data"]["seed"])
+        for run in table[1]["experiments"] or []
+    }
+    assert {("lstm", 1), ("lstm", 2), ("gru", 1), ("gru", 2)} <= runs
+
+
+def test_show_and_diffs_say_something(done: Workspace) -> None:
+    done.dvc("exp", "run", "-S", "decoder=lstm")
+    table = done.dvc("exp", "show", "--no-pager")
+    for word in ("bleu_4", "meteor", "cider_d", "decoder"):
+        assert word in table
+    diff = done.dvc("metrics", "diff")
+    assert "results/evaluate/metrics.json" in diff and "bleu_4" in diff
+    shown = done.run("make", "-o", "install", "show")
+    assert "bleu_4" in shown and "decoder" in shown and "jpeg" not in shown
+    done.dvc("plots", "diff", "-o", "plots")
+    page = (done.folder / "plots/index.html").read_text()
+    assert "val_cross_entropy" in page and "<img" in page
+    shutil.rmtree(done.folder / "plots")
+    done.dvc("exp", "run", "-S", "decoder=gru")
+
+
+def test_a_remote_spares_a_second_clone_the_work(done: Workspace, tmp_path) -> None:
+    done.dvc("remote", "add", "-d", "-f", "shared", str(tmp_path / "remote"))
+    done.commit("remote")
+    done.dvc("push", "--run-cache")
+    subprocess.run(["git", "clone", "-q", str(done.folder), str(tmp_path / "clone")], check=True)
+    clone = Workspace(tmp_path / "clone")
+    clone.run("git", "config", "user.email", "test@example.org")
+    clone.run("git", "config", "user.name", "test")
+    clone.dvc("pull", "--run-cache")
+    assert clone.ran(clone.dvc("repro")) == []
+    assert clone.ran(clone.dvc("exp", "run", "-S", "decoder=lstm")) == []
+    assert clone.ran(clone.dvc("exp", "run", "-S", "decoder=gru")) == []
+
+
+def test_an_edited_table_downloads_again(tmp_path) -> None:
+    workspace = Workspace.create(tmp_path / "repository", dataset="custom", download={"scenes": 20})
+    from PIL import Image
+
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for index in range(12):
+        Image.new("RGB", (64, 64), (20 * index, 100, 50)).save(pictures / f"{index}.jpg")
+    table = tmp_path / "pictures" / "captions.csv"
+    rows = [f"{index}.jpg,a picture number {index}" for index in range(11)]
+    table.write_text("\n".join(["image,caption", *rows]))
+    workspace.set_parameters({"download": {"captions": str(table)}})
+    assert workspace.ran(workspace.dvc("repro", "download")) == ["download"]
+    assert workspace.ran(workspace.dvc("repro", "download")) == []
+    table.write_text("\n".join(["image,caption", *rows, "11.jpg,one more picture"]))
+    assert workspace.ran(workspace.dvc("repro", "download")) == ["download"]
+    captions = json.loads((workspace.folder / "data/custom/captions.json").read_text())
+    assert len(captions["images"]) == 12
