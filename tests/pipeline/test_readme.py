@@ -1,0 +1,61 @@
+"""Every command of the README runs: in a repository of its own, with tiny data sets in the place of the reader's."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import time
+
+import pytest
+
+from tests.data import ROOT
+from tests.pipeline import tiny_data
+from tests.pipeline.workspace import Workspace
+
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.S)
+
+
+def test_the_two_commands_are_targets_of_the_makefile() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"^make ([a-z-]+)", README, re.M) + ["test-all"]:
+        assert re.search(rf"^{target}:", makefile, re.M), target
+
+
+def test_links_lead_to_files() -> None:
+    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), ROOT / "data" / "README.md"]:
+        for link in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text()):
+            assert (page.parent / link).exists(), f"{page.name}: {link}"
+
+
+@pytest.mark.slow
+def test_every_command_runs(tmp_path) -> None:
+    """What cannot be had in a test is replaced: the reader's folders by tiny data, downloaded weights by random ones."""
+    workspace = Workspace.create(tmp_path / "repository")
+    places = {
+        "/data/flickr8k": str(tiny_data.flickr8k(tmp_path / "flickr8k")),
+        "/data/coco": str(tiny_data.coco2017(tmp_path / "coco")),
+        "/data/mine/captions.csv": str(tiny_data.table(tmp_path / "mine")),
+        "/data/remote": str(tmp_path / "remote"),
+        "extract.weights=imagenet": "extract.weights=random",
+        "make show": "make -o install show",
+    }
+    workspace.dvc("repro")
+    workspace.commit("reference run")
+    assert sum(len(block.splitlines()) for block in BLOCKS) >= 20
+    for block in BLOCKS:
+        for command in block.splitlines():
+            command = command.split("#")[0].strip()
+            for name, place in places.items():
+                command = command.replace(name, place)
+            output = workspace.run(*shlex.split(command))
+            assert "Traceback" not in output, f"{command}\n{output}"
+            if command.startswith("dvc queue start"):
+                for _ in range(180):
+                    status = workspace.dvc("queue", "status")
+                    if not re.search(r"Running|Queued", status):
+                        break
+                    time.sleep(1)
+                assert "Failed" not in status and "Success" in status, status
+        workspace.run("git", "checkout", "-q", ".")
+        workspace.dvc("checkout")
