@@ -1,61 +1,109 @@
 """Penn Treebank tokens of captions, lower case and without punctuation, in pure Python.
 
-Image captioning is scored on the tokens of Stanford's PTBTokenizer (CoreNLP 3.4.1, ``-lowerCase``) less the punctuation list of
-pycocoevalcap. That tokenizer is a Java program; this one follows its rules as far as captions use them, so that the vocabulary,
-training and scoring without Java see the same words. Its tests compare the two.
+Captions are scored on the tokens of Stanford's PTBTokenizer (CoreNLP 3.4.1, ``-lowerCase``) less pycocoevalcap's list of
+punctuation. That tokenizer is a Java program; this one follows its rules as far as captions use them, so that the vocabulary,
+training, and scoring where no Java runs see the same words. The tests compare the two.
 """
 
 from __future__ import annotations
 
 import re
+import unicodedata
+from functools import lru_cache
 
 # What pycocoevalcap drops. Its list has -LRB- and its sisters in capitals, which lower-cased tokens never match: brackets stay.
 PUNCTUATION = frozenset(["''", "'", "``", "`", "-LRB-", "-RRB-", "-LCB-", "-RCB-", ".", "?", "!", ",", ":", "-", "--", "...", ";"])
 
-_BRACKETS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}
+_WRITTEN = {
+    "(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-", '"': "''",
+    ":)": ":-rrb-", ":(": ":-lrb-", ":-)": ":--rrb-", ":-(": ":--lrb-", ";)": ";-rrb-", ";-)": ";--rrb-",
+}  # fmt: skip
 
-# One character for each of the ways to write it. Characters outside the basic plane (emoji) cannot be tokenized there and vanish.
+# One way to write what has several.
 _NORMAL = {
     **dict.fromkeys(map(ord, "\u2018\u2019\u201b\u0091\u0092"), "'"),
     **dict.fromkeys(map(ord, "\u201c\u201d\u0093\u0094\u00ab\u00bb"), '"'),
     **dict.fromkeys(map(ord, "\u2013\u2014\u2015\u0096\u0097"), " -- "),
-    ord("\u2026"): " ... ", ord("\u0085"): " ", ord("\u00ad"): "",
-    ord("\u00bd"): " 1/2 ", ord("\u00bc"): " 1/4 ", ord("\u00be"): " 3/4 ", ord("\u2153"): " 1/3 ", ord("\u2154"): " 2/3 ",
-    ord("\u00a3"): "#", ord("\u20ac"): "$",
+    **dict.fromkeys(map(ord, "\u00ad\u200b\u200c\u200d\u200e\u200f\ufeff"), ""),
+    **{ord(sign): f" {meaning} " for sign, meaning in {"½": "1/2", "¼": "1/4", "¾": "3/4", "⅓": "1/3", "⅔": "2/3", "…": "...", "¢": "cents"}.items()},
+    **{ord(sign): f" {sign} " for sign in "¹²³"},
+    ord("£"): "#",
+    ord("€"): "$",
 }
-_BEYOND_BASIC_PLANE = re.compile("[\U00010000-\U0010ffff]")
+_BEYOND_BASIC_PLANE = re.compile("[\U00010000-\U0010ffff]")  # emoji: the Java tokenizer drops what is there
 _ENTITIES = {"&amp;": "&", "&lt;": "<", "&gt;": ">", "&quot;": '"', "&apos;": "'", "&nbsp;": " "}
 _ENTITY = re.compile("|".join(_ENTITIES), re.IGNORECASE)
 
-# Abbreviations keep their full stop: titles, companies, months and the like, as they are written.
-_ABBREVIATION = (
-    "Mr|Mrs|Ms|Drs?|Profs?|Sens?|Reps?|Lt|Col|Gen|Messrs|Govs?|Adm|Rev|Maj|Sgt|Cpl|Pvt|Capt|Ste?|Ave|Pres|Hon|Brig|Jr|Sr|Bros|Inc|Corp|Ltd|Co|"
-    "Mt|Ph|Bldg|Blvd|Rd|Jan|Feb|Mar|Apr|Jun|Jul|Aug|Sept?|Oct|Nov|Dec|Mon|Tue|Wed|Thu|Fri|mr|mrs|ms|dr|lt|col|gen|gov|sgt|capt|jr|sr|bros|inc|corp|ltd|etc|vs|ca|cf|est|seq"
+# Abbreviations keep their full stop.
+_ANY_CASE = (
+    "mr|mrs|ms|drs?|profs?|sens?|reps?|atty|lt|col|gen|messrs|govs?|adm|rev|maj|sgt|cpl|pvt|capt|ste?|ave|pres|lieut|hon|brig|comdr|cmdr|pfc|spc|"
+    "supts?|det|jr|sr|bros|inc|corp|ltd|cos?|plc|mt|ph|bldg|blvd|rd|jan|feb|mar|apr|jun|jul|aug|sept?|oct|nov|dec|mon|tues?|wed|thu|thurs|fri|"
+    "etc|vs|cf|est|seq|al|intl|tel|ext|calif|fla|mich|minn|va|conn|ariz|colo|penn|tenn|ga|ky|ind|kan|mo|md|ala|okla|vt|wis|wyo|nev|neb|alex|wm|jos|"
+    "rt|sq|ct|ft|dept|univ|assn|natl|ph\\.d"
 )
-_LETTER = r"[^\W\d_]"
+_CAPITALISED = "Miss|MISS|Ill|ILL|Mass|MASS|Wash|WASH|Tex|TEX|Ark|ARK|Pa|PA|La|LA|Ore|ORE|Del|DEL"
+
+
+def _marks() -> str:
+    """Combining marks of the basic plane as ranges for a character class: part of a word, though not of ``\\w``."""
+    ranges: list[list[int]] = []
+    for code in range(0x300, 0x10000):
+        if unicodedata.category(chr(code)) in ("Mn", "Mc"):
+            if ranges and ranges[-1][1] == code - 1:
+                ranges[-1][1] = code
+            else:
+                ranges.append([code, code])
+    return "".join(f"{chr(first)}-{chr(last)}" for first, last in ranges)
+
+
+_MARKS = _marks()
+_LETTER = rf"(?:[^\W\d_][{_MARKS}]*)"
+_WORD = rf"[\w{_MARKS}]"
 _TOKEN = re.compile(
     rf"""
-      (?:https?://|www\.)[^\s"<>|(){{}}]+[^\s"<>|.!?(){{}},-]                     # web addresses
-    | [^\s"<>|(){{}}]+@[\w-]+(?:\.[\w-]+)+                                        # mail addresses
-    | </?[A-Za-z!?][^<>]*>                                                        # mark-up
-    | (?:{_LETTER}\.)+{_LETTER}\.? (?!\w)                                         # u.s., a.m.
-    | (?:{_ABBREVIATION})\. (?!\w)
-    | \d+(?:[.,:]\d+)+ | \.\d+(?!\w) | \d+/\d+                                    # 1,000  5:30  1.5  1/2
-    | (?i:can(?=not\b) | (?:gon|wan)(?=na\b) | got(?=ta\b) | (?:gim|lem)(?=me\b) | 't(?=is\b|was\b) | (?<=can)not | (?<=go[nt]|wan)[nt]a | (?<=gim|lem)me)
+      (?i:https?://|www\.)[^\s"<>|(){{}}]+[^\s"<>|.!?(){{}},-]                    # web addresses
+    | [\w.+-]{{1,64}}@[\w-]{{1,64}}(?:\.[\w-]{{1,64}})*                           # mail addresses
+    | </?[A-Za-z!?][^<>\s]*>                                                      # mark-up
+    | (?i:{_ANY_CASE})\. (?!\w) | (?:{_CAPITALISED})\. (?!\w)
+    | (?:[A-Za-z]\.)+ (?:[A-Za-z]\b\.?)? (?!\w)                                   # u.s.  a.m.  j.
+    | [A-Z]+(?:&[A-Z]+)+\b | [Cc]\+\+ | [A-Za-z]{{1,2}}\$(?=\d)                   # AT&T
+    | [+-]?(?:\d+(?:[.,:]\d+)+|\.\d+) | [+-]\d+ | \d+/\d+(?:-\w+)*                # 1,000  5:30  -1.5  1/2-inch
+    | (?i:can(?=not\b) | (?:gon|wan)(?=na\b(?!-)) | got(?=ta\b(?!-)) | (?:gim|lem)(?=me\b(?!-)))
+    | (?i:(?<=\bcan)not\b | (?<=\bgon)na\b | (?<=\bwan)na\b | (?<=\bgot)ta\b | (?<=\bgim)me\b | (?<=\blem)me\b)
+    | (?i:'t(?=is(?:n't)?\b|was(?:n't)?\b) | 'n' | 'n\b | '\d0s\b | '(?:em|till?|cause)\b)
+    | (?i:s'mores|c'mon|li'l|ev'ry|nor'easter|e'er|y'(?=[a-z])|(?:ol|somethin)'(?!\w))
     | (?i:[a-z]+?(?=n't\b) | n't\b | '(?:s|m|d|re|ve|ll)\b)                       # do n't, dog 's
-    | (?i:'n'?(?![^\W_]) | 'em\b | [dol]'{_LETTER}+(?:-\w+)* | [a-z]*[aeiouy]'[aeiou]{_LETTER}*)
-    | [\w@\#]*\w(?:[-./_&]?\w)*                                                   # words, also hyphenated
-    | \.\.\.+ | --+ | [?!]+ | ``|'' | [^\s]
+    | (?i:[dol]'{_LETTER}+(?:-\w+)* | [a-z]*[aeiouy]'[aeiou]{_LETTER}*)           # o'clock, ma'am
+    | (?:[@\#](?=[^\W\d_]))?{_WORD}(?:(?:[-/!?]|(?<=[^\W\d_])\.(?=[^\W\d_]))?{_WORD})*  # words, also hyphenated
+    | [:;]-?[()]
+    | \.{{3,4}} | --+ | [?!]+ | ``|'' | <<|>> | \*+ | @+ | \#+ | [^\s]
     """,
     re.VERBOSE,
 )
+_DASHES, _DOTS = re.compile("--+"), re.compile(r"\.{3,}")
 
 
 def ptb_tokens(caption: str) -> list[str]:
     """All tokens of a caption in lower case, punctuation included, as ``PTBTokenizer -lowerCase`` writes them."""
-    text = _ENTITY.sub(lambda match: _ENTITIES[match[0].lower()], caption)
+    return [token for chunk in caption.split() for token in (_known_chunk(chunk) if len(chunk) < 32 else _chunk_tokens(chunk))]
+
+
+def _chunk_tokens(chunk: str) -> tuple[str, ...]:
+    """Tokens of text without white space. No rule looks across white space, so that repeated chunks are tokenized once."""
+    text = _ENTITY.sub(lambda match: _ENTITIES[match[0].lower()], chunk)
     text = _BEYOND_BASIC_PLANE.sub(" ", text.translate(_NORMAL))
-    return [_BRACKETS.get(token, token) for token in (match[0].lower() for match in _TOKEN.finditer(text))]
+    tokens = []
+    for match in _TOKEN.finditer(text):
+        token = match[0].lower()
+        if _DASHES.fullmatch(token):
+            token = "--"
+        elif _DOTS.fullmatch(token):
+            token = "..."
+        tokens.append(_WRITTEN.get(token, token))
+    return tuple(tokens)
+
+
+_known_chunk = lru_cache(maxsize=2**16)(_chunk_tokens)
 
 
 def tokenize(caption: str) -> list[str]:
@@ -64,4 +112,4 @@ def tokenize(caption: str) -> list[str]:
     >>> tokenize("A man's dog, black-and-white, can't swim.")
     ['a', 'man', "'s", 'dog', 'black-and-white', 'ca', "n't", 'swim']
     """
-    return [token for token in ptb_tokens(caption) if token not in PUNCTUATION and token != '"']
+    return [token for token in ptb_tokens(caption) if token not in PUNCTUATION]
