@@ -1,0 +1,66 @@
+"""What a caption may not contain: words banned by id, an early or a missing <end>, a repeated n-gram."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from captioner.vocabulary.vocabulary import END, PAD, START, UNK
+
+
+class Constraints:
+    """Bans, written into the logits of one step as minus infinity.
+
+    A ban takes a word out of the choice and leaves the probabilities of the others as the model gave them: log-probabilities
+    stay comparable with those of unconstrained captions.
+
+    Args:
+        max_length: words of the longest caption; after as many only <end> is left.
+        min_length: words of the shortest caption; <end> is banned before.
+        no_repeat_ngram: no n-gram of this size occurs twice in a caption (Paulus et al. 2018, section 2.5); 0: allowed.
+        banned: ids that are never chosen.
+    """
+
+    def __init__(self, max_length: int, min_length: int = 0, no_repeat_ngram: int = 0, banned: tuple[int, ...] = (PAD, START, UNK)) -> None:
+        self.max_length, self.min_length, self.no_repeat_ngram, self.banned = max_length, min_length, no_repeat_ngram, banned
+        self._history: Tensor | None = None  # (J, K, t) words so far; kept for n-grams alone
+
+    def begin(self, images: int, device: torch.device) -> None:
+        """Forget what was; ``images`` pictures with one empty hypothesis each."""
+        self._history = torch.zeros(images, 1, 0, dtype=torch.int64, device=device) if self.no_repeat_ngram else None
+
+    def apply(self, logits: Tensor, length: int) -> None:
+        """Ban in place. ``logits`` (J, K, V) of the word after ``length`` words."""
+        if length >= self.max_length:
+            end = logits[..., END].clone()
+            logits.fill_(-math.inf)
+            logits[..., END] = end
+            return
+        for word in self.banned:
+            if word < logits.shape[-1]:
+                logits[..., word] = -math.inf
+        if length < self.min_length:
+            logits[..., END] = -math.inf
+        if self._history is not None and length >= self.no_repeat_ngram:
+            self._ban_repeats(logits)
+
+    def advance(self, parents: Tensor, words: Tensor) -> None:
+        """The hypotheses now continue ``parents`` (J, K) by ``words`` (J, K)."""
+        if self._history is not None:
+            old = self._history.gather(1, parents.unsqueeze(-1).expand(-1, -1, self._history.shape[-1]))  # (J, K, t)
+            self._history = torch.cat([old, words.unsqueeze(-1)], dim=-1)
+
+    def select(self, images: Tensor) -> None:
+        """Only the pictures ``images`` (J',) go on."""
+        if self._history is not None:
+            self._history = self._history[images]
+
+    def _ban_repeats(self, logits: Tensor) -> None:
+        size = self.no_repeat_ngram
+        windows = self._history.unfold(-1, size, 1)  # (J, K, t - size + 1, size), every n-gram so far
+        recent = self._history[..., self._history.shape[-1] - size + 1 :].unsqueeze(-2)  # (J, K, 1, size - 1)
+        repeats = (windows[..., :-1] == recent).all(-1)  # (J, K, t - size + 1): it began with the words that stand last now
+        # a window that does not match points at <pad>, which is banned as it is
+        logits.scatter_(-1, torch.where(repeats, windows[..., -1], PAD), -math.inf)

@@ -1,0 +1,150 @@
+"""The books of a search: which hypotheses live, which are finished, which pictures are done.
+
+A picture has K slots. A hypothesis that chooses <end> among the best continuations closes its slot for good, and the others go
+on with one slot fewer, as in the code of Xu et al. 2015 (Show, Attend and Tell). With K = 1 that is greedy search. A picture is
+done when its slots are closed, or earlier when nothing that still lives can outdo what it has finished; it then leaves the batch.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from captioner.errors import CaptionerError
+from captioner.search.constraints import Constraints
+from captioner.search.hypothesis import Hypothesis, StepRecord, unroll
+from captioner.search.protocol import Memory, StepDecoder
+from captioner.vocabulary.vocabulary import END, START
+
+# Done pictures stay in the batch until they are this share of it: leaving costs a copy of the others' memory.
+_COMPACT_AT = 1 / 16
+
+
+class Strategy(Protocol):
+    """How continuations are chosen."""
+
+    beam_size: int
+
+    def choose(self, logits: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits (J, K', V), offsets (J, K') -> totals (J, K), falling; parents (J, K); words (J, K)."""
+
+
+class _Finished:
+    """Finished hypotheses in the order in which they ended, and each live picture's best scores."""
+
+    def __init__(self, images: int, keep: int, device: torch.device) -> None:
+        self.keep = keep
+        self.best = torch.full((images, keep), -math.inf, device=device)  # (J, keep), falling
+        self.images: list[Tensor] = []
+        self.steps: list[Tensor] = []
+        self.slots: list[Tensor] = []
+        self.totals: list[Tensor] = []
+        self.scores: list[Tensor] = []
+
+    def add(self, ends: Tensor, totals: Tensor, scores: Tensor, parents: Tensor, live: Tensor, step: int) -> None:
+        """``ends`` (J, K) bool marks the continuations that are finished; ``live`` (J,) numbers the rows' pictures."""
+        rows, ranks = ends.nonzero(as_tuple=True)
+        if not len(rows):
+            return
+        self.images.append(live[rows])
+        self.steps.append(torch.full_like(rows, step))
+        self.slots.append(parents[rows, ranks])
+        self.totals.append(totals[rows, ranks])
+        self.scores.append(scores[rows, ranks])
+        fresh = scores.masked_fill(~ends, -math.inf)
+        self.best = torch.cat([self.best.to(fresh.dtype), fresh], dim=1).topk(self.keep, dim=1).values
+
+
+@torch.no_grad()
+def search(
+    decoder: StepDecoder,
+    memory: Memory,
+    images: int,
+    strategy: Strategy,
+    constraints: Constraints,
+    *,
+    length_normalisation: float = 0.0,
+    keep: int = 1,
+    attention: bool = False,
+    device: torch.device | str = "cpu",
+) -> list[list[Hypothesis]]:
+    """Search captions of all ``images`` pictures of ``memory`` (which lies on ``device``) at once.
+
+    A live hypothesis with log-probability L can at best end with L / (max_length + 1) ** length_normalisation: what follows adds
+    nothing positive to L, and no caption is longer. A picture is done early when that is no more than its ``keep``-th best
+    finished score, so stopping early never changes what is returned.
+
+    Returns:
+        For each picture 1 to ``keep`` hypotheses, best score first.
+
+    Raises:
+        CaptionerError: no caption meets the constraints, or the decoder gives values that are not finite.
+    """
+    if images == 0:
+        return []
+    size, longest = strategy.beam_size, constraints.max_length
+    finished = _Finished(images, min(keep, size), device)
+    records: list[StepRecord] = []
+    live = rows = torch.arange(images, device=device)  # (J,) the picture of each row, and (I,) the row of each picture
+    slots = torch.full((images, 1), size, device=device)  # open slots
+    totals = torch.zeros(images, 1, device=device)  # (J, K'), minus infinity for what does not live
+    words = torch.full((images, 1), START, dtype=torch.int64, device=device)
+    state = decoder.start(memory, 1)  # all hypotheses begin alike: one is enough for the first step
+    constraints.begin(images, device)
+    for step in range(longest + 1):
+        logits, state, weights = decoder.step(words, state, memory)  # (J, K', V)
+        if logits.dtype in (torch.float16, torch.bfloat16):
+            logits = logits.float()
+        offsets = totals - logits.logsumexp(-1)  # (J, K'); before the bans, so that a ban changes no probability
+        constraints.apply(logits, step)
+        values, parents, words = strategy.choose(logits, offsets)  # (J, K)
+        if values.isnan().any():
+            raise CaptionerError("caption search: the model gives values that are not finite; its training diverged, train it again")
+        chosen = (torch.arange(size, device=device) < slots) & (values > -math.inf)
+        ends = chosen & (words == END)
+        finished.add(ends, values, values / (step + 1) ** length_normalisation, parents, live, step)
+        slots = slots - ends.sum(1, keepdim=True)
+        totals = values.masked_fill(~chosen | ends, -math.inf)
+        records.append(StepRecord(rows, words, parents, weights if attention else None))
+        done = totals.amax(1) / (longest + 1) ** length_normalisation <= finished.best[:, -1]  # so too where nothing lives
+        left = len(done) - int(done.sum())
+        if left == 0:
+            break
+        totals = totals.masked_fill(done.unsqueeze(1), -math.inf)
+        if len(done) - left >= _COMPACT_AT * len(done):
+            stay = (~done).nonzero().squeeze(1)
+            memory, state = memory.select(stay), state.images(stay)
+            constraints.select(stay)
+            live, words, parents, totals, slots = live[stay], words[stay], parents[stay], totals[stay], slots[stay]
+            finished.best = finished.best[stay]
+            rows = torch.zeros(images, dtype=torch.int64, device=device).scatter_(0, live, torch.arange(left, device=device))
+        state = state.select(parents)
+        constraints.advance(parents, words)
+    return _collect(records, finished, images)
+
+
+def _collect(records: list[StepRecord], finished: _Finished, images: int) -> list[list[Hypothesis]]:
+    """The best ``keep`` finished hypotheses of every picture; of equal scores the one that ended first."""
+    captions: list[list[Hypothesis]] = [[] for _ in range(images)]
+    if finished.images:
+        image, score = torch.cat(finished.images), torch.cat(finished.scores)
+        order = score.argsort(descending=True, stable=True)
+        order = order[image[order].argsort(stable=True)]  # by picture, best first
+        image = image[order]
+        first = torch.searchsorted(image, image)  # (H,) where each one's picture begins
+        order = order[torch.arange(len(order), device=order.device) - first < finished.keep]
+        image, step, slot = (torch.cat(column)[order] for column in (finished.images, finished.steps, finished.slots))
+        words, attention = unroll(records, image, step, slot)
+        attention = attention.float().cpu() if attention is not None else None
+        facts = zip(image.tolist(), step.tolist(), words.tolist(), torch.cat(finished.totals)[order].tolist(), score[order].tolist(), strict=True)
+        for row, (picture, length, tokens, total, points) in enumerate(facts):
+            weights = attention[row, :length].clone() if attention is not None else None
+            captions[picture].append(Hypothesis(tuple(tokens[:length]), total, points, weights))
+    if not all(captions):
+        raise CaptionerError(
+            "caption search: no caption is possible under evaluate.min_length, evaluate.no_repeat_ngram and the vocabulary; lower the first or the second"
+        )
+    return captions

@@ -1,0 +1,93 @@
+"""What a caption may not contain."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from captioner.errors import CaptionerError
+from captioner.search import Constraints, beam_search
+from captioner.vocabulary.vocabulary import END, PAD, START, UNK
+from tests.search.tables import A, B, C, TableDecoder, pictures, random_table, words
+
+
+@pytest.mark.parametrize("beam", [1, 3])
+def test_special_words_are_never_chosen(beam):
+    """<unk>, <pad> and <start> are the likeliest words everywhere."""
+
+    def table(_: int, prefix: tuple[int, ...]) -> list[float]:
+        return words(unk=0.4, pad=0.2, start=0.2, a=0.15, end=0.05) if len(prefix) < 2 else words(unk=0.5, end=0.3, a=0.2)
+
+    [hypotheses] = beam_search(TableDecoder(table), pictures(0), beam_size=beam, keep=beam)
+    assert not {PAD, START, UNK, END} & {word for hypothesis in hypotheses for word in hypothesis.tokens}
+    # the bans leave the other probabilities as the model gave them
+    likeliest = max(hypotheses, key=lambda hypothesis: hypothesis.log_probability)
+    assert likeliest.log_probability == pytest.approx(max(math.log(0.15 * 0.15 * 0.3), math.log(0.15 * 0.05)) if beam > 1 else math.log(0.15**2 * 0.3))
+
+
+def ever(_: int, prefix: tuple[int, ...]) -> list[float]:
+    return words(end=0.1, a=0.5, b=0.4)
+
+
+def soon(_: int, prefix: tuple[int, ...]) -> list[float]:
+    return words(end=0.8, a=0.15, b=0.05)
+
+
+@pytest.mark.parametrize("beam", [1, 4])
+def test_longest_caption(beam):
+    [[found]] = beam_search(TableDecoder(ever), pictures(0), beam_size=1, max_length=6)
+    assert found.tokens == (A,) * 6
+    assert found.log_probability == pytest.approx(6 * math.log(0.5) + math.log(0.1))  # <end> is forced, and its probability counts
+    [hypotheses] = beam_search(TableDecoder(ever), pictures(0), beam_size=beam, max_length=6, keep=beam)
+    assert all(1 <= len(hypothesis.tokens) <= 6 for hypothesis in hypotheses)
+
+
+@pytest.mark.parametrize("beam", [1, 4])
+def test_shortest_caption(beam):
+    for shortest in (1, 2, 5):
+        [hypotheses] = beam_search(TableDecoder(soon), pictures(0), beam_size=beam, min_length=shortest, keep=beam)
+        assert min(len(hypothesis.tokens) for hypothesis in hypotheses) == shortest
+    [[empty]] = beam_search(TableDecoder(soon), pictures(0), beam_size=1, min_length=0)
+    assert empty.tokens == () and empty.score == pytest.approx(math.log(0.8))
+
+
+def test_no_bigram_twice_by_hand():
+    """Greedy over a (0.6), b (0.3), c (0.1) at every step, no bigram twice: a a b a c a, then aa, ab, ac are used up."""
+
+    def table(_: int, prefix: tuple[int, ...]) -> list[float]:
+        return words(a=0.6, b=0.3, c=0.09, end=0.01)
+
+    [[found]] = beam_search(TableDecoder(table), pictures(0), beam_size=1, no_repeat_ngram=2, max_length=20)
+    assert found.tokens == (A, A, B, A, C, A)
+    [[found]] = beam_search(TableDecoder(table), pictures(0), beam_size=1, no_repeat_ngram=1, max_length=20)
+    assert found.tokens == (A, B, C)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_no_ngram_twice(size):
+    table = random_table(7, vocabulary=9, end=0.3)
+    found = beam_search(TableDecoder(table), pictures(*range(10)), beam_size=4, no_repeat_ngram=size, max_length=15, keep=4)
+    free = beam_search(TableDecoder(table), pictures(*range(10)), beam_size=4, max_length=15, keep=4)
+
+    def repeats(tokens: tuple[int, ...]) -> bool:
+        ngrams = [tokens[start : start + size] for start in range(len(tokens) - size + 1)]
+        return len(set(ngrams)) < len(ngrams)
+
+    assert not any(repeats(hypothesis.tokens) for hypotheses in found for hypothesis in hypotheses)
+    assert any(repeats(hypothesis.tokens) for hypotheses in free for hypothesis in hypotheses)
+
+
+def test_constraints_that_leave_nothing_are_an_error():
+    with pytest.raises(CaptionerError, match="min_length.*no_repeat_ngram"):
+        beam_search(TableDecoder(ever), pictures(0), beam_size=2, min_length=5, no_repeat_ngram=1)
+
+
+def test_bans_are_written_in_place():
+    logits = torch.zeros(1, 2, 7)
+    Constraints(max_length=5, min_length=1).apply(logits, 0)
+    assert logits[0, 0].tolist() == [-math.inf, -math.inf, -math.inf, -math.inf, 0, 0, 0]
+    logits = torch.zeros(1, 2, 7)
+    Constraints(max_length=5).apply(logits, 5)
+    assert logits[0, 1].isfinite().tolist() == [False, False, True, False, False, False, False]
