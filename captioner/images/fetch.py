@@ -1,0 +1,233 @@
+"""Download one large file so that nothing ends it but success: resumed, checked, retried, renamed into place when whole."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from captioner.errors import CaptionerError
+from captioner.images.fetch_many import FetchFailure, fetch_many
+from captioner.images.partial import PartialFile
+from captioner.images.web import Hiccup, Refused, blocks, body_length, delay_before, get, open_session, pause
+from captioner.interrupts import StopSignal
+from captioner.progress import Progress
+
+if TYPE_CHECKING:
+    import requests
+
+__all__ = ["FetchFailure", "fetch", "fetch_many"]
+
+# An attempt that brought this many bytes starts the count of attempts anew: 19 GB over a poor line may break a hundred times.
+PROGRESS_BYTES = 1 << 20
+
+
+def fetch(
+    url: str,
+    target: Path,
+    *,
+    size: int | None = None,
+    md5: str | None = None,
+    sha256: str | None = None,
+    retries: int,
+    timeout: float,
+    label: str = "",
+    backoff: float = 1.0,
+    stop: StopSignal | None = None,
+    remedy: str = "",
+) -> Path:
+    """Download ``url`` to ``target`` unless a file of that size and checksum is there already.
+
+    Bytes gather in ``<target>.partial``, under a lock, and are kept whatever happens; the next call asks for the rest with
+    Range and If-Range (RFC 9110, sections 13.1.5 and 14.2) and starts afresh where the server's file has changed or it serves no
+    ranges. A file without a stated size or checksum that stands at ``target`` is taken as it is.
+
+    Args:
+        size: bytes the file must have. md5, sha256: its checksums (hex). Each may be None: not checked.
+        retries: attempts in a row without ``PROGRESS_BYTES`` new bytes before the download fails.
+        timeout: seconds without a byte before an attempt is given up.
+        label: what progress calls the file; the file's name by default.
+        backoff: seconds before the second attempt; doubles with each further one, with jitter.
+        stop: looked at between blocks; a signal ends the download with its bytes kept.
+        remedy: what the user can do when the server has no such file; a sentence's end.
+
+    Returns:
+        ``target``.
+
+    Raises:
+        CaptionerError: the server refuses (404, 410, 403 ...), attempts ran out, size or checksum are wrong (the bytes are deleted),
+            the disk is too small or cannot be written, or another process downloads the same file.
+        Interrupted: a signal came.
+    """
+    target = Path(target).expanduser()
+    label = label or target.name
+    remedy = remedy or f"get the file some other way and put it at {target}, or point download.root at a local copy"
+    check = stop.raise_if_requested if stop is not None else lambda: None
+    try:
+        if target.exists():
+            fault = file_fault(target, size, md5, sha256)
+            if not fault:
+                return target
+            click.echo(f"{target}: has {fault}; downloading it again", err=True)
+        with PartialFile(target, url) as partial:
+            if target.exists() and not file_fault(target, size, md5, sha256):  # another process finished it before we got the lock
+                partial.discard()
+                return target
+            job = _Download(partial, size, md5 or sha256 or "", timeout, label, check)
+            started_afresh = False
+            while True:
+                _download(job, retries, backoff, remedy)
+                fault = file_fault(partial.path, size, md5, sha256)
+                if not fault:
+                    partial.publish()
+                    return target
+                if started_afresh or not partial.resumed:
+                    partial.discard()
+                    raise CaptionerError(f"{url}: the download has {fault} and was deleted; {remedy}")
+                click.echo(f"{label}: pieced together from several connections it has {fault}; starting afresh", err=True)
+                started_afresh = True
+                partial.restart()
+    except OSError as error:
+        place = error.filename or target
+        raise CaptionerError(f"{place}: cannot be written ({error.strerror}); free the disk or mend its permissions and run again, "
+                             "or set runtime.download_cache to another folder") from error
+
+
+def file_fault(path: Path, size: int | None, md5: str | None, sha256: str | None) -> str:
+    """What is wrong with the file's size or checksum, naming expected and got; empty when nothing is."""
+    found = path.stat().st_size
+    if size is not None and found != size:
+        return f"{found:,} bytes instead of {size:,}"
+    wanted = {name: digest.lower() for name, digest in (("md5", md5), ("sha256", sha256)) if digest}
+    if not wanted:
+        return ""
+    digests = {name: hashlib.new(name) for name in wanted}
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            for digest in digests.values():
+                digest.update(block)
+    faults = [f"{name} {digest.hexdigest()} instead of {wanted[name]}" for name, digest in digests.items() if digest.hexdigest() != wanted[name]]
+    return " and ".join(faults)
+
+
+class _Download:
+    """One partial file on its way to being whole: an attempt is one call of ``attempt``."""
+
+    def __init__(self, partial: PartialFile, size: int | None, checksum: str, timeout: float, label: str, check: Callable[[], None]) -> None:
+        self.partial, self.size, self.timeout, self.label, self.check = partial, size, timeout, label, check
+        self.checksum_known = bool(checksum)
+
+    @property
+    def total(self) -> int | None:
+        """Bytes of the whole file, None while nobody has said."""
+        return self.size if self.size is not None else self.partial.total
+
+    def attempt(self, session: "requests.Session") -> None:
+        """Ask for what is missing and append it. Raises Refused or Hiccup; returns when the file has its whole length."""
+        partial = self.partial
+        if partial.length and (partial.length > (self.total or partial.length) or not self._resumable()):
+            partial.restart()
+        if partial.length and partial.length == self.total:
+            return
+        headers = {"Range": f"bytes={partial.length}-"} if partial.length else {}
+        if headers and (validator := self._validator()):
+            headers["If-Range"] = validator
+        with get(session, partial.url, self.timeout, headers) as response:
+            if response.status_code != 416:
+                if self._accept(response):
+                    return self._append(response)
+            elif not headers:
+                raise Refused("HTTP 416 although no range was asked for")
+            elif _content_range(response)[1] == partial.length:
+                return
+        # The server cannot continue these bytes: ask once more, for the whole file.
+        partial.restart()
+        self.attempt(session)
+
+    def _accept(self, response: "requests.Response") -> bool:
+        """Prepare the file for the body of a 200 or 206; False when the body does not continue what is there."""
+        partial, length = self.partial, body_length(response)
+        etag, modified = response.headers.get("ETag"), response.headers.get("Last-Modified")
+        if response.status_code == 206:
+            start, total = _content_range(response)
+            if not partial.length:
+                raise Hiccup("a part of the file although all of it was asked for")
+            changed = start != partial.length or total not in (None, self.total or total)
+            changed |= bool(etag and partial.etag and etag != partial.etag)  # some servers ignore If-Range
+            changed |= bool(modified and partial.last_modified and modified != partial.last_modified)
+            if changed:
+                return False
+            if self.total is None:
+                partial.total = total
+            partial.resumed = True
+        else:
+            if self.size is not None and length not in (None, self.size):
+                raise Refused(f"the server offers {length:,} bytes where {self.size:,} are expected")
+            partial.restart(etag, modified, length)
+        return True
+
+    def _append(self, response: "requests.Response") -> None:
+        partial, total = self.partial, self.total
+        free = shutil.disk_usage(partial.path.parent).free
+        if total is not None and total - partial.length > free:
+            raise CaptionerError(f"{partial.path.parent}: {free / 1e6:,.0f} MB are free but {partial.url} needs {(total - partial.length) / 1e6:,.0f} MB more; "
+                                 "free the disk or set runtime.download_cache to another folder")
+        unit, scale = ("MB", 10**6) if (total or 0) >= 10**7 else ("bytes", 1)
+        with Progress(self.label, (total or 0) // scale, unit, partial.length // scale) as progress:
+            for block in blocks(response, self.timeout):
+                if total is not None and partial.length + len(block) > total:
+                    partial.restart()
+                    raise Hiccup(f"more than the stated {total:,} bytes")
+                before = partial.length // scale
+                partial.append(block)
+                progress.advance(partial.length // scale - before)
+                self.check()
+            if total is not None and partial.length < total:
+                raise Hiccup(f"the connection ended after {partial.length:,} of {total:,} bytes")
+
+    def _validator(self) -> str | None:
+        """For If-Range: a strong ETag, else the date; a weak ETag does not promise the same bytes."""
+        if self.partial.etag and not self.partial.etag.startswith("W/"):
+            return self.partial.etag
+        return self.partial.last_modified
+
+    def _resumable(self) -> bool:
+        return self._validator() is not None or self.checksum_known
+
+
+def _download(job: _Download, retries: int, backoff: float, remedy: str) -> None:
+    """Attempts until the file has its whole length. Raises CaptionerError."""
+    partial, failures = job.partial, 0
+    furthest = partial.length
+    with open_session() as session:
+        while True:
+            job.check()
+            try:
+                return job.attempt(session)
+            except Refused as error:
+                raise CaptionerError(f"{partial.url}: {error}; {remedy}") from error
+            except Hiccup as error:
+                if partial.length >= furthest + PROGRESS_BYTES:
+                    failures, furthest = 0, partial.length
+                failures += 1
+                if failures >= retries:
+                    total = f" of {job.total:,}" if job.total is not None else ""
+                    raise CaptionerError(f"{partial.url}: {error} (attempt {failures} of {retries}); {partial.length:,}{total} bytes are kept and the "
+                                         f"next run goes on from there; or {remedy}") from error
+                delay = delay_before(failures + 1, backoff, error.retry_after)
+                click.echo(f"{job.label}: {error}; attempt {failures + 1} of {retries} in {delay:.1f} s", err=True)
+            pause(delay, job.check)
+
+
+def _content_range(response: "requests.Response") -> tuple[int | None, int | None]:
+    """(first byte, total) of ``Content-Range: bytes 5-9/10`` or ``bytes */10``; None where not stated."""
+    unit, _, rest = response.headers.get("Content-Range", "").partition(" ")
+    span, _, total = rest.partition("/")
+    start = span.partition("-")[0]
+    if unit.strip().lower() != "bytes":
+        return None, None
+    return (int(start) if start.isdecimal() else None), (int(total) if total.isdecimal() else None)
