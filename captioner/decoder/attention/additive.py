@@ -1,0 +1,50 @@
+"""Soft additive attention (Bahdanau et al. 2015, section 3.1; Xu et al. 2015, section 4.2)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+
+class AdditiveAttention(nn.Module):
+    """score = v . tanh(key + query), weights = softmax over positions, context = weighted sum of the projected features.
+
+    The keys belong to the picture and are computed once; the query is a product of h that the decoder computes together with the
+    cell's own. K hypotheses of a picture are a dimension of the query: its keys and features are never repeated.
+    """
+
+    def __init__(self, feature_size: int, attention_size: int) -> None:
+        super().__init__()
+        self.query_size = attention_size
+        self.key = nn.Linear(feature_size, attention_size, bias=False)  # the query has a bias
+        self.score = nn.Parameter(torch.empty(attention_size).uniform_(-1, 1) * (3 / attention_size) ** 0.5)
+
+    def keys(self, values: Tensor) -> Tensor:
+        """Projected features (I, P, E) -> keys (I, P, A)."""
+        return self.key(values)
+
+    def forward(self, query: Tensor, keys: Tensor, values: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
+        """Query (I, K, A), keys (I, P, A), values (I, P, E) -> context (I, K, E), weights (I, K, P)."""
+        weights = torch.softmax(_TanhScores.apply(query, keys, self.score), -1)  # (I, K, P)
+        return weights @ values, weights
+
+
+class _TanhScores(torch.autograd.Function):
+    """v . tanh(key + query) with one buffer of size (I, K, P, A), written in place; four passes over it backward instead of seven."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, keys: Tensor, score: Tensor) -> Tensor:
+        units = torch.add(keys.unsqueeze(1), query.unsqueeze(2)).tanh_()  # (I, K, P, A)
+        ctx.save_for_backward(units, score)
+        return units @ score  # (I, K, P)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        units, score = ctx.saved_tensors
+        score_gradient = gradient.reshape(-1) @ units.view(-1, units.shape[-1])  # (A,)
+        slope = torch.ops.aten.tanh_backward(gradient.unsqueeze(-1), units)  # (I, K, P, A): gradient * (1 - units^2)
+        return slope.sum(2) * score, slope.sum(1) * score, score_gradient

@@ -1,0 +1,70 @@
+"""What a decoder is made of: everything that decides the shapes of its tensors and what they mean."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from captioner.errors import CaptionerError
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """Settings of a caption decoder; JSON-serialisable, stored in ``models/config.json``.
+
+    Attributes:
+        decoder: name of the recurrent cell, a module of ``captioner.decoder.cells``.
+        attention: ``soft`` or ``none``, a key of ``captioner.decoder.attention.ATTENTIONS``.
+        vocabulary_size: V, words with the four special ones.
+        embedding_size: D, size of a word vector.
+        channels: C, size of a feature as stored.
+        positions: P, cells of the feature grid.
+        feature_size: E, size of a projected feature.
+        hidden_size: H, units of the cell, and of the output layer before the vocabulary.
+        attention_size: A, units of the additive attention.
+        position: ``learned`` (a vector for each grid cell) or ``none``.
+        dropout: probability on word vectors, projected features and before the vocabulary layer.
+        tune_embeddings: word vectors are trained too.
+    """
+
+    decoder: str
+    attention: str
+    vocabulary_size: int
+    embedding_size: int
+    channels: int
+    positions: int
+    feature_size: int = 256
+    hidden_size: int = 512
+    attention_size: int = 256
+    position: str = "learned"
+    dropout: float = 0.3
+    tune_embeddings: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """The settings as plain JSON values."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, content: Any, source: str) -> "DecoderConfig":
+        """The settings in ``content``; ``source`` names the file in errors.
+
+        Raises:
+            CaptionerError: a key is unknown or missing, or a value has a wrong type or range.
+        """
+        fields = {field.name: field for field in dataclasses.fields(cls)}
+        if not isinstance(content, dict):
+            raise CaptionerError(f"{source}: the decoder's settings are {content!r}, not a mapping; train again or copy the model's folder again")
+        for name in sorted({*content, *fields}):
+            if name not in fields:
+                raise CaptionerError(f"{source}: unknown decoder setting {name}={content[name]!r}; it comes from another version of this program, train again")
+            if name not in content:
+                raise CaptionerError(f"{source}: the decoder setting {name} is missing; train again or copy the model's folder again")
+            kind, value = fields[name].type, content[name]
+            right = {"str": isinstance(value, str), "bool": isinstance(value, bool)}.get(kind)
+            if right is None:
+                right = isinstance(value, (int, float) if kind == "float" else int) and not isinstance(value, bool)
+                right = right and (0 <= value < 1 if kind == "float" else value > 0)
+            if not right:
+                raise CaptionerError(f"{source}: decoder setting {name}={value!r} is no usable {kind}; train again or copy the model's folder again")
+        return cls(**content)

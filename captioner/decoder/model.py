@@ -1,0 +1,157 @@
+"""Show, Attend and Tell (Xu et al. 2015), arranged so that nothing is computed twice and nothing for padding.
+
+For a grid of features a and words y, with h(-1), c(-1) = tanh(W mean a):
+
+    z(t)   = attention(a, h(t-1)) * sigmoid(W h(t-1))                 gated context, section 3.1.2 and 4.2.1
+    h(t)   = cell([y(t-1), z(t)], h(t-1))
+    o(t)   = tanh(W [h(t), z(t), y(t-1)])                             deep output, equation 7
+    logits = W o(t)
+
+Features are projected to E dimensions first, and every grid cell has a learned position. The three products of h(t-1) (the
+query of the attention, the gate, the cell's own) are one; the words' part of the cell's input is one product for all steps; the output
+layers run once over all real tokens.
+"""
+
+from __future__ import annotations
+
+from typing import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from captioner.decoder.attention import build_attention
+from captioner.decoder.cells import build_cell
+from captioner.decoder.config import DecoderConfig
+from captioner.decoder.deferred import DeferredLinear
+from captioner.decoder.memory import Memory, State, TeacherForced
+from captioner.decoder.packing import PackedStep, Packing
+
+
+class CaptionDecoder(nn.Module):
+    """A recurrent caption decoder over a grid of features.
+
+    Args:
+        config: its settings.
+        embeddings: (V, D) float word vectors; None: random ones (to be loaded or tuned).
+
+    Raises:
+        ValueError: ``embeddings`` has another shape than the settings say.
+    """
+
+    def __init__(self, config: DecoderConfig, embeddings: Tensor | None = None) -> None:
+        super().__init__()
+        self.config = config
+        size, width = config.hidden_size, config.feature_size
+        self.cell = build_cell(config.decoder)
+        self.embedding = nn.Embedding(config.vocabulary_size, config.embedding_size)
+        if embeddings is not None:
+            if tuple(embeddings.shape) != tuple(self.embedding.weight.shape):
+                raise ValueError(f"word vectors {tuple(embeddings.shape)}, settings {tuple(self.embedding.weight.shape)}")
+            self.embedding.weight.data.copy_(embeddings)
+        self.embedding.weight.requires_grad_(config.tune_embeddings)
+        self.projection = nn.Linear(config.channels, width)
+        self.norm = nn.LayerNorm(width)  # encoders differ in the scale of their features by a factor of 50
+        self.position = nn.Parameter(torch.randn(config.positions, width) * 0.1) if config.position == "learned" else None
+        self.attention = build_attention(config.attention, width, config.attention_size)
+        self.initial = nn.Linear(width, self.cell.states * size)
+        columns = self.cell.gates * size
+        self.word = nn.Linear(config.embedding_size, columns)
+        self.context = nn.Linear(width, columns, bias=False)  # the word's part has a bias
+        self._columns = (self.attention.query_size, width, columns)
+        self.recurrent = nn.Linear(size, sum(self._columns))  # rows: query, gate of the context, cell
+        self.output = nn.Linear(size + width + config.embedding_size, size)
+        self.vocabulary = nn.Linear(size, config.vocabulary_size)
+        self.dropout = nn.Dropout(config.dropout)
+        for block in self.recurrent.weight.data[-columns:].split(size):
+            nn.init.orthogonal_(block)
+
+    def projection_parameters(self) -> list[nn.Parameter]:
+        """The parameters of the feature projection, which have a learning rate of their own."""
+        return [*self.projection.parameters(), *self.norm.parameters(), *([] if self.position is None else [self.position])]
+
+    def encode(self, features: Tensor) -> Memory:
+        """Features (I, P, C), any float dtype, to what all hypotheses of a picture share."""
+        values = self.norm(self.projection(features.to(self.projection.weight.dtype)))  # (I, P, E)
+        if self.position is not None:
+            values = values + self.position
+        values = self.dropout(values)
+        return Memory(values, self.attention.keys(values), values.mean(1))
+
+    def start(self, memory: Memory, hypotheses: int) -> State:
+        """The state before START, for K hypotheses of each picture."""
+        return State(tuple(tensor.unsqueeze(1).expand(-1, hypotheses, -1) for tensor in self._initial(memory)))
+
+    def step(self, words: Tensor, state: State, memory: Memory) -> tuple[Tensor, State, Tensor]:
+        """One word further.
+
+        Args:
+            words: (I, K) int64, the last word of each hypothesis, START at first.
+            state: of the hypotheses.
+            memory: of the pictures.
+
+        Returns:
+            Logits (I, K, V), a fresh tensor; the next state; attention weights (I, K, P).
+        """
+        images, hypotheses = words.shape
+        rows = [tensor.reshape(images * hypotheses, -1) for tensor in state.tensors]
+        word = self.dropout(self.embedding(words.reshape(-1)))  # (I * K, D)
+        query, gate, hidden = self.recurrent(rows[0]).split(self._columns, 1)
+        context, weights = self.attention(query.view(images, hypotheses, -1), memory.keys, memory.values, memory.mean)
+        context = context.reshape(images * hypotheses, -1) * torch.sigmoid(gate)  # (I * K, E)
+        rows = self.cell.combine(self.word(word) + self.context(context), hidden, rows)
+        logits = self.vocabulary(self._output(rows[0], context, word))
+        return logits.view(images, hypotheses, -1), State(tuple(row.view(images, hypotheses, -1) for row in rows)), weights
+
+    def forward(self, features: Tensor, tokens: Tensor) -> TeacherForced:
+        """Teacher forcing (Williams and Zipser 1989): predict every word from the true ones before it.
+
+        Args:
+            features: (I, P, C), any float dtype.
+            tokens: (I, K, T + 1) int64 on any device: START, words, END, then PAD; captions of PAD alone fill up pictures with fewer than K.
+
+        Raises:
+            ValueError: no caption has a token to predict.
+        """
+        hidden, weights, packing = self.hidden(features, tokens)
+        return TeacherForced(self.vocabulary(hidden), packing.targets, weights, packing.caption, packing.step, packing.shape)
+
+    def hidden(self, features: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Packing]:
+        """``forward`` without the vocabulary layer: its input (M, H), attention weights (M, P), and the order of both."""
+        packing = Packing.of(tokens, self.vocabulary.weight.device)
+        memory = self.encode(features).select(packing.image_order)
+        word = self.dropout(self.embedding(packing.inputs))  # (M, D)
+        words = self.word(word).split([step.rows for step in packing.steps])  # (B_t, gates * H) each
+        state = [tensor.index_select(0, packing.row_image) for tensor in self._initial(memory)]  # (B, H) each
+        recurrent, entry = DeferredLinear(self.recurrent.weight, self.recurrent.bias), DeferredLinear(self.context.weight)
+        outputs, contexts, attention = [], [], []
+        for step, word_part in zip(packing.steps, words):
+            state = [tensor[: step.rows] for tensor in state]
+            query, gate, hidden = recurrent(state[0]).split(self._columns, 1)
+            context, weights = self._attend(query, memory, step)
+            context = context * torch.sigmoid(gate)  # (B_t, E)
+            state = self.cell.combine(entry(context, word_part), hidden, state)
+            outputs.append(state[0])
+            contexts.append(context)
+            attention.append(weights)
+        return self._output(torch.cat(outputs), torch.cat(contexts), word), torch.cat(attention), packing
+
+    def _initial(self, memory: Memory) -> Sequence[Tensor]:
+        """The cell's first state for each picture, (I, H) tensors."""
+        return torch.tanh(self.initial(memory.mean)).split(self.config.hidden_size, 1)
+
+    def _attend(self, query: Tensor, memory: Memory, step: PackedStep) -> tuple[Tensor, Tensor]:
+        """Query (B_t, A) -> context (B_t, E), weights (B_t, P). Empty slots of the block cost a little and never come back."""
+        block = step.images * step.slots
+        if step.place is not None:
+            query = query.new_zeros(block, query.shape[1]).index_copy(0, step.place, query)
+        part = memory.first(step.images)
+        context, weights = self.attention(query.reshape(step.images, step.slots, -1), part.keys, part.values, part.mean)
+        context, weights = context.reshape(block, -1), weights.reshape(block, -1)
+        if step.place is not None:
+            context, weights = context.index_select(0, step.place), weights.index_select(0, step.place)
+        return context, weights
+
+    def _output(self, h: Tensor, context: Tensor, word: Tensor) -> Tensor:
+        """The vocabulary layer's input (M, H) from h (M, H), gated context (M, E) and word (M, D)."""
+        return self.dropout(torch.tanh(self.output(torch.cat([h, context, word], 1))))

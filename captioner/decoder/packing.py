@@ -1,0 +1,104 @@
+"""Captions of a batch in the order in which teacher forcing computes them: only real tokens, longest captions first.
+
+At step t the captions longer than t are a prefix of the rows, so every step works on the first rows of the last one's result and
+nothing is computed for padding. Attention wants the captions of a picture side by side, so each step also knows the smallest block
+(I_t, K_t) of pictures and slots that holds its rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from captioner.vocabulary.vocabulary import PAD
+
+
+@dataclass(frozen=True)
+class PackedStep:
+    """The rows of one step.
+
+    Attributes:
+        rows: B_t, captions that have a token to predict.
+        images: I_t, the first pictures of the packing's order hold all of them.
+        slots: K_t, the most that one picture has.
+        place: (B_t,) int64, where row b stands in the block, image * K_t + slot; None where row b stands at b and the block is full.
+    """
+
+    rows: int
+    images: int
+    slots: int
+    place: Tensor | None
+
+
+@dataclass(frozen=True)
+class Packing:
+    """Captions (I, K, T + 1) as packed tokens; M real target tokens, B captions with at least one of them.
+
+    Attributes:
+        inputs, targets: (M,) int64, step after step; the word that goes in and the word to predict.
+        steps: one entry a step.
+        image_order: (I,) int64, pictures in the order that steps refer to.
+        row_image: (B,) int64, row -> picture, in ``image_order``.
+        caption: (M,) int64, which caption a packed token belongs to, image * K + k in the caller's order.
+        step: (M,) int64, which step it belongs to.
+        shape: (I, K, T) as given.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    steps: tuple[PackedStep, ...]
+    image_order: Tensor
+    row_image: Tensor
+    caption: Tensor
+    step: Tensor
+    shape: tuple[int, int, int]
+
+    @classmethod
+    def of(cls, tokens: Tensor, device: torch.device) -> "Packing":
+        """Pack tokens (I, K, T + 1) int64: START, words, END, then PAD; a caption of PAD alone does not count.
+
+        Raises:
+            ValueError: no caption has a token to predict.
+        """
+        images, slots, width = tokens.shape
+        table = tokens.detach().cpu().numpy().reshape(images * slots, width)
+        lengths = np.maximum((table != PAD).sum(1) - 1, 0)  # targets of each caption
+        rows = np.argsort(-lengths, kind="stable")
+        rows = rows[lengths[rows] > 0]  # (B,)
+        if not rows.size:
+            raise ValueError("a batch without a token to predict")
+        by_image = lengths.reshape(images, slots)
+        image_order = np.argsort(-by_image.max(1), kind="stable")
+        image_rank = np.argsort(image_order, kind="stable")
+        slot_rank = np.argsort(np.argsort(-by_image, axis=1, kind="stable"), axis=1, kind="stable").reshape(-1)
+        row_image, row_slot, row_length = image_rank[rows // slots], slot_rank[rows], lengths[rows]
+
+        active = np.arange(row_length[0])[:, None] < row_length  # (T', B)
+        counts = active.sum(1)
+        shapes, places = [], []
+        for count in counts:
+            block = (int(row_image[:count].max()) + 1, int(row_slot[:count].max()) + 1)
+            place = row_image[:count] * block[1] + row_slot[:count]
+            full = block[0] * block[1] == count and np.array_equal(place, np.arange(count))
+            shapes.append((int(count), *block, full))
+            places.append(place)
+        all_places = torch.from_numpy(np.concatenate(places)).to(device).split(counts.tolist())  # one copy to the device
+
+        def tensor(array: np.ndarray) -> Tensor:
+            return torch.from_numpy(np.ascontiguousarray(array, dtype=np.int64)).to(device)
+
+        ordered = table[rows].T  # (T + 1, B)
+        step, row = np.nonzero(active)
+        return cls(
+            inputs=tensor(ordered[step, row]),
+            targets=tensor(ordered[step + 1, row]),
+            steps=tuple(PackedStep(b, i, k, None if full else place) for (b, i, k, full), place in zip(shapes, all_places)),
+            image_order=tensor(image_order),
+            row_image=tensor(row_image),
+            caption=tensor(rows[row]),
+            step=tensor(step),
+            shape=(images, slots, width - 1),
+        )
