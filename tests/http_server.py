@@ -110,8 +110,7 @@ class FaultyServer:
         self.lock = threading.Lock()
 
     def __enter__(self) -> "FaultyServer":
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
-        self._server.daemon_threads = True
+        self._server = _Server(("127.0.0.1", 0), _Handler)
         self._server.owner = self
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
         self._thread.start()
@@ -138,6 +137,14 @@ class FaultyServer:
     def bytes_served(self, path: str) -> int:
         """Body bytes sent for ``path`` so far."""
         return sum(request.sent for request in self.requests_for(path))
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    owner: FaultyServer
+
+    def handle_error(self, *_: object) -> None:
+        """Clients that are killed or reset are part of the plan; no traceback for them."""
 
 
 class _Handler(BaseHTTPRequestHandler):

