@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -108,7 +109,7 @@ def _read_file(path: Path, dimension: int, words: Sequence[str]) -> tuple[np.nda
         with zipfile.ZipFile(path) as archive:
             member = _member(archive, path, dimension)
             with archive.open(member) as file:
-                return _read_text(file, f"{path} ({member})", dimension, words)
+                return _read_text(io.BufferedReader(file, 1 << 18), f"{path} ({member})", dimension, words)  # a ZipExtFile reads bounded lines slowly
     except OSError as error:
         raise CaptionerError(f"{path}: cannot be read ({error.strerror or error}); set vocab.vectors to glove, none, a GloVe text file or a zip of one") from error
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:  # RuntimeError: encrypted, or an unknown compression
