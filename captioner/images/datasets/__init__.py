@@ -1,0 +1,1 @@
+"""Readers of data sets, one module a layout: each makes a ``Listing`` from a manifest and a local copy or the network."""

@@ -1,0 +1,151 @@
+"""Flickr8k and Flickr30k in their official layout or the common ``Images/`` + ``captions.txt``.
+
+A picture's id is the number of the photo on Flickr, with which its file name begins: it is the same in any partial copy.
+Where names are of another kind, ids are positions in the sorted list of names, from 1.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from captioner.errors import CaptionerError
+from captioner.images.manifests import Manifest
+from captioner.images.pictures import find_pictures
+from captioner.images.records import ImageRecord, Listing, clean
+
+_PHOTO = re.compile(r"(\d+)(?:_\w+)?\.jpe?g", re.IGNORECASE)
+# the official Flickr8k tokens name one picture 2258277193_586949ec62.jpg.1
+_TOKEN = re.compile(r"(?P<name>.+?\.jpe?g)(?:\.\d+)?#\d+\s+(?P<caption>.*)", re.IGNORECASE)
+
+
+def read_flickr(manifest: Manifest, root: Path | None) -> Listing:
+    """The pictures of a local copy.
+
+    Raises:
+        CaptionerError: no ``download.root``, or it lacks pictures, captions or one of several split lists; a picture is in two lists.
+    """
+    if root is None:
+        raise CaptionerError(f"params.yaml: dataset={manifest.name}: it cannot be fetched; get it from {manifest.homepage} and set download.root to its folder")
+    if not root.is_dir():
+        raise CaptionerError(f"params.yaml: download.root={root}: no such folder; give the folder of {manifest.name}")
+    pictures = find_pictures(root, manifest.pictures)
+    if pictures is None:
+        raise CaptionerError(f"{root}: no folder of pictures ({', '.join(manifest.pictures)}); set download.root to the folder of {manifest.name}")
+    table = _find(root, manifest.tables)
+    if table is None:
+        raise CaptionerError(f"{root}: no captions ({', '.join(manifest.tables)}); set download.root to the folder of {manifest.name}")
+    captions: dict[str, list[str]] = {}
+    skipped: list[tuple[str, str]] = []
+    for number, name, caption in _rows(table):
+        if name is None:
+            skipped.append((f"{table.name}, line {number}", "no picture and caption in this line"))
+            continue
+        texts = captions.setdefault(name, [])
+        if caption:
+            texts.append(caption)
+        else:
+            skipped.append((name, f"line {number}: empty caption"))
+    if not captions:
+        raise CaptionerError(f"{table}: no caption found; lines are 'name.jpg#0<tab>caption', 'name.jpg,caption' or 'name.jpg| 0| caption'")
+    splits = _splits(manifest, root)
+    ids = _ids(captions)
+    records, bare = [], 0
+    for name, texts in captions.items():
+        if not texts:
+            bare += 1
+            skipped.append((name, "no captions"))
+        elif splits and name not in splits:
+            skipped.append((name, "in none of the data set's split lists"))
+        else:
+            number = ids[name]
+            photo = _PHOTO.fullmatch(name)
+            key = f"flickr {photo[1]}" if photo else f"{manifest.name} {name}"
+            records.append(ImageRecord(number, name, tuple(texts), splits.get(name), pictures.source(name, str(table)), key))
+    skipped += [(name, "no captions") for name in pictures.names() if name not in captions]
+    return Listing(sorted(records, key=lambda record: record.image_id), skipped, bare, str(table))
+
+
+def _find(root: Path, names: tuple[str, ...]) -> Path | None:
+    folders = [root, *sorted(path for path in root.iterdir() if path.is_dir() and path.name.lower().endswith(("text", "captions", "annotations")))]
+    return next((folder / name for name in names for folder in folders if (folder / name).is_file()), None)
+
+
+def _ids(names: dict[str, list[str]]) -> dict[str, int]:
+    matches = {name: _PHOTO.fullmatch(name) for name in names}
+    numbers = {name: int(match[1]) for name, match in matches.items() if match}
+    if len(set(numbers.values())) == len(names) and max(numbers.values()) < 1 << 53:
+        return numbers
+    return {name: position for position, name in enumerate(sorted(names), 1)}
+
+
+def _splits(manifest: Manifest, root: Path) -> dict[str, str]:
+    lists = {split: _find(root, (name,)) for split, name in manifest.splits.items()}
+    if not any(lists.values()):
+        return {}
+    lost = [manifest.splits[split] for split, path in lists.items() if path is None]
+    if lost:
+        raise CaptionerError(f"{root}: {', '.join(lost)} is missing beside the other split lists; put it there, or take the lists away for an 85/15 split")
+    splits: dict[str, str] = {}
+    for split, path in lists.items():
+        for name in _text(path).split():
+            if splits.setdefault(name, split) != split:
+                raise CaptionerError(f"{path}: picture {name} is also in the list for {splits[name]}; a picture belongs to one split")
+    return splits
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise CaptionerError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
+    except UnicodeDecodeError as error:
+        raise CaptionerError(f"{path}: no UTF-8 text (byte {error.start}); get the file again") from error
+
+
+def _rows(table: Path) -> Iterator[tuple[int, str | None, str]]:
+    """(line, picture or None where the line cannot be read, caption)."""
+    lines = _text(table).splitlines()
+    if "#" in table.name or table.suffix == ".token" or table.name.endswith(".token.txt"):
+        yield from _tokens(lines)
+    elif lines and "|" in lines[0]:
+        yield from _bars(lines)
+    else:
+        yield from _commas(table, lines)
+
+
+def _tokens(lines: list[str]) -> Iterator[tuple[int, str | None, str]]:
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            match = _TOKEN.fullmatch(line)
+            yield (number, match["name"], clean(match["caption"])) if match else (number, None, "")
+
+
+def _bars(lines: list[str]) -> Iterator[tuple[int, str | None, str]]:
+    """``image_name| comment_number| comment``; one row of the usual file lacks its second bar."""
+    for number, line in enumerate(lines, 1):
+        cells = line.split("|", 2)
+        if number == 1 or not line.strip():
+            continue
+        rest = re.fullmatch(r"\s*\d+\s*\|?(?:\s+|$)(.*)", "|".join(cells[1:]))
+        yield (number, cells[0].strip(), clean(rest[1])) if rest and cells[0].strip() else (number, None, "")
+
+
+def _commas(table: Path, lines: list[str]) -> Iterator[tuple[int, str | None, str]]:
+    """CSV with a header; captions with commas may stand unquoted at the end of a row."""
+    reader = csv.reader(lines)
+    try:
+        header = [name.strip().lower() for name in next(reader, [])]
+        image = next((header.index(name) for name in ("image", "image_name") if name in header), None)
+        caption = next((header.index(name) for name in ("caption", "comment") if name in header), None)
+        if image is None or caption is None or caption != len(header) - 1:
+            raise CaptionerError(f"{table}: its first line is {','.join(header)[:80]!r} instead of image,caption; get the file again")
+        for cells in reader:
+            if len(cells) > caption and cells[image].strip():
+                yield reader.line_num, cells[image].strip(), clean(",".join(cells[caption:]))
+            elif any(cell.strip() for cell in cells):
+                yield reader.line_num, None, ""
+    except csv.Error as error:
+        raise CaptionerError(f"{table}, line {reader.line_num}: no valid CSV ({error}); mend the line") from error

@@ -1,0 +1,96 @@
+"""Finds pictures by name in folders and zip archives of a local copy or of the download cache."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from captioner.errors import CaptionerError
+from captioner.images.records import Absent, Source, ZipSource, file_source, inside
+
+PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
+_MOST_MEMBER = 2 << 30
+
+
+class Folder:
+    """Pictures in a folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def source(self, name: str, where: str) -> Source:
+        """The picture ``name``, or ``Absent``; ``where`` is named if the path leaves the folder (CaptionerError)."""
+        return file_source(self.path / inside(name, where), f"not in {self.path.name}")
+
+    def names(self) -> list[str]:
+        """Names of the picture files directly in the folder, sorted."""
+        with os.scandir(self.path) as entries:
+            return sorted(entry.name for entry in entries if _is_picture(entry.name))
+
+
+class Zip:
+    """Pictures in a zip, by the last part of their names. Nothing is ever unpacked to disk.
+
+    Names that are absolute or hold ``..`` are not taken.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._entries: dict[str, ZipSource] = {}
+        for info in open_directory(path):
+            name = info.filename.replace("\\", "/")
+            parts = name.split("/")
+            if info.is_dir() or info.flag_bits & 1 or name.startswith("/") or ".." in parts or "__MACOSX" in parts or not _is_picture(parts[-1]):
+                continue
+            self._entries[parts[-1]] = ZipSource(str(path), info.header_offset, info.compress_size, info.file_size, info.compress_type, info.CRC)
+
+    def source(self, name: str, where: str) -> Source:
+        """The picture ``name``, or ``Absent``."""
+        return self._entries.get(inside(name, where).rsplit("/", 1)[-1]) or Absent(f"not in {self.path.name}")
+
+    def names(self) -> list[str]:
+        """Names of the pictures, sorted."""
+        return sorted(self._entries)
+
+
+def find_pictures(root: Path, names: Sequence[str]) -> Folder | Zip | None:
+    """The first of ``root/<name>/``, ``root/images/<name>/``, their only subfolder of the same name, or ``root/<name>.zip`` that is there."""
+    for name in names:
+        for folder in (root / name / name, root / name, root / "images" / name):
+            if folder.is_dir():
+                return Folder(folder)
+        for archive in (root / f"{name}.zip", root / "images" / f"{name}.zip"):
+            if archive.is_file():
+                return Zip(archive)
+    return None
+
+
+def open_directory(path: Path) -> list[zipfile.ZipInfo]:
+    """The directory of a zip. CaptionerError where it is none or is truncated."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.infolist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        raise CaptionerError(f"{path}: cannot be read as a zip archive ({error}); it may be incomplete: delete it and get it again") from error
+
+
+def read_member(path: Path, member: str) -> bytes | None:
+    """The bytes of one file in a zip, by its name or the end of its name; None where it is not there."""
+    matches = [info for info in open_directory(path) if info.filename == member or info.filename.endswith("/" + member)]
+    if not matches:
+        return None
+    if matches[0].file_size > _MOST_MEMBER:
+        raise CaptionerError(f"{path}: {member} would unpack to {matches[0].file_size:,} bytes; this is not the official archive")
+    try:
+        with zipfile.ZipFile(path) as archive, archive.open(matches[0]) as file:
+            return file.read(_MOST_MEMBER)
+    except (zipfile.BadZipFile, OSError, ValueError, RuntimeError, NotImplementedError) as error:
+        raise CaptionerError(f"{path}: {member} cannot be unpacked ({error}); delete the archive and get it again") from error
+    except Exception as error:  # zlib.error and whatever another method raises
+        raise CaptionerError(f"{path}: {member} is damaged ({error}); delete the archive and get it again") from error
+
+
+def _is_picture(name: str) -> bool:
+    return name.lower().endswith(PICTURE_SUFFIXES) and not name.startswith("._")

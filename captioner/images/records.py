@@ -1,0 +1,218 @@
+"""What a data set lists: pictures with captions, and where the bytes of each are."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Union
+
+from captioner.errors import CaptionerError
+from captioner.images.decode import MOST_BYTES, BadPicture
+
+_LOCAL_HEADER = 30
+
+
+@dataclass(frozen=True)
+class Absent:
+    """A listed picture that the local copy or the archive lacks, or that could not be fetched."""
+
+    reason: str
+    identity = "absent"
+
+    def read(self) -> bytes:
+        raise BadPicture(self.reason)
+
+
+@dataclass(frozen=True)
+class FileSource:
+    """A picture in a file of its own; ``size`` in bytes as it was when the data set was listed."""
+
+    path: str
+    size: int
+
+    @property
+    def identity(self) -> str:
+        return f"file {self.size}"
+
+    def read(self) -> bytes:
+        try:
+            descriptor = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a named pipe must not hang the work
+        except OSError as error:
+            raise BadPicture(f"file cannot be read ({error.strerror})") from None
+        with open(descriptor, "rb") as file:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise BadPicture("no regular file")
+            if status.st_size > MOST_BYTES:
+                raise BadPicture(f"file of {status.st_size:,} bytes; at most {MOST_BYTES:,} are read")
+            try:
+                return file.read()
+            except OSError as error:
+                raise BadPicture(f"file cannot be read ({error.strerror})") from None
+
+
+@dataclass(frozen=True)
+class ZipSource:
+    """A picture inside a zip, by the place and sizes that the archive's directory states; read with pread, never unpacked to disk."""
+
+    archive: str
+    offset: int
+    packed: int
+    size: int
+    method: int
+    crc: int
+
+    @property
+    def identity(self) -> str:
+        return f"zip {self.size} {self.crc}"
+
+    def read(self) -> bytes:
+        if max(self.size, self.packed) > MOST_BYTES:
+            raise BadPicture(f"file of {self.size:,} bytes; at most {MOST_BYTES:,} are read")
+        try:
+            descriptor = os.open(self.archive, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise CaptionerError(f"{self.archive}: cannot be read ({error.strerror}); put the archive back and run again") from error
+        try:
+            head = os.pread(descriptor, _LOCAL_HEADER, self.offset)
+            if len(head) < _LOCAL_HEADER or head[:4] != b"PK\x03\x04":
+                raise BadPicture("the zip archive is damaged here")
+            skip = _LOCAL_HEADER + int.from_bytes(head[26:28], "little") + int.from_bytes(head[28:30], "little")
+            data = os.pread(descriptor, self.packed, self.offset + skip)
+        finally:
+            os.close(descriptor)
+        if self.method == 8:
+            try:
+                data = zlib.decompressobj(-15).decompress(data, self.size + 1)
+            except zlib.error:
+                raise BadPicture("the zip archive is damaged here") from None
+        elif self.method != 0:
+            raise BadPicture(f"zip compression method {self.method} is not supported")
+        if len(data) != self.size or zlib.crc32(data) != self.crc:
+            raise BadPicture("the zip archive is damaged here")
+        return data
+
+
+@dataclass(frozen=True)
+class UrlSource:
+    """A picture on the network; it is fetched before the work on its block begins."""
+
+    url: str
+
+    @property
+    def identity(self) -> str:
+        return f"url {self.url}"
+
+    def read(self) -> bytes:
+        raise BadPicture("not fetched")
+
+
+@dataclass(frozen=True)
+class FetchedSource:
+    """The bytes of a picture that came over the network."""
+
+    data: bytes
+    identity = "fetched"
+
+    def read(self) -> bytes:
+        return self.data
+
+
+@dataclass(frozen=True)
+class SceneSource:
+    """A scene that is drawn where it is needed."""
+
+    seed: int
+    index: int
+
+    @property
+    def identity(self) -> str:
+        return f"scene {self.seed} {self.index}"
+
+    def read(self) -> bytes:
+        raise TypeError("a scene is drawn, not read")
+
+
+Source = Union[Absent, FileSource, ZipSource, UrlSource, FetchedSource, SceneSource]
+
+
+@dataclass(frozen=True)
+class ImageRecord:
+    """One picture of a data set.
+
+    Attributes:
+        image_id: unique within the data set.
+        file_name: its name there, with ``/`` between folders.
+        captions: at least one, none empty.
+        split: train, val or test where the data set says so, else None.
+        source: where its bytes are.
+        photo: what the picture shows, across data sets: two records with one ``photo`` are the same photograph.
+    """
+
+    image_id: int
+    file_name: str
+    captions: tuple[str, ...]
+    split: str | None
+    source: Source
+    photo: str
+
+
+@dataclass
+class Listing:
+    """What a reader found: records by ascending id, what it left out and why.
+
+    Attributes:
+        records: the pictures that have captions.
+        skipped: (picture or row, reason) of everything left out.
+        uncaptioned: how many listed pictures have no caption.
+        table: the file that lists the pictures, for messages.
+    """
+
+    records: list[ImageRecord]
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+    uncaptioned: int = 0
+    table: str = ""
+
+
+def clean(caption: object) -> str:
+    """A caption with single spaces and no line breaks; empty where it is no text."""
+    return " ".join(caption.split()) if isinstance(caption, str) else ""
+
+
+def inside(name: str, where: str) -> str:
+    """``name`` as a relative POSIX path, normalised; ``where`` (file and line) is named in the error.
+
+    Raises:
+        CaptionerError: the path is absolute or leads out of its folder.
+    """
+    parts: list[str] = []
+    path = PurePosixPath(name.replace("\\", "/"))
+    for part in path.parts:
+        if part == ".." and parts:
+            parts.pop()
+        elif part == ".." or path.is_absolute() or part.endswith(":") or "\0" in part:
+            raise CaptionerError(f"{where}: picture {name!r} is outside its folder; give a path relative to the folder of the pictures")
+        else:
+            parts.append(part)
+    return "/".join(parts)
+
+
+def digest(records: Iterable[tuple[ImageRecord, str]]) -> str:
+    """SHA-256 (hex) of records with their splits: ids, names, captions and what identifies each picture's bytes, but no path."""
+    total = hashlib.sha256()
+    for record, split in records:
+        total.update(repr((record.image_id, record.file_name, record.captions, split, record.source.identity)).encode("utf-8", "backslashreplace"))
+    return total.hexdigest()
+
+
+def file_source(path: Path, reason: str) -> FileSource | Absent:
+    """The file ``path``, or ``Absent`` with this reason."""
+    try:
+        return FileSource(str(path), path.stat().st_size)
+    except OSError:
+        return Absent(reason)

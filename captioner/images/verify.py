@@ -1,0 +1,51 @@
+"""Looks through an images file: index, completeness, fingerprint, and every picture."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+from PIL import Image
+
+from captioner.errors import CaptionerError
+from captioner.images.store import ImageStore
+
+_MOST_NAMED = 20
+
+
+def verify_images(path: str | Path) -> list[str]:
+    """Everything that is wrong with an images file, one line each; an empty list where nothing is.
+
+    The fingerprint is computed afresh, and each picture is decoded and compared with its stated size. No error is raised for a bad file.
+    """
+    try:
+        store = ImageStore.open(path)
+    except CaptionerError as error:
+        return [error.message]
+    problems = []
+    if store.content_fingerprint() != store.fingerprint:
+        problems.append(f"{path}: its content does not have the fingerprint {store.fingerprint} that it states; make it again with the download stage")
+    bad = 0
+    for row, image_id in enumerate(store.image_ids):
+        fault = _fault(store, row)
+        if fault:
+            bad += 1
+            if bad <= _MOST_NAMED:
+                problems.append(f"{path}: picture {image_id} (row {row}): {fault}")
+    if bad > _MOST_NAMED:
+        problems.append(f"{path}: {bad - _MOST_NAMED} more bad pictures")
+    return problems
+
+
+def _fault(store: ImageStore, row: int) -> str:
+    height, width = (int(side) for side in store.sizes[row])
+    try:
+        picture = Image.open(io.BytesIO(store.jpeg(row)), formats=("JPEG",))
+        if picture.size != (width, height):
+            return f"is {picture.width}x{picture.height} pixels, stated are {width}x{height}"
+        picture.load()
+    except CaptionerError as error:
+        return error.message
+    except Exception as error:  # whatever a decoder makes of damaged bytes
+        return f"cannot be decoded ({type(error).__name__})"
+    return ""
