@@ -90,7 +90,8 @@ def _read_package(words: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     try:
         table = np.load(folder / "glove_6B_50d_emb.npy", mmap_mode="r", allow_pickle=False)  # (R, 50) float32
         index = pyarrow.parquet.read_table(folder / "glove_6B_index.parquet", columns=["index"]).column("index")  # (R,) string
-        rows = pyarrow.compute.index_in(pyarrow.array(words, pyarrow.string()), value_set=index)  # null: unknown
+        asked = pyarrow.array([word if _is_unicode(word) else None for word in words], pyarrow.string())
+        rows = pyarrow.compute.index_in(asked, value_set=index)  # null: unknown
         if table.shape != (len(index), _PACKAGE_DIMENSION):
             raise ValueError(f"{table.shape} vectors for {len(index)} words")
         found = rows.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
@@ -99,6 +100,11 @@ def _read_package(words: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     vectors, known = np.zeros((len(words), _PACKAGE_DIMENSION), np.float32), found >= 0
     vectors[known] = table[found[known]]
     return vectors, known
+
+
+def _is_unicode(word: str) -> bool:
+    """False for half a surrogate pair, which JSON can bring in and UTF-8 cannot hold."""
+    return not any("\ud800" <= character <= "\udfff" for character in word)
 
 
 def _read_file(path: Path, dimension: int, words: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
