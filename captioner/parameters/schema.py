@@ -87,7 +87,6 @@ class TrainParameters:
     plateau_factor: float = option(0.5, "factor by which the learning rates fall on a plateau", low=0.01, high=1)
     patience: int = option(4, "epochs without a better validation cross entropy before training stops", low=1)
     doubly_stochastic: float = option(0.0, "weight of the penalty that makes attention look everywhere once (Xu et al. 2015, section 4.2.1)", low=0)
-    checkpoint_steps: int = option(200, "steps between saved states within an epoch; does not change the result", low=1)
 
 
 @dataclass(frozen=True)
@@ -112,6 +111,7 @@ class RuntimeParameters:
     workers: int = option(0, "processes that decode pictures; 0: one a core, beside a GPU, at most 16", low=0, high=256)
     threads: int = option(0, "threads of arithmetic in a process; 0: all cores", low=0, high=1024)
     features_on: str = option("auto", "where training reads features: gpu or ram (whole file), disk; auto: the first that fits", choices=("auto", "gpu", "ram", "disk"))
+    checkpoint_seconds: float = option(60.0, "training: seconds between saved states within an epoch", low=0)
     download_cache: str = option("~/.cache/captioner", "folder where downloaded archives are kept")
     retries: int = option(5, "attempts for each download before it fails", low=1, high=100)
     timeout: float = option(30.0, "seconds without a byte before a download attempt is given up", low=0.1)

@@ -1,0 +1,109 @@
+"""``models/``: weights as safetensors and everything needed to use them as JSON. No pickle, no path."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+
+from captioner.decoder import CaptionDecoder, DecoderConfig, build_decoder
+from captioner.errors import CaptionerError
+from captioner.sidecar import write_atomically
+from captioner.vocabulary.vocabulary import Vocabulary
+
+FORMAT_VERSION = 1
+WEIGHTS, CONFIG, ENCODER = "model.safetensors", "config.json", "encoder.safetensors"
+KEYS = frozenset((
+    "format_version", "dataset", "encoder", "layer", "weights_name", "weights_sha256", "preprocessing", "grid", "features_fingerprint",
+    "vocabulary", "max_length", "decoder", "fingerprint",
+))  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Model:
+    """A trained captioner.
+
+    Attributes:
+        decoder: in eval mode, on the CPU.
+        vocabulary: its words.
+        config: what ``config.json`` holds; ``KEYS`` names it.
+    """
+
+    decoder: CaptionDecoder
+    vocabulary: Vocabulary
+    config: dict[str, Any]
+
+
+def save_model(folder: Path, decoder: CaptionDecoder, vocabulary: Vocabulary, facts: dict[str, Any]) -> None:
+    """Write ``model.safetensors`` and ``config.json`` into ``folder``.
+
+    Args:
+        facts: the keys of ``KEYS`` but ``format_version``, ``vocabulary`` and ``decoder``.
+    """
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in decoder.state_dict().items()}
+    write_atomically(folder / WEIGHTS, save(weights))
+    config = {**facts, "format_version": FORMAT_VERSION, "vocabulary": vocabulary.to_json(), "decoder": decoder.config.to_json()}
+    if set(config) != KEYS:
+        raise ValueError(f"facts of a model: {sorted(set(config) ^ KEYS)}")
+    write_atomically(folder / CONFIG, json.dumps(config, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def load_model(folder: str | Path) -> Model:
+    """Read a trained captioner.
+
+    Raises:
+        CaptionerError: a file is missing or damaged, of another format version, has unknown keys, or vocabulary, settings and weights do not fit
+            one another.
+    """
+    path = Path(folder) / CONFIG
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CaptionerError(f"{path}: cannot be read ({error.strerror}); train a model first, or name a folder that has one") from error
+    except (ValueError, RecursionError) as error:
+        raise CaptionerError(f"{path}: no valid JSON ({error}); copy the model's folder again") from error
+    if not isinstance(config, dict):
+        raise CaptionerError(f"{path}: its top is no mapping; copy the model's folder again")
+    if config.get("format_version") != FORMAT_VERSION:
+        raise CaptionerError(f"{path}: model format {config.get('format_version')!r}, this program reads {FORMAT_VERSION}; train again")
+    for key in sorted(KEYS ^ set(config)):
+        raise CaptionerError(f"{path}: the key {key!r} is {'missing' if key in KEYS else 'unknown'}; train again or copy the model's folder again")
+    vocabulary = Vocabulary.from_json(config["vocabulary"], str(path))
+    settings = DecoderConfig.from_json(config["decoder"], str(path))
+    _check(path, settings, vocabulary, config)
+    return Model(_load_decoder(Path(folder) / WEIGHTS, settings), vocabulary, config)
+
+
+def _check(path: Path, settings: DecoderConfig, vocabulary: Vocabulary, config: dict[str, Any]) -> None:
+    if settings.vocabulary_size != len(vocabulary):
+        raise CaptionerError(
+            f"{path}: the vocabulary has {len(vocabulary)} words but the decoder was trained with {settings.vocabulary_size}; copy the model's folder again"
+        )
+    grid = config["grid"]
+    if not (isinstance(grid, list) and len(grid) == 2 and all(isinstance(side, int) for side in grid) and math.prod(grid) == settings.positions):
+        raise CaptionerError(f"{path}: grid={grid!r} does not have the decoder's {settings.positions} positions; copy the model's folder again")
+
+
+def _load_decoder(path: Path, settings: DecoderConfig) -> CaptionDecoder:
+    try:
+        weights = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CaptionerError(f"{path}: no readable weights ({error}); copy the model's folder again") from error
+    with torch.device("meta"):  # nothing is drawn or allocated for settings that do not fit the weights
+        decoder = build_decoder(settings)
+    expected = {name: tuple(tensor.shape) for name, tensor in decoder.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    for name in sorted({*expected, *found}):
+        if expected.get(name) != found.get(name):
+            raise CaptionerError(
+                f"{path}: the tensor {name} is {found.get(name, 'missing')}, but {CONFIG} (vocabulary of {settings.vocabulary_size} words) needs "
+                f"{expected.get(name, 'none')}; these two files are not of one model, copy its folder again"
+            )
+    decoder.load_state_dict(weights, assign=True)
+    return decoder.requires_grad_(False).eval()

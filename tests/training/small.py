@@ -1,0 +1,68 @@
+"""A small data set with something to learn: the features of a picture say which words its captions have."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from captioner.features.store import write_features
+from captioner.images.captions import write_captions
+from captioner.parameters import Parameters, parse_parameters
+from captioner.training import train
+from captioner.vocabulary.vocabulary import build_vocabulary
+
+ANIMALS, COLOURS, PLACES = ["cat", "dog", "horse", "bird"], ["red", "blue", "green"], ["beach", "road", "field"]
+POSITIONS, CHANNELS = 4, 12
+
+
+def make_data(folder: Path, images: int = 40, views: int = 1, encoder: str = "squeezenet1_1", seed: int = 0, **facts: Any) -> dict[str, Path]:
+    """Write features, captions, vocabulary and word vectors; the keys are train's keyword arguments. A fifth of the pictures is val."""
+    generator = np.random.default_rng(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    features = generator.normal(0, 0.3, (images, views, POSITIONS, CHANNELS)).astype(np.float16)
+    rows, annotations, texts = [], [], []
+    for number in range(images):
+        kinds = [generator.integers(len(words)) for words in (ANIMALS, COLOURS, PLACES)]
+        features[number, :, generator.integers(POSITIONS), kinds[0]] += 2
+        features[number, :, generator.integers(POSITIONS), 4 + kinds[1]] += 2
+        features[number, :, generator.integers(POSITIONS), 8 + kinds[2]] += 2
+        animal, colour, place = ANIMALS[kinds[0]], COLOURS[kinds[1]], PLACES[kinds[2]]
+        split = "val" if number % 5 == 0 else "train"
+        rows.append({"id": 100 + number, "file_name": f"{number}.jpg", "split": split, "height": 8, "width": 8})
+        captions = [f"a {colour} {animal} on the {place}", f"the {animal} is {colour} and stands on a {place}", f"a {place} with a {colour} {animal}"]
+        for text in captions[: 3 - number % 3 if number % 7 == 0 else 3]:
+            annotations.append({"id": len(annotations), "image_id": 100 + number, "caption": text})
+            texts.append(text)
+    paths = {name: folder / file for name, file in (("features", "f.h5"), ("captions", "captions.json"), ("vocab", "vocab.json"), ("embeddings", "e.npy"))}
+    write_features(paths["features"], features, [row["id"] for row in rows], {"encoder": encoder, "weights_name": "bundled", **facts})
+    write_captions(paths["captions"], rows, annotations, {})
+    vocabulary = build_vocabulary(texts, 1, {"max_length": 12})
+    vocabulary.save(paths["vocab"])
+    np.save(paths["embeddings"], generator.normal(0, 0.4, (len(vocabulary), 8)).astype(np.float32))
+    return paths
+
+
+def small_parameters(seed: int = 1, decoder: str = "gru", attention: str = "soft", encoder: str = "squeezenet1_1", **train_options: Any) -> Parameters:
+    """Parameters of a tiny decoder; ``train_options`` go into the section train."""
+    options = {"hidden_size": 16, "attention_size": 8, "feature_size": 12, "batch_size": 16, "epochs": 3, "learning_rate": 0.01, "projection_learning_rate": 0.01}
+    content = {"seed": seed, "decoder": decoder, "attention": attention, "encoder": encoder, "train": {**options, **train_options}}
+    return parse_parameters({**content, "runtime": {"device": "cpu", "threads": 1, "checkpoint_seconds": 0}})
+
+
+def run(folder: Path, data: dict[str, Path], parameters: Parameters) -> Path:
+    """Train into ``folder``; returns it."""
+    train(parameters, **data, models=folder / "models", results=folder / "results")
+    return folder
+
+
+def with_runtime(parameters: Parameters, **changes: Any) -> Parameters:
+    return dataclasses.replace(parameters, runtime=dataclasses.replace(parameters.runtime, **changes))
+
+
+def result_bytes(folder: Path) -> dict[str, bytes]:
+    """The files that must not differ between an interrupted and an uninterrupted run."""
+    names = ["models/model.safetensors", "models/config.json", "results/history.csv", "results/metrics.json"]
+    return {name: (folder / name).read_bytes() for name in names}
