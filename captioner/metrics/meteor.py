@@ -12,14 +12,14 @@ from captioner.metrics.java import Java, jar, last_words
 
 NAME = "METEOR 1.5"
 _JAR = "meteor/meteor-1.5.jar"
-_HEAP = "1g"  # its English paraphrases take some 700 MB
+_HEAP = "1500m"  # its English paraphrases take some 600 MB, very long captions as much again
 _STATISTICS = 23  # numbers that it gives for one caption
 
 
 class Meteor:
     """A METEOR process. It starts reading its tables at once, so start it before the captions are ready.
 
-    Use as a context manager; the process never outlives the block.
+    Use as a context manager, or call ``close``; ``score`` may be called many times.
 
     Raises:
         CaptionerError: Java cannot be started.
@@ -38,6 +38,10 @@ class Meteor:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the process."""
         self._process.kill()
         self._process.wait()
         for stream in (self._process.stdin, self._process.stdout):

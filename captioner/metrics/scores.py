@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.metadata
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -35,6 +34,67 @@ class Scores:
     signature: dict[str, Any]
 
 
+class Scorer:
+    """Scores any number of caption sets; METEOR, which takes seconds to read its tables, is started once for all of them.
+
+    Use as a context manager. METEOR starts at once and reads its tables beside whatever the caller does.
+
+    Args:
+        meteor: False leaves METEOR out.
+
+    Raises:
+        CaptionerError: pycocoevalcap is not installed as it should be.
+    """
+
+    def __init__(self, *, meteor: bool = True) -> None:
+        self._java = find_java()
+        self._wanted = meteor
+        self._meteor = meteor_program.Meteor(self._java) if self._java and meteor else None
+
+    def __enter__(self) -> "Scorer":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._meteor:
+            self._meteor.close()
+
+    def score(self, references: Mapping[Hashable, Sequence[str]], candidates: Mapping[Hashable, str]) -> Scores:
+        """Score one caption for each image against that image's references; see the function ``score``."""
+        _check(references, candidates)
+        tokens = iter(_tokenize([text for key in candidates for text in (candidates[key], *references[key])], self._java))
+        ours, theirs = [], []
+        for key in candidates:
+            ours.append(next(tokens))
+            theirs.append([next(tokens) for _ in references[key]])
+        if not any(text for group in theirs for text in group):
+            raise CaptionerError("references: none of them has a word; give captions in words")
+        if self._meteor is None:
+            metrics = _python_metrics(theirs, ours)
+        else:  # METEOR works in its own process: beside the others, not after them
+            with ThreadPoolExecutor(1) as pool:
+                running = pool.submit(self._meteor.score, theirs, ours)
+                metrics = _python_metrics(theirs, ours)
+                metrics["meteor"] = running.result()
+        names = [name for name in METRICS if name in metrics]
+        return Scores(
+            overall={name: float(metrics[name][0]) for name in names},
+            per_image={key: {name: float(metrics[name][1][row]) for name in names} for row, key in enumerate(candidates)},
+            signature=self._signature(len(ours), sum(map(len, theirs))),
+        )
+
+    def _signature(self, images: int, references: int) -> dict[str, Any]:
+        absent = "absent: not asked for" if not self._wanted else "absent: no Java runs here"
+        return {
+            "tool": "pycocoevalcap",
+            "version": importlib.metadata.version("pycocoevalcap"),
+            "tokenizer": ptb.NAME if self._java else OWN_TOKENIZER,
+            "meteor": meteor_program.NAME if self._meteor else absent,
+            "java": self._java.version if self._java else "none",
+            "images": images,
+            "references": references,
+        }
+
+
 def score(references: Mapping[Hashable, Sequence[str]], candidates: Mapping[Hashable, str], *, meteor: bool = True) -> Scores:
     """Score one caption for each image against that image's references.
 
@@ -44,57 +104,30 @@ def score(references: Mapping[Hashable, Sequence[str]], candidates: Mapping[Hash
     Args:
         references: image id -> its captions, as written.
         candidates: image id -> the caption to score, as written; may be empty. The same ids as ``references``.
-        meteor: False leaves METEOR out (it takes some seconds to start).
+        meteor: False leaves METEOR out (it takes some seconds to start; ``Scorer`` starts it once for many calls).
 
     Raises:
-        CaptionerError: no image, an image on one side only, an image without references, or a Java program failed.
+        CaptionerError: no image, an image on one side only, an image without references, references without a word, or a Java
+            program failed.
     """
     _check(references, candidates)
-    java = find_java()
-    with contextlib.ExitStack() as stack:
-        program = stack.enter_context(meteor_program.Meteor(java)) if java and meteor else None
-        texts = _tokenize([text for key in candidates for text in (candidates[key], *references[key])], java)
-        tokens = iter(texts)
-        ours, theirs = [], []
-        for key in candidates:
-            ours.append(next(tokens))
-            theirs.append([next(tokens) for _ in references[key]])
-        if not any(text for group in theirs for text in group):
-            raise CaptionerError("references: none of them has a word; give captions in words")
-        metrics: dict[str, tuple[float, list[float]]] = {}
-        if program is None:
-            metrics.update(_python_metrics(theirs, ours))
-        else:  # METEOR works in its own process: beside it, not after it
-            pool = stack.enter_context(ThreadPoolExecutor(1))
-            running = pool.submit(program.score, theirs, ours)
-            metrics.update(_python_metrics(theirs, ours))
-            metrics["meteor"] = running.result()
-    names = [name for name in METRICS if name in metrics]
-    return Scores(
-        overall={name: float(metrics[name][0]) for name in names},
-        per_image={key: {name: float(metrics[name][1][row]) for name in names} for row, key in enumerate(candidates)},
-        signature={
-            "tool": "pycocoevalcap",
-            "version": importlib.metadata.version("pycocoevalcap"),
-            "tokenizer": ptb.NAME if java else OWN_TOKENIZER,
-            "meteor": meteor_program.NAME if program else ("absent: no Java runs here" if not java else "absent: not asked for"),
-            "java": java.version if java else "none",
-            "images": len(ours),
-            "references": sum(map(len, theirs)),
-        },
-    )
+    with Scorer(meteor=meteor) as scorer:
+        return scorer.score(references, candidates)
 
 
 def _check(references: Mapping[Hashable, Sequence[str]], candidates: Mapping[Hashable, str]) -> None:
     if not candidates and not references:
         raise CaptionerError("captions to score: there are none; give at least one")
-    for have, lack, what in ((candidates, references, "references"), (references, candidates, "caption")):
+    for have, lack, what in ((candidates, references, "references"), (references, candidates, "a caption to score")):
         missing = [key for key in have if key not in lack]
         if missing:
-            raise CaptionerError(f"images without a {what}: {shown(missing)}; give the same images on both sides".replace("a references", "references"))
-    bare = [key for key, texts in references.items() if isinstance(texts, str) or not texts]
+            raise CaptionerError(f"images without {what}: {shown(missing)}; give the same images on both sides")
+    bare = [key for key, texts in references.items() if not texts]
     if bare:
-        raise CaptionerError(f"images without references: {shown(bare)}; give a list of at least one caption for each")
+        raise CaptionerError(f"images without references: {shown(bare)}; give at least one caption for each")
+    strange = [key for key, texts in references.items() if isinstance(texts, str) or not all(isinstance(text, str) for text in (*texts, candidates[key]))]
+    if strange:
+        raise CaptionerError(f"images whose captions are no text: {shown(strange)}; give a list of references and one caption for each")
 
 
 def shown(keys: Sequence[Hashable]) -> str:
