@@ -12,9 +12,10 @@ import warnings
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import TiffImagePlugin, WebPImagePlugin  # noqa: F401  registers them: Pillow loads only the commonest by itself
 
 # Formats that the web and cameras use; each more would be one more decoder open to strangers' bytes.
-FORMATS = ("JPEG", "MPO", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
 MOST_BYTES = 256 << 20
 # A JPEG is decoded at a fraction of its size (draft mode); everything else needs several bytes a pixel at once.
 MOST_PIXELS_JPEG = 178_000_000

@@ -93,9 +93,9 @@ def _fetched(todo: dict[int, list[Source]], total: int, parameters: DownloadPara
         for index, result in arrivals:
             number, position, _ = wanted[index]
             failed = isinstance(result, FetchFailure)
-            failures += failed
-            # counted here already: with the network down, an error after the first hundreds, not after a day
-            check_missing(failures, total, f"could not be fetched (last: {result.reason})" if failed else "", "download.source=urls", parameters.max_missing)
+            if failed:  # counted here already: with the network down, an error after the first hundreds, not after a day
+                failures += 1
+                check_missing(failures, total, "could not be fetched", "download.source=urls", parameters.max_missing, f"{wanted[index][2]}: {result.reason}")
             todo[number][position] = Absent(f"not fetched: {result.reason}") if failed else FetchedSource(result)
             waiting[number] -= 1
             if waiting[number] == 0:
@@ -119,7 +119,7 @@ def _check_disk(folder: Path, plan: Plan, parameters: DownloadParameters, left: 
 
 
 def _assemble(plan: Plan, parameters: DownloadParameters, sidecar: Sidecar, folder: Path) -> None:
-    kept, facts, skipped, refetch = [], [], list(plan.skipped), set()
+    kept, facts, bad, refetch = [], [], [], set()
     numbers = range(-(-len(plan.pictures) // blocks.BLOCK))
     for number in numbers:
         part = plan.pictures[number * blocks.BLOCK:(number + 1) * blocks.BLOCK]
@@ -128,14 +128,15 @@ def _assemble(plan: Plan, parameters: DownloadParameters, sidecar: Sidecar, fold
             raise CaptionerError(f"{blocks.bin_path(sidecar.folder, number)}: was changed while it was in use; run again")
         for (record, split), stored in zip(part, pictures):
             if isinstance(stored, str):
-                skipped.append((record.file_name, stored))
+                bad.append((record.file_name, stored))
                 if isinstance(record.source, UrlSource):
                     refetch.add(number)
             else:
                 kept.append((record, split))
                 facts.append(stored)
+    skipped = plan.skipped + bad
     try:
-        check_missing(len(plan.pictures) - len(kept), len(plan.pictures), "are missing or unreadable", plan.info["dataset"], parameters.max_missing)
+        check_missing(len(bad), len(plan.pictures), "are missing or unreadable", plan.info["dataset"], parameters.max_missing, ": ".join(bad[0]) if bad else "")
     except CaptionerError:
         for number in refetch:  # the next run tries the network again
             blocks.discard_block(sidecar.folder, number)

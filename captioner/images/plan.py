@@ -55,7 +55,7 @@ def make_plan(parameters: DownloadParameters, runtime: RuntimeParameters, datase
         manifest = read_manifest(name, sources)
         root = _root(parameters.root, name, len(names) > 1)
         listing = _read(parameters, runtime, manifest, root, stop)
-        _limit_missing(listing.uncaptioned, len(listing.records) + listing.uncaptioned, "have no caption", listing.table, parameters.max_missing)
+        check_missing(listing.uncaptioned, len(listing.records) + listing.uncaptioned, "have no caption", listing.table, parameters.max_missing)
         karpathy = karpathy_split(parameters.split, manifest, root, lambda archive: _fetch(archive, runtime, stop))
         sets.append(divide(listing, karpathy, manifest.layout == "coco", parameters.seed, parameters.val_share, parameters.test_share))
         manifests.append(manifest)
@@ -69,8 +69,9 @@ def make_plan(parameters: DownloadParameters, runtime: RuntimeParameters, datase
     tables = ", ".join(listing.table for listing in listings)
     if not any(split == "train" for _, split in pictures):
         raise CaptionerError(f"{tables}: no picture with captions is in the training split; check its split column or lists")
-    absent = sum(isinstance(record.source, Absent) for record, _ in pictures)
-    check_missing(absent, len(pictures), "are not there", tables, parameters.max_missing)
+    absent = [record for record, _ in pictures if isinstance(record.source, Absent)]
+    if absent:
+        check_missing(len(absent), len(pictures), "are not there", tables, parameters.max_missing, f"{absent[0].file_name}: {absent[0].source.reason}")
     facts = {
         "dataset": dataset,
         "version": parameters.version,
@@ -89,20 +90,17 @@ def make_plan(parameters: DownloadParameters, runtime: RuntimeParameters, datase
     return Plan(pictures, skipped, facts, info)
 
 
-def check_missing(missing: int, total: int, what: str, table: str, most: float) -> None:
-    """CaptionerError where more than the share ``most`` of ``total`` pictures is missing; it states the numbers and the remedy."""
-    _limit_missing(missing, total, what, table, most)
-
-
-def _limit_missing(missing: int, total: int, what: str, table: str, most: float) -> None:
+def check_missing(missing: int, total: int, what: str, table: str, most: float, example: str = "") -> None:
+    """CaptionerError where more than the share ``most`` of ``total`` pictures is missing; it states the numbers, an example and the remedy."""
     if missing <= most * total:
         return
     if missing == total:
-        remedy = "check download.root and the names in the table"
+        remedy = "check the names in the table and download.root, or the network"
     else:
         share = min(1.0, -(-missing * 1000 // total) / 1000)
-        remedy = f"complete the copy, or if it is meant to be partial, go on without them: -S download.max_missing={share:g}"
-    raise CaptionerError(f"{table}: {missing:,} of {total:,} listed pictures {what}, more than download.max_missing={most:g}; {remedy}")
+        remedy = f"complete them, or where they are meant to be incomplete, go on without these: -S download.max_missing={share:g}"
+    first = f" (the first: {example})" if example else ""
+    raise CaptionerError(f"{table}: {missing:,} of {total:,} listed pictures {what}{first}, more than download.max_missing={most:g}; {remedy}")
 
 
 def _root(root: str | None, name: str, merged: bool) -> Path | None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from captioner.errors import CaptionerError
-from captioner.images.records import ImageRecord, Listing, Source, clean, file_source, inside
+from captioner.images.records import Absent, ImageRecord, Listing, Source, clean, file_source, inside
 
 # names that other data sets use for the same three
 SPLIT_NAMES = {"train": "train", "training": "train", "restval": "train", "val": "val", "dev": "val", "valid": "val", "validation": "val", "test": "test", "testing": "test"}
@@ -65,12 +65,9 @@ def read_custom(table: Path, root: Path | None) -> Listing:
 
 
 def _find(folder: Path, name: str) -> Source:
-    source = file_source(folder / name, "file not found")
-    for form in ("NFC", "NFD"):  # a table from another system may write accents in another way than the disk
-        if not isinstance(source, object) or source.identity != "absent":
-            break
-        source = file_source(folder / unicodedata.normalize(form, name), "file not found")
-    return source
+    """The picture; a table from another system may write accents in another Unicode form than the disk does."""
+    sources = (file_source(folder / form, "file not found") for form in (name, unicodedata.normalize("NFC", name), unicodedata.normalize("NFD", name)))
+    return next((source for source in sources if not isinstance(source, Absent)), Absent("file not found"))
 
 
 def _split(value: Any, where: str) -> str | None:
