@@ -27,9 +27,11 @@ def load_parameters(path: str | Path = "params.yaml") -> Parameters:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise CaptionerError(f"{path}: cannot be read ({error.strerror}); run from the project's top folder") from error
+    except UnicodeDecodeError as error:
+        raise CaptionerError(f"{path}: no UTF-8 text ({error}); save it as UTF-8") from error
     try:
         content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise CaptionerError(f"{path}: no valid YAML ({error}); mend it") from error
     return parse_parameters(content if content is not None else {}, str(path))
 
