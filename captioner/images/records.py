@@ -44,16 +44,18 @@ class FileSource:
             descriptor = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a named pipe must not hang the work
         except OSError as error:
             raise BadPicture(f"file cannot be read ({error.strerror})") from None
-        with open(descriptor, "rb") as file:
+        try:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
                 raise BadPicture("no regular file")
             if status.st_size > MOST_BYTES:
                 raise BadPicture(f"file of {status.st_size:,} bytes; at most {MOST_BYTES:,} are read")
-            try:
-                return file.read()
-            except OSError as error:
-                raise BadPicture(f"file cannot be read ({error.strerror})") from None
+            with open(descriptor, "rb", closefd=False) as file:
+                return file.read(MOST_BYTES + 1)
+        except OSError as error:
+            raise BadPicture(f"file cannot be read ({error.strerror})") from None
+        finally:
+            os.close(descriptor)
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,8 @@ class ZipSource:
                 raise BadPicture("the zip archive is damaged here")
             skip = _LOCAL_HEADER + int.from_bytes(head[26:28], "little") + int.from_bytes(head[28:30], "little")
             data = os.pread(descriptor, self.packed, self.offset + skip)
+        except OSError as error:
+            raise BadPicture(f"the zip archive cannot be read ({error.strerror})") from None
         finally:
             os.close(descriptor)
         if self.method == 8:
