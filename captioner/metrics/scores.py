@@ -73,8 +73,12 @@ class Scorer:
         else:  # METEOR works in its own process: beside the others, not after them
             with ThreadPoolExecutor(1) as pool:
                 running = pool.submit(self._meteor.score, theirs, ours)
-                metrics = _python_metrics(theirs, ours)
-                metrics["meteor"] = running.result()
+                try:
+                    metrics = _python_metrics(theirs, ours)
+                    metrics["meteor"] = running.result()
+                except BaseException:  # the pool would wait for it
+                    self._meteor.close()
+                    raise
         names = [name for name in METRICS if name in metrics]
         return Scores(
             overall={name: float(metrics[name][0]) for name in names},
@@ -132,7 +136,7 @@ def _check(references: Mapping[Hashable, Sequence[str]], candidates: Mapping[Has
 
 def shown(keys: Sequence[Hashable]) -> str:
     """The first few of many keys, for a message."""
-    return ", ".join(map(str, keys[:5])) + (f" and {len(keys) - 5} more" if len(keys) > 5 else "")
+    return ", ".join(map(repr, keys[:5])) + (f" and {len(keys) - 5} more" if len(keys) > 5 else "")
 
 
 def _tokenize(captions: list[str], java: Java | None) -> list[str]:

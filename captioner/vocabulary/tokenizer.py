@@ -27,10 +27,11 @@ _NORMAL = {
     **dict.fromkeys(map(ord, "\u00ad\u200b\u200c\u200d\u200e\u200f\ufeff"), ""),
     **{ord(sign): f" {meaning} " for sign, meaning in {"½": "1/2", "¼": "1/4", "¾": "3/4", "⅓": "1/3", "⅔": "2/3", "…": "...", "¢": "cents"}.items()},
     **{ord(sign): f" {sign} " for sign in "¹²³"},
+    **dict.fromkeys([*range(0x20), 0x7F, *range(0x80, 0x85), *range(0x86, 0x91), *range(0x98, 0xA0)], " "),  # control characters
     ord("£"): "#",
     ord("€"): "$",
 }
-_BEYOND_BASIC_PLANE = re.compile("[\U00010000-\U0010ffff]")  # emoji: the Java tokenizer drops what is there
+_BEYOND_BASIC_PLANE = re.compile("[\ud800-\udfff\U00010000-\U0010ffff]")  # emoji: the Java tokenizer drops them
 _ENTITIES = {"&amp;": "&", "&lt;": "<", "&gt;": ">", "&quot;": '"', "&apos;": "'", "&nbsp;": " "}
 _ENTITY = re.compile("|".join(_ENTITIES), re.IGNORECASE)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -134,10 +134,16 @@ class Vocabulary:
         return cls.from_json(content, str(path))
 
 
-def build_vocabulary(captions: Iterable[str], min_count: int = 1, facts: dict[str, Any] | None = None) -> Vocabulary:
+def build_vocabulary(captions: Iterable[str], min_count: int = 1) -> Vocabulary:
     """The words seen at least ``min_count`` times in ``captions``, by falling count, equal counts alphabetically."""
     counts: Counter[str] = Counter()
     for caption in captions:
         counts.update(tokenize(caption))
-    kept = sorted(((word, count) for word, count in counts.items() if count >= min_count and word not in SPECIALS), key=lambda item: (-item[1], item[0]))
+    return vocabulary_of_counts(counts, min_count)
+
+
+def vocabulary_of_counts(counts: Mapping[str, int], min_count: int = 1, facts: dict[str, Any] | None = None) -> Vocabulary:
+    """The same from counts of tokens, with ``facts`` for the file."""
+    kept = [(word, count) for word, count in counts.items() if count >= min_count and word not in SPECIALS]
+    kept.sort(key=lambda item: (-item[1], item[0]))
     return Vocabulary([*SPECIALS, *(word for word, _ in kept)], [0] * len(SPECIALS) + [count for _, count in kept], facts)

