@@ -1,0 +1,148 @@
+"""Pictures decoded by other processes, handed over in shared memory.
+
+A decoding process is a small program of its own (``python -m captioner.features.decoding``): it shares no lock, thread or library
+state with the process that runs the encoder, starts in a fraction of a second, and ends when its input ends, also after a SIGKILL
+of its parent. Pixels lie in a ring of slots in anonymous shared memory that no kill can leave behind; through the pipes go records
+of a few bytes, whole or not at all (a pipe passes writes of up to 4 KB atomically), so that all processes take jobs from one pipe.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import select
+import signal
+import struct
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+import captioner
+from captioner.errors import CaptionerError
+from captioner.features.preprocess import Preprocessing, square
+from captioner.images.store import ImageStore
+
+_JOB = struct.Struct("<qqqq")  # slot, place in the slot of the first picture, first row, pictures
+_ANSWER = struct.Struct("<qqq")  # slot, pictures, first row where decoding failed or -1
+_JOB_PICTURES = 4
+_MOST_JOBS = 256  # in a block; all blocks of the ring together must fit into the pipes (64 KB), or both sides would wait for ever
+_RING_BYTES = 256 << 20
+
+
+class Decoder:
+    """Decodes blocks of pictures ahead of their use.
+
+    Args:
+        store: the pictures.
+        preprocessing: what each becomes.
+        views: V, views of each picture.
+        block: the most pictures in a block.
+        processes: how many decode at once.
+
+    Attributes:
+        slots: ``(R, V, B, S, S, 3)`` uint8, the ring; blocks lie in it one after the other.
+    """
+
+    def __init__(self, store: ImageStore, preprocessing: Preprocessing, views: int, block: int, processes: int) -> None:
+        self._store, self._preprocessing, self._views, self._block = store, preprocessing, views, block
+        side = preprocessing.image_size
+        block_bytes = views * block * side * side * 3
+        count = max(2, min(6, _RING_BYTES // block_bytes))
+        self._memory = os.memfd_create("captioner-pictures", os.MFD_CLOEXEC)
+        os.ftruncate(self._memory, count * block_bytes)
+        self._map = mmap.mmap(self._memory, count * block_bytes)
+        self.slots = np.frombuffer(self._map, dtype=np.uint8).reshape(count, views, block, side, side, 3)
+        self._missing: list[int] = [0] * count
+        jobs, self._jobs = os.pipe()
+        self._answers, answers = os.pipe()
+        task = {
+            "images": str(Path(store.path).absolute()), "preprocessing": asdict(preprocessing), "shape": self.slots.shape,
+            "memory": self._memory, "jobs": jobs, "answers": answers,
+        }  # fmt: skip
+        package = str(Path(captioner.__file__).resolve().parent.parent)
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])])}
+        command = [sys.executable, "-m", "captioner.features.decoding", json.dumps(task)]
+        try:
+            self._processes = [subprocess.Popen(command, pass_fds=(self._memory, jobs, answers), env=environment) for _ in range(processes)]
+        finally:
+            os.close(jobs)
+            os.close(answers)
+
+    def __enter__(self) -> "Decoder":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._jobs)
+        for process in self._processes:
+            process.kill()
+            process.wait()
+        os.close(self._answers)
+        os.close(self._memory)
+
+    def ask(self, slot: int, first: int, count: int) -> None:
+        """Begin to decode ``count`` pictures from row ``first`` into a slot that nobody reads any more."""
+        self._missing[slot] = count
+        size = max(_JOB_PICTURES, -(-count // _MOST_JOBS))
+        for place in range(0, count, size):
+            os.write(self._jobs, _JOB.pack(slot, place, first + place, min(size, count - place)))
+
+    def wait(self, slot: int) -> None:
+        """Return once the slot is decoded.
+
+        Raises:
+            CaptionerError: a picture cannot be decoded (its image id is named), or a decoding process ended.
+        """
+        while self._missing[slot]:
+            if not select.select([self._answers], [], [], 1.0)[0]:
+                for process in self._processes:
+                    if process.poll() is not None:
+                        raise CaptionerError(f"a decoding process ended (status {process.returncode}), perhaps for want of memory; lower runtime.workers and run again")
+                continue
+            done_slot, count, failed = _ANSWER.unpack(os.read(self._answers, _ANSWER.size))
+            if failed >= 0:
+                self._explain(failed)
+            self._missing[done_slot] -= count
+
+    def _explain(self, row: int) -> None:
+        reason = "a decoding process failed"
+        try:
+            _decode(self._store, self._preprocessing, row, self._views)
+        except Exception as error:  # whatever is wrong with a picture, it is the picture's fault
+            reason = " ".join(str(error).split()) or type(error).__name__
+        raise CaptionerError(f"{self._store.path}: image {self._store.image_ids[row]} cannot be decoded ({reason}); make the file again with the download stage")
+
+
+def _decode(store: ImageStore, preprocessing: Preprocessing, row: int, views: int) -> list[np.ndarray]:
+    """All views of one picture, each ``(S, S, 3)`` uint8."""
+    picture = store.image(row)
+    return [square(picture, preprocessing, int(store.image_ids[row]), view) for view in range(views)]
+
+
+def _work(task: dict) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):  # the parent decides when work ends; these may reach the whole group
+        signal.signal(number, signal.SIG_IGN)
+    os.nice(19)  # the encoder's threads wait for one another and should not wait for decoding
+    store, preprocessing, shape = ImageStore.open(task["images"]), Preprocessing(**task["preprocessing"]), task["shape"]
+    ring = np.frombuffer(mmap.mmap(task["memory"], int(np.prod(shape))), dtype=np.uint8).reshape(shape)
+    while job := os.read(task["jobs"], _JOB.size):
+        slot, place, first, count = _JOB.unpack(job)
+        failed = -1
+        for index in range(count):
+            try:
+                for view, pixels in enumerate(_decode(store, preprocessing, first + index, shape[1])):
+                    ring[slot, view, place + index] = pixels
+            except Exception:  # the parent decodes this picture again to say what is wrong with it
+                failed = first + index
+                break
+        try:
+            os.write(task["answers"], _ANSWER.pack(slot, count, failed))
+        except BrokenPipeError:
+            return
+
+
+if __name__ == "__main__":
+    _work(json.loads(sys.argv[1]))

@@ -1,0 +1,86 @@
+"""The encoder at work on one device: bytes of pictures in, float16 features out."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from captioner.errors import CaptionerError
+from captioner.features.encoders import Encoder
+from captioner.features.layout import MEAN, STD
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def resolve_device(device: str, local_rank: int = 0) -> torch.device:
+    """The device that ``runtime.device`` means; ``auto`` and ``cuda`` give each process of a machine its own GPU.
+
+    Raises:
+        CaptionerError: no such device.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda":
+        device = f"cuda:{local_rank % max(1, torch.cuda.device_count())}"
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise CaptionerError(f"runtime.device={device}: no such device; use cpu, cuda, cuda:N or auto") from error
+    if chosen.type not in ("cpu", "cuda"):
+        raise CaptionerError(f"runtime.device={device}: extraction runs on cpu, cuda, cuda:N or auto")
+    if chosen.type == "cuda" and not (torch.cuda.is_available() and (chosen.index or 0) < torch.cuda.device_count()):
+        raise CaptionerError(f"runtime.device={device}: torch sees {torch.cuda.device_count()} GPUs; use cpu or auto")
+    return chosen
+
+
+def resolve_precision(precision: str, device: torch.device) -> str:
+    """``auto``: bf16 where the processor computes in it (AVX512-BF16, AMX, Ampere and later), else fp32."""
+    if precision != "auto":
+        return precision
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.get_device_capability(device)[0] >= 8 else "fp32"
+    capable = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    return "bf16" if capable() else "fp32"
+
+
+def core_count() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+class PictureEncoder:
+    """An encoder on a device in a precision.
+
+    Weights of convolutions and linear layers are cast once, not at every step as autocast alone would; the results are the same.
+    """
+
+    def __init__(self, encoder: Encoder, device: torch.device, precision: str) -> None:
+        self.encoder, self.device, self.precision = encoder.to(device=device, memory_format=torch.channels_last), device, precision
+        self._dtype = _DTYPES[precision]
+        if precision == "fp32":
+            torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False  # what is recorded as fp32 is fp32
+        else:
+            for module in encoder.modules():
+                if isinstance(module, (nn.Conv2d, nn.Linear)):
+                    module.to(self._dtype)
+        self._mean = torch.tensor(MEAN, device=device) * 255
+        self._scale = 1 / (torch.tensor(STD, device=device) * 255)
+
+    @torch.inference_mode()
+    def normalise(self, pictures: Tensor) -> Tensor:
+        """``(B, S, S, 3)`` uint8 on the device -> ``(B, 3, S, S)`` float32, channels last in memory."""
+        return pictures.float().sub_(self._mean).mul_(self._scale).permute(0, 3, 1, 2)
+
+    @torch.inference_mode()
+    def encode(self, pictures: Tensor) -> Tensor:
+        """Normalised pictures ``(B, 3, S, S)`` -> ``(B, P, C)`` float16, contiguous; what float16 cannot hold is infinite."""
+        with torch.autocast(self.device.type, self._dtype, enabled=self.precision != "fp32"):
+            features = self.encoder(pictures)
+        return features.half().contiguous()
+
+    def __call__(self, pictures: np.ndarray) -> Tensor:
+        """``(B, S, S, 3)`` uint8 in memory -> ``(B, P, C)`` float16 on the device."""
+        return self.encode(self.normalise(torch.from_numpy(np.ascontiguousarray(pictures)).to(self.device)))

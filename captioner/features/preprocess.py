@@ -1,0 +1,97 @@
+"""From a picture to what an encoder sees: a square of ``image_size`` pixels, plain or augmented; and the encoder's normalisation.
+
+The work is split where it is cheapest: decoding, cropping and resizing happen in Pillow and give bytes; normalisation happens on
+whole batches of those bytes, on the encoder's device. This module loads no torch, so that decoding processes start fast.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from captioner.features.layout import MEAN, STD
+
+WINDOW = 7 / 8
+"""Side of a random or centre crop, as a share of the picture's (224 of 256 pixels)."""
+_ASPECT = (3 / 4, 4 / 3)
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How a picture becomes square, and how its augmented views are drawn (fields as in ``ExtractParameters``)."""
+
+    fit: str = "squash"
+    image_size: int = 224
+    seed: int = 1
+    hflip: float = 0.5
+    vflip: float = 0.0
+    crop: str = "resized"
+    crop_scale: float = 0.5
+
+    def facts(self) -> dict[str, Any]:
+        """What the features file records of the plain view, enough to map overlays back onto the picture."""
+        return {"fit": self.fit, "image_size": self.image_size, "mean": list(MEAN), "std": list(STD), "resample": "bilinear"}
+
+    def augmentation(self) -> dict[str, Any]:
+        """What determines the augmented views."""
+        return {"seed": self.seed, "hflip": self.hflip, "vflip": self.vflip, "crop": self.crop, "crop_scale": self.crop_scale, "window": WINDOW}
+
+
+def visible_box(width: int, height: int, fit: str) -> tuple[float, float, float, float]:
+    """The part ``(left, top, right, bottom)`` of a picture, in pixels, that the plain view shows: all of it, or the central square."""
+    if fit == "squash":
+        return 0.0, 0.0, float(width), float(height)
+    side = min(width, height)
+    left, top = (width - side) / 2, (height - side) / 2
+    return left, top, left + side, top + side
+
+
+@dataclass(frozen=True)
+class View:
+    """What one view shows: a box of the picture in pixels, and whether it is flipped."""
+
+    box: tuple[float, float, float, float]
+    horizontal_flip: bool = False
+    vertical_flip: bool = False
+
+
+def draw_view(preprocessing: Preprocessing, image_id: int, view: int, width: int, height: int) -> View:
+    """View number ``view`` of an image: 0 is the plain one, the others are drawn from a generator seeded by (seed, image id, view).
+
+    Every random number is drawn whether it is used or not, so that one parameter never changes what another one draws.
+    """
+    left, top, right, bottom = visible_box(width, height, preprocessing.fit)
+    if view == 0:
+        return View((left, top, right, bottom))
+    generator = np.random.default_rng([preprocessing.seed, int(image_id) & 0xFFFFFFFFFFFFFFFF, view])
+    horizontal, vertical, across, down, area, aspect = generator.random(6)
+    wide, high = right - left, bottom - top
+    if preprocessing.crop == "none":
+        share_x, share_y = 1.0, 1.0
+    elif preprocessing.crop == "resized":  # random area and aspect, as in Szegedy et al. 2015, section 6, but always inside the picture
+        scale = preprocessing.crop_scale + (1 - preprocessing.crop_scale) * area
+        ratio = _ASPECT[0] * (_ASPECT[1] / _ASPECT[0]) ** aspect  # uniform in its logarithm
+        ratio = min(max(ratio, scale), 1 / scale)  # what still fits into the picture
+        share_x, share_y = (scale * ratio) ** 0.5, (scale / ratio) ** 0.5
+    else:
+        share_x = share_y = WINDOW
+    if preprocessing.crop == "centre":
+        across = down = 0.5
+    x, y = left + across * wide * (1 - share_x), top + down * high * (1 - share_y)
+    box = (x, y, min(x + share_x * wide, right), min(y + share_y * high, bottom))
+    return View(box, bool(horizontal < preprocessing.hflip), bool(vertical < preprocessing.vflip))
+
+
+def square(picture: Image.Image, preprocessing: Preprocessing, image_id: int = 0, view: int = 0) -> np.ndarray:
+    """One view of a picture as ``(S, S, 3)`` uint8, RGB."""
+    if picture.mode != "RGB":
+        picture = picture.convert("RGB")
+    drawn = draw_view(preprocessing, image_id, view, picture.width, picture.height)
+    side = preprocessing.image_size
+    pixels = np.asarray(picture.resize((side, side), Image.Resampling.BILINEAR, box=drawn.box))
+    if drawn.horizontal_flip:
+        pixels = pixels[:, ::-1]
+    return pixels[::-1] if drawn.vertical_flip else pixels
