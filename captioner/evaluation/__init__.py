@@ -1,0 +1,6 @@
+"""The stage ``evaluate``: captions of held-out pictures, their scores, and pictures of where the decoder looked."""
+
+from captioner.evaluation.evaluate import evaluate
+from captioner.evaluation.summary import summary
+
+__all__ = ["evaluate", "summary"]

@@ -1,0 +1,105 @@
+"""The model at work on a split: beam search with every beam size, and teacher forcing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+
+from captioner.decoder import CaptionDecoder
+from captioner.features.store import FeatureReader, FeatureStore
+from captioner.images.captions import CaptionSet
+from captioner.parameters import EvaluateParameters
+from captioner.search import BeamStrategy, Constraints, Hypothesis, search
+from captioner.training.batches import BatchLoader, CaptionTable, ordered_batches
+from captioner.training.loss import correct_tokens, summed_cross_entropy
+from captioner.vocabulary.vocabulary import Vocabulary
+
+_CAPTIONS = 256  # captions in a batch of teacher forcing
+
+
+class SplitDecoder:
+    """Searches captions of a split's pictures.
+
+    Args:
+        decoder: in eval mode on ``device``.
+        store, reader: of the features; the reader gives batches on the CPU.
+        parameters: search settings.
+        device: where the arithmetic runs.
+    """
+
+    def __init__(self, decoder: CaptionDecoder, store: FeatureStore, reader: FeatureReader, parameters: EvaluateParameters, device: torch.device) -> None:
+        self.decoder, self.store, self.reader, self.parameters, self.device = decoder, store, reader, parameters, device
+
+    def captions(
+        self, image_ids: Sequence[int], beam_sizes: Iterable[int], advance: Callable[[int], None] = lambda captions: None
+    ) -> dict[int, dict[int, Hypothesis]]:
+        """The best caption of every picture with every beam size; features are read, projected and made into keys once.
+
+        Args:
+            advance: told the number of captions done, batch by batch.
+
+        Returns:
+            beam size -> image id -> hypothesis.
+        """
+        found: dict[int, dict[int, Hypothesis]] = {size: {} for size in beam_sizes}
+        for batch in self._batches(image_ids):
+            for size, hypotheses in self._search(batch, list(found), attention=False).items():
+                found[size].update(zip(batch, hypotheses, strict=True))
+                advance(len(batch))
+        return found
+
+    def with_attention(self, image_ids: Sequence[int], chosen: Iterable[int], beam_size: int) -> dict[int, Hypothesis]:
+        """The captions of the pictures ``chosen`` among ``image_ids``, with attention.
+
+        They are searched in the batches that ``captions`` made of ``image_ids``: the last bits of a product depend on the batch.
+        """
+        wanted, found = set(chosen), {}
+        for batch in self._batches(image_ids):
+            if wanted & set(batch):
+                [hypotheses] = self._search(batch, [beam_size], attention=True).values()
+                found.update((image, hypothesis) for image, hypothesis in zip(batch, hypotheses, strict=True) if image in wanted)
+        return found
+
+    def _batches(self, image_ids: Sequence[int]) -> Iterable[Sequence[int]]:
+        size = self.parameters.batch_size
+        return (image_ids[first : first + size] for first in range(0, len(image_ids), size))
+
+    @torch.no_grad()
+    def _search(self, image_ids: Sequence[int], beam_sizes: Sequence[int], attention: bool) -> dict[int, list[Hypothesis]]:
+        options = self.parameters
+        features = self.reader.read(self.store.rows(image_ids)).to(self.device)
+        memory = self.decoder.encode(features)
+        found = {}
+        for size in beam_sizes:
+            constraints = Constraints(options.max_length, options.min_length, options.no_repeat_ngram)
+            captions = search(
+                self.decoder, memory, len(image_ids), BeamStrategy(size), constraints,
+                length_normalisation=options.length_normalisation, attention=attention, device=self.device,
+            )  # fmt: skip
+            found[size] = [hypotheses[0] for hypotheses in captions]
+        return found
+
+
+@torch.no_grad()
+def teacher_forced(
+    decoder: CaptionDecoder, store: FeatureStore, reader: FeatureReader, captions: CaptionSet, split: str, vocabulary: Vocabulary, max_length: int
+) -> dict[str, float]:
+    """How well the true captions of a split are predicted, word by word, as validation in training measures it.
+
+    Args:
+        max_length: longer captions are cut to this many words, as in training.
+
+    Returns:
+        ``cross_entropy`` in nats a token and ``token_accuracy``, both over all words and <end>.
+    """
+    table = CaptionTable.build(captions, split, vocabulary, max_length)
+    loader = BatchLoader(table, store.rows(table.image_ids), reader)
+    device = decoder.vocabulary.weight.device
+    total, correct, count = 0.0, 0, 0
+    for features, tokens in loader.stream(ordered_batches(table, _CAPTIONS)):
+        outputs = decoder(features.to(device), tokens)
+        total += summed_cross_entropy(outputs).item()
+        correct += int(correct_tokens(outputs))
+        count += outputs.targets.numel()
+    return {"cross_entropy": total / count, "token_accuracy": correct / count}

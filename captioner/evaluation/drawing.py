@@ -1,0 +1,174 @@
+"""Pictures with their captions, and where the decoder looked for each word (Xu et al. 2015, figure 3)."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+_WIDTH, _MARGIN, _GAP = 1200, 28, 8
+_PICTURE = 212  # longest side of a picture
+_PANEL = 92  # longest side of a word's panel
+_INK, _GREY, _PAPER, _RULE = (24, 26, 31), (112, 117, 128), (255, 255, 255), (226, 229, 234)
+
+
+@dataclass(frozen=True)
+class Example:
+    """One picture of a sheet.
+
+    Attributes:
+        picture: mode RGB, any size.
+        words: the generated caption.
+        attention: (T, P) weights, a row a word and the grid row by row; None: no panels are drawn.
+        grid: (rows, columns), rows * columns = P.
+        box: (left, top, right, bottom), the part of the picture that the grid covers, as shares of its width and height.
+        reference: one of the picture's own captions.
+        name: the picture's file name.
+    """
+
+    picture: Image.Image
+    words: tuple[str, ...]
+    attention: np.ndarray | None
+    grid: tuple[int, int]
+    box: tuple[float, float, float, float]
+    reference: str
+    name: str
+
+
+def seen_part(size: tuple[int, int], preprocessing: dict[str, Any]) -> tuple[float, float, float, float]:
+    """The part of a picture that the encoder saw: all of it when squashed, else the centred square.
+
+    Args:
+        size: (width, height) in pixels.
+        preprocessing: the features file's; its ``fit`` is squash or crop.
+
+    Returns:
+        (left, top, right, bottom) as shares of width and height.
+    """
+    if preprocessing["fit"] == "squash":
+        return 0.0, 0.0, 1.0, 1.0
+    width, height = size
+    side = min(width, height)
+    x, y = (1 - side / width) / 2, (1 - side / height) / 2
+    return x, y, 1 - x, 1 - y
+
+
+def attention_map(weights: np.ndarray, grid: tuple[int, int], box: tuple[float, float, float, float], size: tuple[int, int]) -> np.ndarray:
+    """Attention of one word over the pixels of its picture.
+
+    Args:
+        weights: (P,) of the grid's cells, row by row.
+        grid: (rows, columns).
+        box: the part of the picture that the grid covers, as shares.
+        size: (width, height) in pixels.
+
+    Returns:
+        (height, width) float32 in 0..1, smoothed between the cells, 1 at the largest weight, 0 at an even share or less and
+        outside the box.
+    """
+    width, height = size
+    cells = np.asarray(weights, dtype=np.float32).reshape(grid)
+    even, most = 1.0 / cells.size, float(cells.max())
+    cells = np.clip((cells - even) / max(most - even, 1e-6), 0.0, 1.0) if most > even * 1.001 else np.zeros_like(cells)
+    left, top, right, bottom = (round(share * side) for share, side in zip(box, (width, height, width, height), strict=True))
+    smooth = Image.fromarray(cells).resize((max(1, right - left), max(1, bottom - top)), Image.Resampling.BICUBIC)
+    whole = np.zeros((height, width), dtype=np.float32)
+    whole[top : top + smooth.height, left : left + smooth.width] = np.clip(np.asarray(smooth), 0.0, 1.0)
+    return whole
+
+
+def overlay(picture: Image.Image, weights: np.ndarray, grid: tuple[int, int], box: tuple[float, float, float, float]) -> Image.Image:
+    """The picture in colour where the decoder looked, dark grey where it did not."""
+    colour = np.asarray(picture, dtype=np.float32)
+    grey = np.repeat(np.asarray(picture.convert("L"), dtype=np.float32)[..., None], 3, axis=-1) * 0.4 + 18
+    strength = attention_map(weights, grid, box, picture.size)[..., None] ** 0.8
+    return Image.fromarray((grey + (colour - grey) * strength).round().astype(np.uint8))
+
+
+def draw_sheet(examples: list[Example], title: str) -> Image.Image:
+    """One sheet: of each picture its caption, a reference, the picture and a panel a word. Width 1,200 pixels, any height."""
+    blocks = [_draw_example(example) for example in examples]
+    height = _MARGIN + 30 + sum(block.height + 2 * _MARGIN for block in blocks)
+    sheet = Image.new("RGB", (_WIDTH, height), _PAPER)
+    pen = ImageDraw.Draw(sheet)
+    pen.text((_MARGIN, _MARGIN - 8), title, font=_font(16), fill=_GREY)
+    top = _MARGIN + 30
+    for block in blocks:
+        pen.line([(_MARGIN, top), (_WIDTH - _MARGIN, top)], fill=_RULE, width=1)
+        sheet.paste(block, (_MARGIN, top + _MARGIN - 8))
+        top += block.height + 2 * _MARGIN
+    return sheet
+
+
+def to_bytes(picture: Image.Image) -> bytes:
+    """PNG with at most 256 colours: a third of the bytes, and the same bytes for the same picture."""
+    stream = io.BytesIO()
+    picture.quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.FLOYDSTEINBERG).save(stream, "PNG", optimize=True)
+    return stream.getvalue()
+
+
+def _draw_example(example: Example) -> Image.Image:
+    width = _WIDTH - 2 * _MARGIN
+    picture = _fit(example.picture, _PICTURE)
+    panels = []
+    if example.attention is not None:
+        small = _fit(example.picture, _PANEL)
+        panels = [overlay(small, weights, example.grid, example.box) for weights in example.attention]
+    left = _PICTURE + 24
+    columns = (width - left + _GAP) // (_PANEL + _GAP)
+    lines = -(-len(panels) // columns)
+    line_height = (panels[0].height if panels else 0) + 24
+    caption = _wrap(" ".join(example.words) or "(no words)", _font(22), width - left)
+    reference = _wrap(f"reference: {example.reference}", _font(15), width - left)
+    text_height = 29 * len(caption) + 21 * len(reference) + 12
+    block = Image.new("RGB", (width, max(picture.height + 22, text_height + lines * line_height)), _PAPER)
+    pen = ImageDraw.Draw(block)
+    block.paste(picture, (0, 0))
+    pen.text((0, picture.height + 4), _clip(example.name, _font(13), _PICTURE), font=_font(13), fill=_GREY)
+    y = -4
+    for text in caption:
+        pen.text((left, y), text, font=_font(22), fill=_INK)
+        y += 29
+    for text in reference:
+        pen.text((left, y), text, font=_font(15), fill=_GREY)
+        y += 21
+    y += 14
+    for number, (word, panel) in enumerate(zip(example.words, panels, strict=False)):
+        x, line = left + (number % columns) * (_PANEL + _GAP), y + (number // columns) * line_height
+        block.paste(panel, (x, line))
+        pen.text((x, line + panel.height + 2), _clip(word, _font(14), _PANEL), font=_font(14), fill=_INK)
+    return block
+
+
+def _fit(picture: Image.Image, side: int) -> Image.Image:
+    """The picture with its longer side ``side`` pixels, aspect kept."""
+    scale = side / max(picture.size)
+    size = tuple(max(1, round(length * scale)) for length in picture.size)
+    return picture.convert("RGB").resize(size, Image.Resampling.LANCZOS)
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size)  # ships with Pillow: the same letters on every machine
+
+
+def _wrap(text: str, font: Any, width: int) -> list[str]:
+    """Lines of at most ``width`` pixels, broken between words."""
+    lines: list[str] = []
+    for word in text.split():
+        if lines and font.getlength(f"{lines[-1]} {word}") <= width:
+            lines[-1] += f" {word}"
+        else:
+            lines.append(_clip(word, font, width))
+    return lines
+
+
+def _clip(text: str, font: Any, width: int) -> str:
+    """The text, its end replaced by dots where it is wider than ``width`` pixels."""
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(text + "…") > width:
+        text = text[:-1]
+    return text + "…"

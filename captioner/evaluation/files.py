@@ -1,0 +1,120 @@
+"""What evaluation leaves behind: metrics.json, per_image.csv, captions.json, plots/."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from captioner.errors import CaptionerError
+from captioner.images.captions import CaptionSet
+from captioner.metrics import METRICS, Scores
+from captioner.search import Hypothesis
+from captioner.sidecar import write_atomically
+from captioner.vocabulary.vocabulary import Vocabulary
+
+METRICS_FILE, PER_IMAGE, CAPTIONS, TIMING = "metrics.json", "per_image.csv", "captions.json", "timing.json"
+BEAM_SWEEP, SHEET = "plots/beam_sweep.csv", "plots/examples.png"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """All that was computed.
+
+    Attributes:
+        split: of the headline.
+        beam: the headline's beam size.
+        scores: split -> beam size -> scores; the splits are ``val`` and the headline's.
+        forced: split -> cross entropy and token accuracy.
+        hypotheses: image id -> caption, of the headline.
+        vocabulary: of the model.
+        captions: references and file names.
+        facts: further facts for the signature.
+    """
+
+    split: str
+    beam: int
+    scores: Mapping[str, Mapping[int, Scores]]
+    forced: Mapping[str, Mapping[str, float]]
+    hypotheses: Mapping[int, Hypothesis]
+    vocabulary: Vocabulary
+    captions: CaptionSet
+    facts: Mapping[str, Any]
+
+
+def write_evaluation(results: Path, evaluation: Evaluation, sheet: bytes, timing: Mapping[str, Any]) -> None:
+    """Make the text of every file first, then write each atomically, ``metrics.json`` last.
+
+    Args:
+        sheet: the PNG of example captions.
+        timing: seconds; in a file of its own, for times are never the same twice.
+
+    Raises:
+        CaptionerError: ``results`` cannot be written.
+    """
+    files: dict[str, str | bytes] = {
+        BEAM_SWEEP: beam_sweep_csv(evaluation),
+        SHEET: sheet,
+        PER_IMAGE: per_image_csv(evaluation),
+        CAPTIONS: captions_json(evaluation),
+        TIMING: json.dumps(timing) + "\n",
+        METRICS_FILE: json.dumps(metrics(evaluation), indent=1) + "\n",
+    }
+    try:
+        for name, content in files.items():
+            write_atomically(results / name, content)
+    except OSError as error:
+        raise CaptionerError(f"{results}: cannot be written ({error.strerror}); free the disk or mend its permissions and run again") from error
+
+
+def metrics(evaluation: Evaluation) -> dict[str, Any]:
+    """The headline's scores by name, the validation's with ``val_`` before the name, and the signature. Fractions; cross entropy in nats."""
+    headline, val = (evaluation.scores[split][evaluation.beam] for split in (evaluation.split, "val"))
+    found: dict[str, Any] = {name: _round(value) for name, value in headline.overall.items()}
+    found |= {name: _round(value) for name, value in evaluation.forced[evaluation.split].items()}
+    found["beam_size"] = evaluation.beam
+    found |= {f"val_{name}": _round(value) for name, value in (val.overall | evaluation.forced["val"]).items()}
+    found["signature"] = {**headline.signature, "split": evaluation.split, "beam": evaluation.beam, **evaluation.facts}
+    return found
+
+
+def beam_sweep_csv(evaluation: Evaluation) -> str:
+    """One row a beam size; a column for each metric of the headline split, then of validation (``val_``) where it was computed."""
+    headline, val = evaluation.scores[evaluation.split], evaluation.scores["val"]
+    columns = [(headline, name, name) for name in METRICS] + [(val, name, f"val_{name}") for name in METRICS]
+    columns = [column for column in columns if column[1] in column[0][evaluation.beam].overall]
+    rows = [["beam_size", *(title for _, _, title in columns)]]
+    rows += [[size, *(_round(scores[size].overall[name]) for scores, name, _ in columns)] for size in sorted(headline)]
+    return _csv(rows)
+
+
+def per_image_csv(evaluation: Evaluation) -> str:
+    """One row a picture of the headline split, in the order of the captions file."""
+    scores = evaluation.scores[evaluation.split][evaluation.beam]
+    names = [name for name in METRICS if name in scores.overall]
+    rows: list[list[Any]] = [["image_id", "file_name", "caption", *names, "log_probability"]]
+    for image, hypothesis in evaluation.hypotheses.items():
+        values = [_round(scores.per_image[image][name]) for name in names]
+        caption = evaluation.vocabulary.decode(hypothesis.tokens)
+        rows.append([image, evaluation.captions.file_name(image), caption, *values, _round(hypothesis.log_probability)])
+    return _csv(rows)
+
+
+def captions_json(evaluation: Evaluation) -> str:
+    """COCO's results format, one picture a line."""
+    rows = [{"image_id": image, "caption": evaluation.vocabulary.decode(hypothesis.tokens)} for image, hypothesis in evaluation.hypotheses.items()]
+    return "[\n" + ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n]\n"
+
+
+def _csv(rows: list[list[Any]]) -> str:
+    stream = io.StringIO()
+    csv.writer(stream, lineterminator="\n").writerows(rows)
+    return stream.getvalue()
+
+
+def _round(value: float) -> float:
+    return round(float(value), 6)

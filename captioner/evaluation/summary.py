@@ -1,0 +1,82 @@
+"""What a person wants to read when a run is over."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+from captioner.errors import CaptionerError
+from captioner.evaluation.files import BEAM_SWEEP, CAPTIONS, METRICS_FILE, PER_IMAGE, SHEET
+from captioner.evaluation.lots import draw_lots
+from captioner.images.captions import CaptionSet
+
+_TITLES = {
+    "bleu_1": "BLEU-1", "bleu_2": "BLEU-2", "bleu_3": "BLEU-3", "bleu_4": "BLEU-4", "meteor": "METEOR", "rouge_l": "ROUGE-L", "cider_d": "CIDEr-D",
+    "cross_entropy": "cross entropy", "token_accuracy": "token accuracy",
+}  # fmt: skip
+_SHOWN = 3
+
+
+def summary(results: Path, captions: Path) -> str:
+    """Scores, three captions beside a reference, and where to look next, from the files of a finished evaluation.
+
+    Args:
+        results: the folder with ``metrics.json``.
+        captions: the data set's ``captions.json``.
+
+    Raises:
+        CaptionerError: a file is missing or damaged.
+    """
+    try:
+        metrics = json.loads((results / METRICS_FILE).read_text(encoding="utf-8"))
+        generated = {row["image_id"]: row["caption"] for row in json.loads((results / CAPTIONS).read_text(encoding="utf-8"))}
+        with open(results / BEAM_SWEEP, newline="", encoding="utf-8") as file:
+            sweep = list(csv.DictReader(file))
+        signature = metrics["signature"]
+        lines = [*_scores(metrics, signature, sweep), "", *_captions(generated, CaptionSet.load(captions)), "", *_next(results, signature)]
+    except OSError as error:
+        raise CaptionerError(f"{error.filename}: cannot be read ({error.strerror}); run the evaluate stage") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise CaptionerError(f"{results}: its files are damaged ({error}); run the evaluate stage again") from error
+    return "\n".join(lines)
+
+
+def _scores(metrics: dict[str, Any], signature: dict[str, Any], sweep: list[dict[str, str]]) -> list[str]:
+    names = [name for name in _TITLES if name in metrics]
+    width = max(len(_TITLES[name]) for name in names)
+    lines = [
+        f"{signature['dataset']}: {signature['encoder']} + {signature['decoder']}, scores on the {signature['split']} split "
+        f"({signature['images']:,} pictures, beam {signature['beam']}, chosen on validation by {_TITLES[signature['select_by']]})",
+        "",
+        f"  {'':{width}}  {signature['split']:>8}  {'val':>8}",
+    ]
+    for name in names:
+        val = metrics.get(f"val_{name}")
+        lines.append(f"  {_TITLES[name]:{width}}  {metrics[name]:8.4f}  {'' if val is None else format(val, '8.4f'):>8}")
+    if "meteor" not in metrics:
+        lines.append("  (no METEOR: no Java runs here)")
+    if len(sweep) > 1:
+        metric = signature["select_by"]
+        column = f"val_{metric}"
+        lines += ["", f"  beam size, {_TITLES[metric]} on val: " + ", ".join(f"{row['beam_size']}: {float(row[column]):.4f}" for row in sweep)]
+    return lines
+
+
+def _captions(generated: dict[int, str], captions: CaptionSet) -> list[str]:
+    lines = [f"{min(_SHOWN, len(generated))} pictures drawn by lot:"]
+    for image in draw_lots(list(generated), _SHOWN):
+        lines += [f"  {captions.file_name(image)}", f"    the model:   {generated[image]}", f"    a reference: {captions.captions(image)[0]}"]
+    return lines
+
+
+def _next(results: Path, signature: dict[str, Any]) -> list[str]:
+    other = "lstm" if signature["decoder"] != "lstm" else "gru"
+    return [
+        "Where to look next:",
+        f"  {results / SHEET}   pictures, captions, and where the decoder looked for each word",
+        f"  {results / PER_IMAGE}   every caption with its scores",
+        f"  dvc exp run -S decoder={other}   another decoder: only train and evaluate run again",
+        "  make show   all experiments in one table",
+    ]

@@ -1,0 +1,84 @@
+"""A small finished run to evaluate: drawn pictures, features of one kind, a decoder with random weights that says many things."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from captioner.decoder import DecoderConfig, build_decoder
+from captioner.evaluation import evaluate
+from captioner.features.store import FeatureStore, write_features
+from captioner.images.captions import write_captions
+from captioner.images.store import write_images
+from captioner.parameters import Parameters, parse_parameters
+from captioner.training.model_files import save_model
+from captioner.vocabulary.vocabulary import END, SPECIALS, Vocabulary
+
+SPLITS = {"train": range(0, 4), "val": range(4, 14), "test": range(14, 26)}
+ROWS, COLUMNS, CHANNELS = 2, 3, 8
+WORDS = "a the red blue green cat dog horse stands runs sleeps on under near beach road field tree".split()
+
+
+def caption(generator: np.random.Generator) -> str:
+    return " ".join(generator.choice(WORDS, size=int(generator.integers(4, 9))))
+
+
+def make_run(folder: Path, splits: dict[str, range] = SPLITS, **facts: Any) -> dict[str, Path]:
+    """Write all that ``evaluate`` reads; the keys are its keyword arguments. ``facts`` go into the features file."""
+    generator = np.random.default_rng(0)
+    folder.mkdir(parents=True, exist_ok=True)
+    records, rows, annotations, texts = [], [], [], []
+    for split, numbers in splits.items():
+        for number in numbers:
+            width, height = (48, 32) if number % 2 else (32, 40)
+            stream = io.BytesIO()
+            Image.fromarray(generator.integers(0, 255, (height, width, 3), dtype=np.uint8)).save(stream, "JPEG")
+            records.append((number, stream.getvalue(), height, width))
+            rows.append({"id": number, "file_name": f"picture-{number}.jpg", "split": split, "height": height, "width": width})
+            for _ in range(3):
+                texts.append(caption(generator))
+                annotations.append({"id": len(annotations), "image_id": number, "caption": texts[-1]})
+    paths = {name: folder / file for name, file in (("models", "models"), ("features", "f.h5"), ("captions", "c.json"), ("images", "i.h5"))}
+    fingerprint = write_images(paths["images"], records)
+    write_captions(paths["captions"], rows, annotations, {})
+    features = generator.normal(0, 1, (len(rows), 1, ROWS * COLUMNS, CHANNELS)).astype(np.float16)
+    facts = {"encoder": "squeezenet1_1", "weights_name": "bundled", "grid": [ROWS, COLUMNS], "images": fingerprint, **facts}
+    store = write_features(paths["features"], features, [row["id"] for row in rows], facts)
+    vocabulary = Vocabulary([*SPECIALS, *WORDS], facts={"max_length": 12})
+    save_model(paths["models"], make_decoder(len(vocabulary)), vocabulary, model_facts(store))
+    return paths
+
+
+def make_decoder(vocabulary: int):
+    """Seeded weights, sharp enough that pictures get captions of their own."""
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        config = DecoderConfig("gru", "soft", vocabulary, 6, CHANNELS, ROWS * COLUMNS, feature_size=8, hidden_size=16, attention_size=8)
+        decoder = build_decoder(config, torch.randn(vocabulary, 6))
+        with torch.no_grad():
+            decoder.vocabulary.weight.mul_(12)
+            decoder.vocabulary.bias[END] += 0.5
+    return decoder.eval()
+
+
+def model_facts(store: FeatureStore) -> dict[str, Any]:
+    return {
+        "dataset": "small", "encoder": store.encoder, "layer": store.layer, "weights_name": store.weights_name, "weights_sha256": store.weights_sha256,
+        "preprocessing": store.preprocessing, "grid": list(store.grid), "features_fingerprint": store.fingerprint, "max_length": 12, "fingerprint": "0" * 64,
+    }  # fmt: skip
+
+
+def parameters(**evaluate_options: Any) -> Parameters:
+    options = {"beam_sizes": [1, 3], **evaluate_options}
+    return parse_parameters({"dataset": "small", "evaluate": options, "runtime": {"device": "cpu", "threads": 1}})
+
+
+def run(paths: dict[str, Path], results: Path, **evaluate_options: Any) -> Path:
+    """Evaluate into ``results``; returns it."""
+    evaluate(parameters(**evaluate_options), results=results, **paths)
+    return results
