@@ -6,6 +6,7 @@ sizes and a checksum. What a block holds depends on its pictures alone, not on w
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -114,7 +115,8 @@ def _in_processes(maker: BlockMaker, jobs: Iterable[tuple[int, list[Source]]], w
     pending: set[Future] = set()
     try:
         for number, sources in jobs:
-            pending.add(pool.submit(maker, number, sources))
+            with _interrupts_held():
+                pending.add(pool.submit(maker, number, sources))
             if len(pending) >= 2 * workers:
                 pending = _collect(pending, progress)
             if stop.requested:
@@ -132,10 +134,18 @@ def _collect(pending: set[Future], progress: Progress) -> set[Future]:
     return pending
 
 
+@contextlib.contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Processes begun in here never see SIGINT, from their first instruction on: Ctrl-C is the parent's to handle, which keeps its own for later."""
+    old = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, old)
+
+
 def _start_worker() -> None:
-    """Signals are the parent's to handle; and a worker whose parent was killed ends too."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    """A worker whose parent was killed ends too."""
     parent = multiprocessing.parent_process()
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 

@@ -20,6 +20,7 @@ MOST_BYTES = 256 << 20
 # A JPEG is decoded at a fraction of its size (draft mode); everything else needs several bytes a pixel at once.
 MOST_PIXELS_JPEG = 178_000_000
 MOST_PIXELS = 89_000_000
+_METADATA = 1 << 16  # a JPEG larger than its bare pixels and this carries something else; it is encoded anew
 
 
 class BadPicture(Exception):
@@ -82,7 +83,8 @@ def _to_jpeg(data: bytes, image_size: int, quality: int) -> tuple[bytes, int, in
     if width * height > most:
         raise BadPicture(f"{width}x{height} pixels; at most {most:,} are decoded")
     rotation = _orientation(picture)
-    if picture.format == "JPEG" and picture.mode == "RGB" and rotation == 1 and min(width, height) <= image_size:
+    fits = min(width, height) <= image_size and len(data) <= 3 * width * height + _METADATA
+    if picture.format == "JPEG" and picture.mode == "RGB" and rotation == 1 and fits:
         picture.load()
         return data, height, width
     target = _fitted((width, height), image_size)

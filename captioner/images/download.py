@@ -7,6 +7,7 @@ one file.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import os
@@ -87,23 +88,23 @@ def _fetched(todo: dict[int, list[Source]], total: int, parameters: DownloadPara
         return
     from captioner.images.fetch import FetchFailure, fetch_many
 
-    arrivals = fetch_many([url for _, _, url in wanted], connections=runtime.connections, retries=runtime.retries, timeout=runtime.timeout)
     failures = 0
-    try:
+    arriving = fetch_many([url for _, _, url in wanted], connections=runtime.connections, retries=runtime.retries, timeout=runtime.timeout)
+    with contextlib.closing(arriving) as arrivals:
         for index, result in arrivals:
-            number, position, _ = wanted[index]
-            failed = isinstance(result, FetchFailure)
-            if failed:  # counted here already: with the network down, an error after the first hundreds, not after a day
+            number, position, url = wanted[index]
+            if isinstance(result, FetchFailure):
+                todo[number][position] = Absent(f"not fetched: {result.reason}")
                 failures += 1
-                check_missing(failures, total, "could not be fetched", "download.source=urls", parameters.max_missing, f"{wanted[index][2]}: {result.reason}")
-            todo[number][position] = Absent(f"not fetched: {result.reason}") if failed else FetchedSource(result)
+                # looked at here already: with the network down, an error after the first hundreds, not after a day
+                check_missing(failures, total, "could not be fetched", "download.source=urls", parameters.max_missing, f"{url}: {result.reason}")
+            else:
+                todo[number][position] = FetchedSource(result)
             waiting[number] -= 1
             if waiting[number] == 0:
                 yield number, todo.pop(number)
             if stop.requested:
                 return
-    finally:
-        arrivals.close()
 
 
 def _check_disk(folder: Path, plan: Plan, parameters: DownloadParameters, left: int) -> None:

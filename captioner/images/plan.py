@@ -68,7 +68,7 @@ def make_plan(parameters: DownloadParameters, runtime: RuntimeParameters, datase
     pictures = [pair for pairs in limited(sets, parameters.limit) for pair in pairs]
     tables = ", ".join(listing.table for listing in listings)
     if not any(split == "train" for _, split in pictures):
-        raise CaptionerError(f"{tables}: no picture with captions is in the training split; check its split column or lists")
+        raise CaptionerError(f"{tables}: no picture with captions is in the training split; check the splits, or divide another way (download.split)")
     absent = [record for record, _ in pictures if isinstance(record.source, Absent)]
     if absent:
         check_missing(len(absent), len(pictures), "are not there", tables, parameters.max_missing, f"{absent[0].file_name}: {absent[0].source.reason}")

@@ -218,5 +218,5 @@ def file_source(path: Path, reason: str) -> FileSource | Absent:
     """The file ``path``, or ``Absent`` with this reason."""
     try:
         return FileSource(str(path), path.stat().st_size)
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a name that no file can have, such as half a surrogate pair
         return Absent(reason)

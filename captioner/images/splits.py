@@ -35,7 +35,7 @@ class KarpathySplit:
             raise CaptionerError(f"{name}: no Karpathy split (no list 'images'); give dataset_coco.json, dataset_flickr8k.json or dataset_flickr30k.json")
         for image in images:
             split = image.get("split") if isinstance(image, dict) else None
-            if split not in _KARPATHY_SPLITS or not isinstance(image.get("filename"), str):
+            if not isinstance(split, str) or split not in _KARPATHY_SPLITS or not isinstance(image.get("filename"), str):
                 raise CaptionerError(f"{name}: an image has split {split!r} and filename {image.get('filename') if isinstance(image, dict) else None!r}; "
                                      "give an unchanged dataset_*.json")
             if isinstance(image.get("cocoid"), int):

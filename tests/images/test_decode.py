@@ -32,6 +32,10 @@ def test_small_upright_jpeg_keeps_its_bytes():
         assert to_jpeg(data, 256, 90)[0] == data
 
 
+def test_bulk_behind_a_small_jpeg_is_not_stored():
+    assert len(to_jpeg(jpeg(50, 60) + bytes(100_000), 256, 90)[0]) < 9000
+
+
 @pytest.mark.parametrize("size, expected", [((640, 480), (341, 256)), ((480, 640), (256, 341)), ((300, 300), (256, 256)), ((257, 1000), (256, 996)), ((4000, 3000), (341, 256))])
 def test_shorter_side_and_aspect(size, expected):
     assert decoded(jpeg(*size)).size == expected

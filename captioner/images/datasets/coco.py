@@ -112,7 +112,7 @@ def _check(content: Any, table: str, listing: Listing) -> tuple[dict[int, dict[s
     images: dict[int, dict[str, Any]] = {}
     for image in rows[0]:
         number, name = image.get("id"), image.get("file_name")
-        if type(number) is not int or not isinstance(name, str) or not name:
+        if type(number) is not int or abs(number) >= 1 << 62 or not isinstance(name, str) or not name:
             raise CaptionerError(f"{table}: an image has id {number!r} and file_name {name!r}; give the official captions_*.json")
         if number in images:
             if images[number]["file_name"] != name:

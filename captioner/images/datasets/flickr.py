@@ -108,7 +108,7 @@ def _text(path: Path) -> str:
 def _rows(table: Path) -> Iterator[tuple[int, str | None, str]]:
     """(line, picture or None where the line cannot be read, caption)."""
     lines = _text(table).splitlines()
-    if "#" in table.name or table.suffix == ".token" or table.name.endswith(".token.txt"):
+    if table.name.endswith((".token", ".token.txt")):
         yield from _tokens(lines)
     elif lines and "|" in lines[0]:
         yield from _bars(lines)
