@@ -57,14 +57,14 @@ class Meteor:
         Args:
             references: for each candidate its tokenized references, at least one.
             candidates: tokenized captions; may be empty.
-            time_limit: seconds; by default two minutes and some time for each word.
+            time_limit: seconds; by default ten minutes (a busy machine reads its tables slowly) and some for each word.
 
         Raises:
             CaptionerError: the program failed or took too long; what it wrote is in the message.
         """
         if time_limit is None:
             words = sum(text.count(" ") + 1 for text in candidates)
-            time_limit = 120 + 0.1 * len(candidates) + 0.02 * words
+            time_limit = 600 + 0.1 * len(candidates) + 0.02 * words
         self._late = False
         watch = threading.Timer(time_limit, self._stop)
         watch.daemon = True

@@ -28,7 +28,7 @@ def ptb_tokenize(captions: Sequence[str], java: Java, time_limit: float | None =
     Args:
         captions: any text; white space of every kind separates words.
         java: the Java to run it.
-        time_limit: seconds; by default a minute and a little for each caption.
+        time_limit: seconds; by default five minutes and a little for each caption.
 
     Raises:
         CaptionerError: the tokenizer failed or took too long; what it wrote is in the message.
@@ -37,7 +37,7 @@ def ptb_tokenize(captions: Sequence[str], java: Java, time_limit: float | None =
         return []
     text = "".join(one_line(caption) + "\n" for caption in captions)
     command = java.command("512m", "-cp", str(jar(_JAR)), "edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase", "-encoding", "utf-8")
-    limit = time_limit if time_limit is not None else 60 + len(captions) / 500 + len(text) / 1e5
+    limit = time_limit if time_limit is not None else 300 + len(captions) / 500 + len(text) / 1e5
     try:
         done = subprocess.run(command, input=text.encode(), capture_output=True, timeout=limit)
     except subprocess.TimeoutExpired:
