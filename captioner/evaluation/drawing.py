@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from captioner.features.preprocess import visible_box
+
 _WIDTH, _MARGIN, _GAP = 1200, 28, 8
 _PICTURE = 212  # longest side of a picture
 _PANEL = 92  # longest side of a word's panel
@@ -48,12 +50,9 @@ def seen_part(size: tuple[int, int], preprocessing: dict[str, Any]) -> tuple[flo
     Returns:
         (left, top, right, bottom) as shares of width and height.
     """
-    if preprocessing["fit"] == "squash":
-        return 0.0, 0.0, 1.0, 1.0
     width, height = size
-    side = min(width, height)
-    x, y = (1 - side / width) / 2, (1 - side / height) / 2
-    return x, y, 1 - x, 1 - y
+    left, top, right, bottom = visible_box(width, height, preprocessing["fit"])
+    return left / width, top / height, right / width, bottom / height
 
 
 def attention_map(weights: np.ndarray, grid: tuple[int, int], box: tuple[float, float, float, float], size: tuple[int, int]) -> np.ndarray:

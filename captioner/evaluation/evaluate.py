@@ -63,8 +63,9 @@ def evaluate(parameters: Parameters, models: Path, features: Path, captions: Pat
         scores = {split: {size: _score(scorers[split], inputs, found[split][size]) for size in sizes} for split in splits}
         beam = choose_beam({size: scores["val"][size].overall for size in sizes}, options.select_by)
         chosen = draw_lots(ids[options.split], _EXAMPLES)
+        shown = searcher.with_attention(ids[options.split], chosen, beam)
         sheet = draw_sheet(
-            examples(inputs, searcher.with_attention(ids[options.split], chosen, beam)),
+            examples(inputs, {image: shown[image] for image in chosen}),
             f"{parameters.dataset}, {options.split} split, {inputs.model.config['encoder']} + {inputs.model.decoder.config.decoder}, beam {beam}: "
             f"{len(chosen)} pictures drawn by lot, and where the decoder looked for each word",
         )
