@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import pickle
 import time
+import tracemalloc
 
 import h5py
 import numpy as np
@@ -158,3 +159,16 @@ def test_another_format_version(path):
         file.attrs["format_version"] = 2
     with pytest.raises(CaptionerError, match="format version 2"):
         ImageStore.open(path)
+
+
+def test_writing_and_fingerprinting_need_little_memory(tmp_path):
+    """100 MB of pictures within 20 MB of objects."""
+    piece, count = bytes(1_000_000), 100
+    tracemalloc.start()
+    try:
+        create_images(tmp_path / "a.h5", np.arange(count), np.ones((count, 2)), np.full(count, len(piece)), (piece[:] for _ in range(count)))
+        store = ImageStore.open(tmp_path / "a.h5")
+        assert store.content_fingerprint() == store.fingerprint
+        assert tracemalloc.get_traced_memory()[1] < 20_000_000
+    finally:
+        tracemalloc.stop()
