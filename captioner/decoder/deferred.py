@@ -6,11 +6,31 @@ steps' inputs X and output gradients G stacked it is one product, G^T X.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Sequence
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+
+class _Stack:
+    """Inputs (R, M) and output gradients (R, N) of all calls, filled by their backward passes."""
+
+    def __init__(self, rows: int, weight: Tensor) -> None:
+        self.rows, self.used = rows, 0
+        self.weight = weight.detach()
+        self.inputs: Tensor | None = None
+        self.gradients: Tensor | None = None
+
+    def open(self) -> None:
+        if self.inputs is None:
+            self.inputs = self.weight.new_empty(self.rows, self.weight.shape[1])
+            self.gradients = self.weight.new_empty(self.rows, self.weight.shape[0])
+
+    def close(self) -> tuple[Tensor, Tensor]:
+        filled = self.inputs[: self.used], self.gradients[: self.used]
+        self.inputs = self.gradients = None
+        return filled
 
 
 class DeferredLinear:
@@ -19,49 +39,55 @@ class DeferredLinear:
     Args:
         weight: W, (N, M).
         bias: b, (N,); None where every call brings its own term ``add`` (B, N) instead.
+        rows: the sum of B over all calls, at most.
+        columns: sizes of the blocks, N in all, that a call returns.
 
-    Backpropagate through everything that was computed with it at once: gradients with respect to a part of the graph, with the
-    graph retained, would leave the rest waiting for the next backward pass.
+    Backpropagate through everything that was computed with it at once: a backward pass through a part of the calls would leave
+    the other rows of the stack unfilled.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
-        self._waiting: list[tuple[Tensor, Tensor]] = []
-        self._weight, self._bias = weight.detach(), None if bias is None else bias.detach()
-        self._anchor = _Anchor.apply(weight, bias, self._waiting)
+    def __init__(self, weight: Tensor, bias: Tensor | None, rows: int, columns: Sequence[int]) -> None:
+        self._stack, self._columns = _Stack(rows, weight), tuple(columns)
+        self._bias = None if bias is None else bias.detach()
+        self._anchor = _Anchor.apply(weight, bias, self._stack)
 
-    def __call__(self, x: Tensor, add: Tensor | None = None) -> Tensor:
-        """x (B, M) and, without a bias, add (B, N) -> (B, N)."""
-        return _Product.apply(x, add, self._anchor, self._weight, self._bias, self._waiting)
+    def __call__(self, x: Tensor, add: Tensor | None = None) -> tuple[Tensor, ...]:
+        """x (B, M) and, without a bias, add (B, N) -> blocks of columns, (B, N) in all."""
+        first = self._stack.used
+        self._stack.used += len(x)
+        return _Product.apply(x, add, self._anchor, self._bias, self._stack, first, self._columns)
 
 
 class _Anchor(torch.autograd.Function):
     """Stands before every product in the graph, so its backward pass runs after all of theirs."""
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, bias: Tensor | None, waiting: list[tuple[Tensor, Tensor]]) -> Tensor:
-        ctx.waiting, ctx.has_bias = waiting, bias is not None
+    def forward(ctx: Any, weight: Tensor, bias: Tensor | None, stack: _Stack) -> Tensor:
+        ctx.stack, ctx.has_bias = stack, bias is not None
         return weight.new_zeros(())
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, _: Tensor) -> tuple[Tensor | None, ...]:
-        inputs, gradients = zip(*ctx.waiting)
-        ctx.waiting.clear()
-        gradient = torch.cat(gradients)  # (sum of B, N)
-        return gradient.t() @ torch.cat(inputs), gradient.sum(0) if ctx.has_bias else None, None
+        inputs, gradients = ctx.stack.close()
+        return gradients.t() @ inputs, gradients.sum(0) if ctx.has_bias else None, None
 
 
 class _Product(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, add: Tensor | None, anchor: Tensor, weight: Tensor, bias: Tensor | None, waiting: list) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.waiting, ctx.adds = waiting, add is not None
-        return torch.addmm(bias if add is None else add, x, weight.t())
+    def forward(ctx: Any, x: Tensor, add: Tensor | None, anchor: Tensor, bias: Tensor | None, stack: _Stack, first: int, columns: tuple[int, ...]) -> Any:
+        ctx.save_for_backward(x)
+        ctx.stack, ctx.first, ctx.columns, ctx.adds = stack, first, columns, add is not None
+        return torch.addmm(bias if add is None else add, x, stack.weight.t()).split(columns, 1)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        gradient = gradient.contiguous()
-        ctx.waiting.append((x.detach(), gradient))  # detached: a graph that holds itself is never freed
-        return gradient @ weight, gradient if ctx.adds else None, gradient.new_zeros(()), None, None, None
+    def backward(ctx: Any, *blocks: Tensor) -> tuple[Tensor | None, ...]:
+        (x,) = ctx.saved_tensors
+        ctx.stack.open()
+        rows = slice(ctx.first, ctx.first + len(x))
+        ctx.stack.inputs[rows] = x
+        gradient = ctx.stack.gradients[rows]
+        for part, block in zip(gradient.split(ctx.columns, 1), blocks):
+            part.copy_(block)
+        return gradient @ ctx.stack.weight, gradient if ctx.adds else None, gradient.new_zeros(()), None, None, None, None

@@ -123,14 +123,16 @@ class CaptionDecoder(nn.Module):
         word = self.dropout(self.embedding(packing.inputs))  # (M, D)
         words = self.word(word).split([step.rows for step in packing.steps])  # (B_t, gates * H) each
         state = [tensor.index_select(0, packing.row_image) for tensor in self._initial(memory)]  # (B, H) each
-        recurrent, entry = DeferredLinear(self.recurrent.weight, self.recurrent.bias), DeferredLinear(self.context.weight)
+        recurrent = DeferredLinear(self.recurrent.weight, self.recurrent.bias, len(word), self._columns)
+        entry = DeferredLinear(self.context.weight, None, len(word), self._columns[-1:])
         outputs, contexts, attention = [], [], []
         for step, word_part in zip(packing.steps, words):
             state = [tensor[: step.rows] for tensor in state]
-            query, gate, hidden = recurrent(state[0]).split(self._columns, 1)
+            query, gate, hidden = recurrent(state[0])
             context, weights = self._attend(query, memory, step)
             context = context * torch.sigmoid(gate)  # (B_t, E)
-            state = self.cell.combine(entry(context, word_part), hidden, state)
+            (inputs,) = entry(context, word_part)
+            state = self.cell.combine(inputs, hidden, state)
             outputs.append(state[0])
             contexts.append(context)
             attention.append(weights)

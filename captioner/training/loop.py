@@ -18,8 +18,9 @@ from captioner.parameters import TrainParameters
 from captioner.progress import Progress
 from captioner.training.batches import BatchLoader, epoch_batches, ordered_batches
 from captioner.training.checkpoint import load_state, optimizer_tensors, restore_optimizer, save_state
-from captioner.training.loss import attention_coverage, correct_tokens, summed_cross_entropy
+from captioner.training.loss import correct_tokens, summed_cross_entropy
 from captioner.training.schedule import Patience, Plateau
+from captioner.training.step import build_optimizer, training_step
 
 _VALIDATION_CAPTIONS = 320  # in a batch; decides the last bits of the validation figures, so it is no parameter of the machine
 _STEPS_ON_TRUST = 20  # a GPU would wait for the processor at every look at the loss
@@ -50,7 +51,7 @@ class Trainer:
         self.decoder, self.parameters, self.seed, self.views = decoder, parameters, seed, views
         self.train, self.val, self.folder, self.device = train, val, folder, device
         self.checkpoint_seconds = checkpoint_seconds
-        self.optimizer = build_optimizer(decoder, parameters, device)
+        self.optimizer = build_optimizer(decoder, parameters)
         self.plateau = Plateau(parameters.plateau_patience, parameters.plateau_factor)
         self.patience = Patience(parameters.patience)
         self.epoch, self.step, self.loss_sum, self.token_sum = 1, 0, 0.0, 0
@@ -91,7 +92,9 @@ class Trainer:
             self.seconds.append(0.0)
         with Progress(f"train epoch {self.epoch}/{options.epochs}", len(self.train.table), "captions", done) as progress:
             for batch, (features, tokens) in zip(batches[self.step :], self.train.stream(batches[self.step :])):
-                self._update(features, tokens)
+                total, count = training_step(self.decoder, self.optimizer, features.to(self.device, non_blocking=True), tokens, options)
+                self._unread.append(total)
+                self.token_sum += count
                 self.step += 1
                 if self.device.type == "cpu" or len(self._unread) >= _STEPS_ON_TRUST:
                     self._read_losses()
@@ -101,23 +104,6 @@ class Trainer:
                     saved = time.monotonic()
                     stop.raise_if_requested()
         self._read_losses()
-
-    def _update(self, features: Tensor, tokens: Tensor) -> None:
-        """One step of the optimiser on features (I, P, C) and tokens (I, K, T + 1)."""
-        options = self.parameters
-        outputs = self.decoder(features.to(self.device, non_blocking=True), tokens)
-        total = summed_cross_entropy(outputs)
-        count = outputs.targets.numel()
-        loss = total / count
-        if options.doubly_stochastic:
-            loss = loss + options.doubly_stochastic * attention_coverage(outputs)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        if options.clip:
-            torch.nn.utils.clip_grad_norm_((parameter for parameter in self.decoder.parameters() if parameter.requires_grad), options.clip)
-        self.optimizer.step()
-        self._unread.append(total.detach())
-        self.token_sum += count
 
     def _read_losses(self) -> None:
         """Add up the losses of the last steps and refuse one that is not finite, before any state with its update is saved."""
@@ -219,14 +205,3 @@ class Trainer:
         self.plateau.restore(state["plateau"])
         self.patience.restore(state["patience"])
         return True
-
-
-def build_optimizer(decoder: CaptionDecoder, parameters: TrainParameters, device: torch.device) -> torch.optim.Optimizer:
-    """Adam (Kingma and Ba 2015) with two groups: the decoder, then the feature projection."""
-    projection = decoder.projection_parameters()
-    apart = {id(parameter) for parameter in projection}
-    rest = [parameter for parameter in decoder.parameters() if parameter.requires_grad and id(parameter) not in apart]
-    return torch.optim.Adam(
-        [{"params": rest, "lr": parameters.learning_rate}, {"params": projection, "lr": parameters.projection_learning_rate}],
-        fused=device.type in ("cpu", "cuda"),
-    )

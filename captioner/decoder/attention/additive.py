@@ -33,18 +33,27 @@ class AdditiveAttention(nn.Module):
 
 
 class _TanhScores(torch.autograd.Function):
-    """v . tanh(key + query) with one buffer of size (I, K, P, A), written in place; four passes over it backward instead of seven."""
+    """v . tanh(key + query), with nothing of size (I, K, P, A) kept for the backward pass.
+
+    The sum and its tanh are computed twice in a buffer that stays in the processor's cache; keeping them for every step is slower,
+    because they would be the step's largest tensors and come back from main memory.
+    """
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, keys: Tensor, score: Tensor) -> Tensor:
-        units = torch.add(keys.unsqueeze(1), query.unsqueeze(2)).tanh_()  # (I, K, P, A)
-        ctx.save_for_backward(units, score)
-        return units @ score  # (I, K, P)
+        ctx.save_for_backward(query, keys, score)
+        return _units(query, keys) @ score  # (I, K, P)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        units, score = ctx.saved_tensors
+        query, keys, score = ctx.saved_tensors
+        units = _units(query, keys)
         score_gradient = gradient.reshape(-1) @ units.view(-1, units.shape[-1])  # (A,)
-        slope = torch.ops.aten.tanh_backward(gradient.unsqueeze(-1), units)  # (I, K, P, A): gradient * (1 - units^2)
-        return slope.sum(2) * score, slope.sum(1) * score, score_gradient
+        torch.ops.aten.tanh_backward.grad_input(gradient.unsqueeze(-1), units, grad_input=units)  # (I, K, P, A): gradient * (1 - units^2)
+        return units.sum(2) * score, units.sum(1) * score, score_gradient
+
+
+def _units(query: Tensor, keys: Tensor) -> Tensor:
+    """tanh(key + query): (I, K, A), (I, P, A) -> (I, K, P, A)."""
+    return torch.add(keys.unsqueeze(1), query.unsqueeze(2)).tanh_()

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Sequence
+from typing import Any, Sequence
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 
 class Cell:
@@ -16,8 +17,34 @@ class Cell:
 
     def combine(self, inputs: Tensor, hidden: Tensor, state: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Input part and hidden part (B, 3H), state (h,) of (B, H) -> (h',)."""
-        (h,) = state
-        size = h.shape[-1]
-        reset, update = torch.sigmoid(inputs[:, : 2 * size] + hidden[:, : 2 * size]).split(size, 1)  # (B, H) each
-        new = torch.tanh(torch.addcmul(inputs[:, 2 * size :], reset, hidden[:, 2 * size :]))
-        return (torch.lerp(new, h, update),)
+        return (_Combine.apply(inputs, hidden, *state),)
+
+
+class _Combine(torch.autograd.Function):
+    """Written out because autograd would build each gradient (B, 3H) from zero-filled pieces."""
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, hidden: Tensor, h: Tensor) -> Tensor:
+        size = h.shape[1]
+        gates = (inputs[:, : 2 * size] + hidden[:, : 2 * size]).sigmoid_()  # (B, 2H)
+        reset, update = gates.split(size, 1)
+        product = hidden[:, 2 * size :]
+        new = torch.addcmul(inputs[:, 2 * size :], reset, product).tanh_()
+        ctx.save_for_backward(gates, product, new, h)
+        return torch.lerp(new, h, update)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        gates, product, new, h = ctx.saved_tensors
+        size = h.shape[1]
+        reset, update = gates.split(size, 1)
+        h_gradient = gradient * update
+        inputs = torch.empty(len(h), 3 * size, dtype=h.dtype, device=h.device)
+        new_part = inputs[:, 2 * size :]
+        torch.ops.aten.tanh_backward.grad_input(gradient - h_gradient, new, grad_input=new_part)
+        torch.ops.aten.sigmoid_backward.grad_input(new_part * product, reset, grad_input=inputs[:, :size])
+        torch.ops.aten.sigmoid_backward.grad_input(gradient * (h - new), update, grad_input=inputs[:, size : 2 * size])
+        hidden = inputs.clone()
+        hidden[:, 2 * size :] *= reset
+        return inputs, hidden, h_gradient

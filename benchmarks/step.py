@@ -1,0 +1,154 @@
+"""One training step of the soft-attention LSTM, against a textbook loop and against the ceiling that its large products set.
+
+    python -m benchmarks.step [--threads N] [--repeats R] [--profile]
+
+Both decoders see the same 80 captions of 16 pictures: 49x2048 features, a vocabulary of 9,500 words, 512 hidden units, lengths of 9 to 19
+words. The ceiling is the vocabulary layer with its loss, the feature projection and the optimiser alone, forward and backward.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Callable
+
+import click
+import torch
+from torch import Tensor
+
+from benchmarks.report import measure, print_results, result
+from benchmarks.textbook_decoder import TextbookDecoder, textbook_step
+from captioner.decoder import CaptionDecoder, DecoderConfig, build_decoder
+from captioner.decoder.packing import Packing
+from captioner.device import prepare_device
+from captioner.parameters import TrainParameters
+from captioner.training.step import build_optimizer, training_step
+from captioner.vocabulary.vocabulary import END, START
+
+TEXTBOOK_TARGET, CEILING_TARGET = 5.0, 0.5
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What the issue of the benchmark fixes."""
+
+    images: int = 16
+    captions: int = 5
+    positions: int = 49
+    channels: int = 2048
+    vocabulary: int = 9500
+    hidden: int = 512
+    shortest: int = 9
+    longest: int = 19
+
+
+def make_batch(sizes: Sizes, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Features (I, P, C) float16 and tokens (I, K, T + 1), always the same."""
+    generator = torch.Generator().manual_seed(0)
+    features = torch.rand(sizes.images, sizes.positions, sizes.channels, generator=generator).half()
+    tokens = torch.zeros(sizes.images, sizes.captions, sizes.longest + 2, dtype=torch.int64)
+    lengths = torch.randint(sizes.shortest, sizes.longest + 1, (sizes.images, sizes.captions), generator=generator)
+    for row, length in zip(tokens.flatten(0, 1), lengths.flatten().tolist()):
+        row[0], row[length + 1] = START, END
+        row[1 : length + 1] = torch.randint(4, sizes.vocabulary, (length,), generator=generator)
+    return features.to(device), tokens
+
+
+def our_step(sizes: Sizes, device: torch.device, decoder_name: str = "lstm") -> tuple[Callable[[], int], CaptionDecoder]:
+    """The program's own training step; the function returns how many captions it did."""
+    torch.manual_seed(0)
+    options = TrainParameters(hidden_size=sizes.hidden)
+    config = DecoderConfig(
+        decoder_name, "soft", sizes.vocabulary, 50, sizes.channels, sizes.positions, options.feature_size, options.hidden_size, options.attention_size,
+    )  # fmt: skip
+    decoder = build_decoder(config).to(device).train()
+    optimizer = build_optimizer(decoder, options)
+    features, tokens = make_batch(sizes, device)
+
+    def step() -> int:
+        total, _ = training_step(decoder, optimizer, features, tokens, options)
+        total.item()
+        return sizes.images * sizes.captions
+
+    return step, decoder
+
+
+def textbook(sizes: Sizes, device: torch.device) -> Callable[[], int]:
+    """The textbook loop on the same batch, default Adam."""
+    torch.manual_seed(0)
+    options = TrainParameters()
+    decoder = TextbookDecoder(sizes.vocabulary, 50, sizes.channels, sizes.hidden, options.attention_size).to(device).train()
+    optimizer = torch.optim.Adam([parameter for parameter in decoder.parameters() if parameter.requires_grad])
+    features, tokens = make_batch(sizes, device)
+    tokens = tokens.to(device)
+
+    def step() -> int:
+        textbook_step(decoder, optimizer, features, tokens).item()
+        return sizes.images * sizes.captions
+
+    return step
+
+
+def ceiling(sizes: Sizes, device: torch.device) -> Callable[[], int]:
+    """Vocabulary layer and loss over the real tokens, feature projection, and the optimiser over every parameter."""
+    options = TrainParameters(hidden_size=sizes.hidden)
+    _, decoder = our_step(sizes, device)
+    optimizer = build_optimizer(decoder, options)
+    features, tokens = make_batch(sizes, device)
+    targets = Packing.of(tokens, device).targets
+    hidden = torch.randn(len(targets), sizes.hidden, device=device, requires_grad=True)
+    upstream = torch.randn(sizes.images, sizes.positions, options.feature_size, device=device)
+    for parameter in decoder.parameters():
+        parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+
+    def step() -> int:
+        for layer in (decoder.vocabulary, decoder.projection):
+            layer.zero_grad(set_to_none=True)
+        hidden.grad = None
+        values = decoder.projection(features.float())
+        loss = torch.nn.functional.cross_entropy(decoder.vocabulary(hidden), targets, reduction="sum")
+        torch.autograd.backward([loss / len(targets), values], [None, upstream])
+        optimizer.step()
+        loss.item()
+        return sizes.images * sizes.captions
+
+    return step
+
+
+def run(sizes: Sizes, device: torch.device, repeats: int) -> list[dict]:
+    """Measure all three in turn."""
+    ours, _ = our_step(sizes, device)
+    rates = measure({"ours": ours, "textbook": textbook(sizes, device), "ceiling": ceiling(sizes, device)}, repeats)
+    facts = {"threads": torch.get_num_threads(), "device": str(device)}
+    return [
+        result("training step / textbook loop", rates["ours"], rates["textbook"], TEXTBOOK_TARGET, "captions/s", **facts),
+        result("training step / ceiling", rates["ours"], rates["ceiling"], CEILING_TARGET, "captions/s", **facts),
+    ]
+
+
+def profile(sizes: Sizes, device: torch.device, steps: int = 10) -> str:
+    """Where a step's time goes, as torch.profiler's table of operators by their own time."""
+    step, _ = our_step(sizes, device)
+    step()
+    activities = [torch.profiler.ProfilerActivity.CPU] + ([torch.profiler.ProfilerActivity.CUDA] if device.type == "cuda" else [])
+    with torch.profiler.profile(activities=activities) as profiler:
+        for _ in range(steps):
+            step()
+    return profiler.key_averages().table(sort_by="self_cuda_time_total" if device.type == "cuda" else "self_cpu_time_total", row_limit=25, max_name_column_width=50)
+
+
+@click.command(help=__doc__)
+@click.option("--threads", default=0, help="threads of arithmetic; 0: all cores")
+@click.option("--repeats", default=7, help="rounds")
+@click.option("--device", default="cpu")
+@click.option("--profile", "profiled", is_flag=True, help="also print where the time goes")
+@click.option("--small", is_flag=True, help="tiny sizes, to try the benchmark itself")
+def main(threads: int, repeats: int, device: str, profiled: bool, small: bool) -> None:
+    chosen = prepare_device(device, threads)
+    sizes = Sizes(4, 2, 9, 32, 50, 16, 3, 6) if small else Sizes()
+    if profiled:
+        print(profile(sizes, chosen))
+    print_results(run(sizes, chosen, repeats))
+
+
+if __name__ == "__main__":
+    main()
