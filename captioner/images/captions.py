@@ -87,7 +87,9 @@ class CaptionSet:
         try:
             return self._images[image_id]
         except KeyError:
-            raise CaptionerError(f"{self.path}: no image with id {image_id}; images, features and captions must be of one download") from None
+            raise CaptionerError(
+                f"{self.path}: no image with id {image_id}; images, features and captions must be of one download"
+            ) from None
 
 
 def write_captions(path: str | Path, images: Sequence[dict[str, Any]], annotations: Iterable[dict[str, Any]], info: dict[str, Any]) -> None:

@@ -24,6 +24,7 @@ __all__ = ["FetchFailure", "fetch", "fetch_many"]
 
 # An attempt that brought this many bytes starts the count of attempts anew: 19 GB over a poor line may break a hundred times.
 PROGRESS_BYTES = 1 << 20
+_LARGE = 1 << 30  # bytes from which a checksum takes long enough to say so
 
 
 def fetch(
@@ -77,7 +78,7 @@ def fetch(
             if target.exists() and not file_fault(target, size, md5, sha256):  # another process finished it before we got the lock
                 partial.discard()
                 return target
-            job = _Download(partial, size, md5 or sha256 or "", timeout, label, check)
+            job = _Download(partial, size, bool(md5 or sha256), timeout, label, check)
             started_afresh = False
             while True:
                 _download(job, retries, backoff, remedy)
@@ -105,21 +106,25 @@ def file_fault(path: Path, size: int | None, md5: str | None, sha256: str | None
     wanted = {name: digest.lower() for name, digest in (("md5", md5), ("sha256", sha256)) if digest}
     if not wanted:
         return ""
+    if found > _LARGE:
+        click.echo(f"{path.name}: checking {' and '.join(wanted)} of {found / 1e6:,.0f} MB", err=True)
     digests = {name: hashlib.new(name) for name in wanted}
     with open(path, "rb") as file:
         while block := file.read(1 << 20):
             for digest in digests.values():
                 digest.update(block)
-    faults = [f"{name} {digest.hexdigest()} instead of {wanted[name]}" for name, digest in digests.items() if digest.hexdigest() != wanted[name]]
-    return " and ".join(faults)
+    got = {name: digest.hexdigest() for name, digest in digests.items()}
+    return " and ".join(f"{name} {got[name]} instead of {wanted[name]}" for name in wanted if got[name] != wanted[name])
 
 
 class _Download:
     """One partial file on its way to being whole: an attempt is one call of ``attempt``."""
 
-    def __init__(self, partial: PartialFile, size: int | None, checksum: str, timeout: float, label: str, check: Callable[[], None]) -> None:
-        self.partial, self.size, self.timeout, self.label, self.check = partial, size, timeout, label, check
-        self.checksum_known = bool(checksum)
+    def __init__(
+        self, partial: PartialFile, size: int | None, checksum_known: bool, timeout: float, label: str, check: Callable[[], None]
+    ) -> None:
+        self.partial, self.size, self.checksum_known = partial, size, checksum_known
+        self.timeout, self.label, self.check = timeout, label, check
 
     @property
     def total(self) -> int | None:
@@ -173,8 +178,9 @@ class _Download:
     def _append(self, response: "requests.Response") -> None:
         partial, total = self.partial, self.total
         free = shutil.disk_usage(partial.path.parent).free
-        if total is not None and total - partial.length > free:
-            raise CaptionerError(f"{partial.path.parent}: {free / 1e6:,.0f} MB are free but {partial.url} needs {(total - partial.length) / 1e6:,.0f} MB more; "
+        need = total - partial.length if total is not None else 0
+        if need > free:
+            raise CaptionerError(f"{partial.path.parent}: {free / 1e6:,.0f} MB are free but {partial.url} needs {need / 1e6:,.0f} MB more; "
                                  "free the disk or set runtime.download_cache to another folder")
         unit, scale = ("MB", 10**6) if (total or 0) >= 10**7 else ("bytes", 1)
         with Progress(self.label, (total or 0) // scale, unit, partial.length // scale) as progress:
@@ -216,8 +222,8 @@ def _download(job: _Download, retries: int, backoff: float, remedy: str) -> None
                 failures += 1
                 if failures >= retries:
                     total = f" of {job.total:,}" if job.total is not None else ""
-                    raise CaptionerError(f"{partial.url}: {error} (attempt {failures} of {retries}); {partial.length:,}{total} bytes are kept and the "
-                                         f"next run goes on from there; or {remedy}") from error
+                    raise CaptionerError(f"{partial.url}: {error} (attempt {failures} of {retries}); {partial.length:,}{total} bytes are kept "
+                                         f"and the next run goes on from there; or {remedy}") from error
                 delay = delay_before(failures + 1, backoff, error.retry_after)
                 click.echo(f"{job.label}: {error}; attempt {failures + 1} of {retries} in {delay:.1f} s", err=True)
             pause(delay, job.check)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -98,7 +98,9 @@ def fetch_many(
         stopped.set()
 
 
-def _fetch_one(session: "requests.Session", url: str, retries: int, timeout: float, max_bytes: int, backoff: float, check) -> bytes | FetchFailure:
+def _fetch_one(
+    session: "requests.Session", url: str, retries: int, timeout: float, max_bytes: int, backoff: float, check: Callable[[], None]
+) -> bytes | FetchFailure:
     for attempt in range(1, retries + 1):
         try:
             return _attempt(session, url, timeout, max_bytes, check)
@@ -112,7 +114,7 @@ def _fetch_one(session: "requests.Session", url: str, retries: int, timeout: flo
     raise ValueError(f"retries must be at least 1, not {retries}")
 
 
-def _attempt(session: "requests.Session", url: str, timeout: float, max_bytes: int, check) -> bytes:
+def _attempt(session: "requests.Session", url: str, timeout: float, max_bytes: int, check: Callable[[], None]) -> bytes:
     deadline = time.monotonic() + _TIMEOUTS_PER_ATTEMPT * timeout
     with get(session, url, timeout) as response:
         if response.status_code != 200:

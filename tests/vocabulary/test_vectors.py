@@ -20,7 +20,9 @@ TEXT = "the 0.5 -1 2e-1\nof 1 2 3\nat name@domain.com 7 8 9\n1 4 5 6\nthe 9 9 9\
 ROWS = {"the": [0.5, -1, 0.2], "of": [1, 2, 3], "at name@domain.com": [7, 8, 9], "1": [4, 5, 6], "é": [0.25, 0, 1]}
 
 
-def load(source: object, words: list[str], dimension: int = 3, cache: Path = Path("nowhere"), **options: object) -> tuple[np.ndarray, np.ndarray]:
+def load(
+    source: object, words: list[str], dimension: int = 3, cache: Path = Path("nowhere"), **options: object
+) -> tuple[np.ndarray, np.ndarray]:
     return load_vectors(str(source), dimension, words, download_cache=cache, retries=2, timeout=0.3, **options)
 
 
@@ -187,7 +189,8 @@ def test_official_archive_over_the_network(http_server, tmp_path):
     url = http_server.add("/glove.6B.zip", data, faults=[Reset(0.5), Status(503, {"Retry-After": "0"})])
     manifest = tmp_path / "glove.yaml"
     manifest.write_text(
-        f"dimensions: [3, 50]\narchive: {{url: '{url}', file: glove.6B.zip, size: {len(data)}, sha256: {hashlib.sha256(data).hexdigest()}}}\n"
+        f"dimensions: [3, 50]\narchive: {{url: '{url}', file: glove.6B.zip, size: {len(data)}, "
+        f"sha256: {hashlib.sha256(data).hexdigest()}}}\n"
     )
     options = {"cache": tmp_path / "cache", "manifest": manifest}
     with pytest.raises(CaptionerError, match="or set vocab.vectors to a local glove.6B.zip"):
