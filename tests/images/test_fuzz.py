@@ -129,7 +129,7 @@ def test_parameters(tmp_path: Path):
     content = {"seed": 1, "dataset": "scenes", "train": {"epochs": 3, "dropout": 0.5}, "evaluate": {"beam_sizes": [1, 3]}}
     content["extract"] = {"grid": 7}
     text = b"seed: 1\ndataset: scenes\ntrain:\n  epochs: 3\n  dropout: 0.5\nevaluate:\n  beam_sizes: [1, 3]\n"
-    for _ in range(150):
+    for _ in range(80):
         changed = mutated(content, generator)
         expect_one_line(lambda: parse_parameters(changed))
         path.write_bytes(mutated_bytes(text, generator))
