@@ -100,9 +100,9 @@ class Vocabulary:
         if content.get("format_version") != FORMAT_VERSION:
             raise CaptionerError(f"{source}: vocabulary format {content.get('format_version')!r}, this program reads {FORMAT_VERSION}; {remedy}")
         words, counts = content["words"], content.get("counts", [0] * len(content["words"]))
-        strange = next((word for word in words if not isinstance(word, str)), None)
-        if strange is not None:
-            raise CaptionerError(f"{source}: the word {strange!r} is no text; {remedy}")
+        strange = [word for word in words if not isinstance(word, str)]
+        if strange:
+            raise CaptionerError(f"{source}: the word {strange[0]!r} is no text; {remedy}")
         if not isinstance(counts, list) or not all(isinstance(count, int) for count in counts):
             raise CaptionerError(f"{source}: 'counts' is no list of whole numbers; {remedy}")
         max_length = content.get("max_length")

@@ -80,6 +80,7 @@ GOOD = {"format_version": 1, "words": [*SPECIALS, "a"], "counts": [0, 0, 0, 0, 1
         ("{}", "no vocabulary"),
         (json.dumps({**GOOD, "format_version": 99}), "format 99"),
         (json.dumps({**GOOD, "words": [*SPECIALS, 5]}), "5 is no text"),
+        (json.dumps({**GOOD, "words": [*SPECIALS, None]}), "None is no text"),
         (json.dumps({**GOOD, "words": ["a", *SPECIALS]}), "first words"),
         (json.dumps({**GOOD, "words": [*SPECIALS, "a", "a"], "counts": [0] * 6}), "'a' stands in it twice"),
         (json.dumps({**GOOD, "counts": [1]}), "5 words but 1 counts"),
