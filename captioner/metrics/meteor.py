@@ -73,7 +73,11 @@ class Meteor:
             return self._score(references, candidates)
         except (OSError, ValueError, EOFError) as error:
             if self._late:
-                raise CaptionerError(f"{NAME}: not done after {time_limit:.0f} s for {len(candidates)} captions; free the machine's processors and run again") from None
+                longest = max((text.count(" ") + 1 for text in candidates), default=0)
+                raise CaptionerError(
+                    f"{NAME}: not done after {time_limit:.0f} s for {len(candidates)} captions, the longest of {longest:,} words; "
+                    "shorten captions of thousands of words, or free the machine's processors and run again"
+                ) from None
             self._process.kill()
             status = self._process.wait()
             self._errors.seek(0)
