@@ -8,7 +8,6 @@ convolution is followed by batch normalisation while training, and folded into p
 from __future__ import annotations
 
 import multiprocessing
-import sys
 import time
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from torch.nn import functional as F
 
 from captioner.errors import CaptionerError
 from captioner.features.bundled import ENCODER, weights_path
+from captioner.features.torchvision_compat import torchvision
 from captioner.images import scenes
 
 DATA_SET_SEED = 1  # download.seed: the pictures that the weights must never have seen
@@ -96,33 +96,12 @@ class Trainee(nn.Module):
 
 
 def _torchvision_features() -> nn.Sequential:
-    features = _import_torchvision().models.squeezenet1_1(weights=None).features
+    features = torchvision.models.squeezenet1_1(weights=None).features
     for module in features.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
             nn.init.zeros_(module.bias)
     return features
-
-
-def _import_torchvision():
-    """torchvision's models, also where a CPU-only torch meets the registry's build of torchvision."""
-    try:
-        import torchvision
-    except RuntimeError as error:
-        if "torchvision::" not in str(error):
-            raise
-        # That build's operators cannot load there and its import only needs their names.
-        library = torch.library.Library("torchvision", "FRAGMENT")
-        for name in ("nms", "qnms"):
-            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        _LIBRARIES.append(library)
-        for module in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
-            del sys.modules[module]
-        import torchvision
-    return torchvision
-
-
-_LIBRARIES: list = []  # a definition lasts as long as its library object
 
 
 class _Normed(nn.Sequential):
