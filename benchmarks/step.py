@@ -22,6 +22,7 @@ from captioner.decoder.packing import Packing
 from captioner.device import prepare_device
 from captioner.parameters import TrainParameters
 from captioner.training.step import build_optimizer, training_step
+from captioner.training.vocabulary_loss import vocabulary_loss
 from captioner.vocabulary.vocabulary import END, START
 
 TEXTBOOK_TARGET, CEILING_TARGET = 5.0, 0.5
@@ -105,8 +106,8 @@ def ceiling(sizes: Sizes, device: torch.device) -> Callable[[], int]:
             layer.zero_grad(set_to_none=True)
         hidden.grad = None
         values = decoder.projection(features.float())
-        loss = torch.nn.functional.cross_entropy(decoder.vocabulary(hidden), targets, reduction="sum")
-        torch.autograd.backward([loss / len(targets), values], [None, upstream])
+        loss, _ = vocabulary_loss(decoder.vocabulary, hidden, targets, 1 / len(targets))
+        torch.autograd.backward([loss, values], [None, upstream])
         optimizer.step()
         loss.item()
         return sizes.images * sizes.captions

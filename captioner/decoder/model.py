@@ -4,7 +4,7 @@ For a grid of features a and words y, with h(-1), c(-1) = tanh(W mean a):
 
     z(t)   = attention(a, h(t-1)) * sigmoid(W h(t-1))                 gated context, section 3.1.2 and 4.2.1
     h(t)   = cell([y(t-1), z(t)], h(t-1))
-    o(t)   = tanh(W [h(t), z(t), y(t-1)])                             deep output, equation 7
+    o(t)   = h(t) + W z(t) + W y(t-1)                                 deep output, equation 7; its matrix on h is part of the next
     logits = W o(t)
 
 Features are projected to E dimensions first, and every grid cell has a learned position. The three products of h(t-1) (the
@@ -24,6 +24,7 @@ from captioner.decoder.attention import build_attention
 from captioner.decoder.cells import build_cell
 from captioner.decoder.config import DecoderConfig
 from captioner.decoder.deferred import DeferredLinear
+from captioner.decoder.dropout import Dropout
 from captioner.decoder.memory import Memory, State, TeacherForced
 from captioner.decoder.packing import PackedStep, Packing
 
@@ -56,13 +57,14 @@ class CaptionDecoder(nn.Module):
         self.attention = build_attention(config.attention, width, config.attention_size)
         self.initial = nn.Linear(width, self.cell.states * size)
         columns = self.cell.gates * size
-        self.word = nn.Linear(config.embedding_size, columns)
-        self.context = nn.Linear(width, columns, bias=False)  # the word's part has a bias
+        self.word = nn.Linear(config.embedding_size, columns)  # into the cell
+        self.context = nn.Linear(width, columns, bias=False)  # into the cell, where the word's part has a bias
         self._columns = (self.attention.query_size, width, columns)
         self.recurrent = nn.Linear(size, sum(self._columns))  # rows: query, gate of the context, cell
-        self.output = nn.Linear(size + width + config.embedding_size, size)
+        self.output_word = nn.Linear(config.embedding_size, size, bias=False)
+        self.output_context = nn.Linear(width, size, bias=False)
         self.vocabulary = nn.Linear(size, config.vocabulary_size)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         for block in self.recurrent.weight.data[-columns:].split(size):
             nn.init.orthogonal_(block)
 
@@ -121,17 +123,16 @@ class CaptionDecoder(nn.Module):
         packing = Packing.of(tokens, self.vocabulary.weight.device)
         memory = self.encode(features).select(packing.image_order)
         word = self.dropout(self.embedding(packing.inputs))  # (M, D)
-        words = self.word(word).split([step.rows for step in packing.steps])  # (B_t, gates * H) each
         state = [tensor.index_select(0, packing.row_image) for tensor in self._initial(memory)]  # (B, H) each
         recurrent = DeferredLinear(self.recurrent.weight, self.recurrent.bias, len(word), self._columns)
-        entry = DeferredLinear(self.context.weight, None, len(word), self._columns[-1:])
+        entry = DeferredLinear(self.context.weight, self.word(word), len(word), self._columns[-1:])
         outputs, contexts, attention = [], [], []
-        for step, word_part in zip(packing.steps, words):
+        for step in packing.steps:
             state = [tensor[: step.rows] for tensor in state]
             query, gate, hidden = recurrent(state[0])
             context, weights = self._attend(query, memory, step)
             context = context * torch.sigmoid(gate)  # (B_t, E)
-            (inputs,) = entry(context, word_part)
+            (inputs,) = entry(context)
             state = self.cell.combine(inputs, hidden, state)
             outputs.append(state[0])
             contexts.append(context)
@@ -156,4 +157,4 @@ class CaptionDecoder(nn.Module):
 
     def _output(self, h: Tensor, context: Tensor, word: Tensor) -> Tensor:
         """The vocabulary layer's input (M, H) from h (M, H), gated context (M, E) and word (M, D)."""
-        return self.dropout(torch.tanh(self.output(torch.cat([h, context, word], 1))))
+        return self.dropout(h + self.output_context(context) + self.output_word(word))

@@ -1,12 +1,12 @@
-"""What training minimises: masked cross entropy, and the doubly stochastic penalty of soft attention."""
+"""Figures of a batch of predictions: cross entropy, token accuracy, and the doubly stochastic penalty of soft attention."""
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from captioner.decoder import TeacherForced
+from captioner.decoder.packing import Packing
 
 
 def summed_cross_entropy(outputs: TeacherForced) -> Tensor:
@@ -19,9 +19,12 @@ def correct_tokens(outputs: TeacherForced) -> Tensor:
     return (outputs.logits.argmax(-1) == outputs.targets).sum()
 
 
-def attention_coverage(outputs: TeacherForced) -> Tensor:
-    """Mean over captions of sum over positions of (1 - sum over steps of the weight)^2; Xu et al. 2015, equation 14."""
-    images, captions, _ = outputs.shape
-    total = outputs.weights.new_zeros(images * captions, outputs.weights.shape[-1]).index_add(0, outputs.caption, outputs.weights)  # (I * K, P)
-    real = torch.zeros(images * captions, dtype=torch.bool, device=total.device).index_fill(0, outputs.caption, True)
-    return ((1 - total[real]) ** 2).sum(-1).mean()
+def attention_coverage(weights: Tensor, packing: Packing) -> Tensor:
+    """Mean over captions of the sum over positions of (1 - sum over steps of the weight)^2; Xu et al. 2015, equation 14.
+
+    Args:
+        weights: (M, P) attention weights of the packed tokens.
+    """
+    images, captions, _ = packing.shape
+    total = weights.new_zeros(images * captions, weights.shape[-1]).index_add(0, packing.caption, weights)  # (I * K, P)
+    return ((1 - total[packing.caption[packing.step == 0]]) ** 2).sum(-1).mean()

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from captioner.decoder import CaptionDecoder
 from captioner.parameters import TrainParameters
-from captioner.training.loss import attention_coverage, summed_cross_entropy
+from captioner.training.loss import attention_coverage
+from captioner.training.vocabulary_loss import vocabulary_loss
 
 
 def build_optimizer(decoder: CaptionDecoder, parameters: TrainParameters) -> torch.optim.Optimizer:
@@ -30,18 +31,17 @@ def training_step(decoder: CaptionDecoder, optimizer: torch.optim.Optimizer, fea
     Returns:
         The batch's cross entropy summed over its tokens, a detached scalar, and how many tokens that is.
     """
-    outputs = decoder(features, tokens)
-    total = summed_cross_entropy(outputs)
-    count = outputs.targets.numel()
-    loss = total / count
+    hidden, weights, packing = decoder.hidden(features, tokens)
+    count = packing.targets.numel()
+    loss, total = vocabulary_loss(decoder.vocabulary, hidden, packing.targets, 1 / count)
     if parameters.doubly_stochastic:
-        loss = loss + parameters.doubly_stochastic * attention_coverage(outputs)
+        loss = loss + parameters.doubly_stochastic * attention_coverage(weights, packing)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     if parameters.clip:
         clip_gradients([parameter for group in optimizer.param_groups for parameter in group["params"]], parameters.clip)
     optimizer.step()
-    return total.detach(), count
+    return total, count
 
 
 def clip_gradients(parameters: list[Tensor], largest: float) -> None:

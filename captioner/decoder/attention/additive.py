@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
+_CACHE_BYTES = 1 << 20  # of a core
 
 
 class AdditiveAttention(nn.Module):
@@ -33,27 +36,46 @@ class AdditiveAttention(nn.Module):
 
 
 class _TanhScores(torch.autograd.Function):
-    """v . tanh(key + query), with nothing of size (I, K, P, A) kept for the backward pass.
+    """v . tanh(key + query), some pictures at a time and with nothing of size (I, K, P, A) kept for the backward pass.
 
-    The sum and its tanh are computed twice in a buffer that stays in the processor's cache; keeping them for every step is slower,
-    because they would be the step's largest tensors and come back from main memory.
+    The sum and its tanh are computed twice, in a buffer that stays in the processor's cache. Keeping them for every step is slower:
+    they would be the step's largest tensors and come back from main memory.
     """
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, keys: Tensor, score: Tensor) -> Tensor:
         ctx.save_for_backward(query, keys, score)
-        return _units(query, keys) @ score  # (I, K, P)
+        scores, buffer = query.new_empty(*query.shape[:2], keys.shape[1]), _buffer(query, keys)
+        for first in range(0, len(query), len(buffer)):
+            part = slice(first, first + len(buffer))
+            torch.matmul(_units(query[part], keys[part], buffer), score, out=scores[part])
+        return scores  # (I, K, P)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         query, keys, score = ctx.saved_tensors
-        units = _units(query, keys)
-        score_gradient = gradient.reshape(-1) @ units.view(-1, units.shape[-1])  # (A,)
-        torch.ops.aten.tanh_backward.grad_input(gradient.unsqueeze(-1), units, grad_input=units)  # (I, K, P, A): gradient * (1 - units^2)
-        return units.sum(2) * score, units.sum(1) * score, score_gradient
+        buffer = _buffer(query, keys)
+        query_gradient, key_gradient, score_gradient = torch.empty_like(query), torch.empty_like(keys), torch.zeros_like(score)
+        for first in range(0, len(query), len(buffer)):
+            part = slice(first, first + len(buffer))
+            units, upstream = _units(query[part], keys[part], buffer), gradient[part]
+            score_gradient += upstream.reshape(-1) @ units.view(-1, units.shape[-1])
+            torch.ops.aten.tanh_backward.grad_input(upstream.unsqueeze(-1), units, grad_input=units)  # gradient * (1 - units^2)
+            torch.sum(units, 2, out=query_gradient[part])
+            torch.sum(units, 1, out=key_gradient[part])
+        return query_gradient.mul_(score), key_gradient.mul_(score), score_gradient
 
 
-def _units(query: Tensor, keys: Tensor) -> Tensor:
-    """tanh(key + query): (I, K, A), (I, P, A) -> (I, K, P, A)."""
-    return torch.add(keys.unsqueeze(1), query.unsqueeze(2)).tanh_()
+def _units(query: Tensor, keys: Tensor, buffer: Tensor) -> Tensor:
+    """tanh(key + query) in the buffer's first rows: (I, K, A), (I, P, A) -> (I, K, P, A)."""
+    return torch.add(keys.unsqueeze(1), query.unsqueeze(2), out=buffer[: len(query)]).tanh_()
+
+
+def _buffer(query: Tensor, keys: Tensor) -> Tensor:
+    """Room (J, K, P, A) for some pictures: what fits into the cores' second caches; on a GPU all."""
+    shape = (query.shape[1], keys.shape[1], keys.shape[2])
+    images = len(query)
+    if query.device.type == "cpu":
+        images = min(images, _CACHE_BYTES * torch.get_num_threads() // (math.prod(shape) * query.element_size()))
+    return query.new_empty(max(1, images), *shape)
