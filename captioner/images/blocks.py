@@ -71,7 +71,11 @@ def read_block(folder: Path, number: int, count: int) -> list[list[int] | str] |
     try:
         index = json.loads(_index_path(folder, number).read_bytes())
         pictures = index["pictures"]
-        sound = len(pictures) == count and os.path.getsize(bin_path(folder, number)) == index["bytes"] and zlib.crc32(bin_path(folder, number).read_bytes()) == index["crc"]
+        sound = (
+            len(pictures) == count
+            and os.path.getsize(bin_path(folder, number)) == index["bytes"]
+            and zlib.crc32(bin_path(folder, number).read_bytes()) == index["crc"]
+        )
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return pictures if sound else None
@@ -100,9 +104,13 @@ def make_blocks(maker: BlockMaker, jobs: Iterator[tuple[int, list[Source]]], wor
         stop.raise_if_requested()
     except BrokenProcessPool as error:
         stop.raise_if_requested()
-        raise CaptionerError(f"{maker.folder}: a worker process died (out of memory?); run again with fewer: -S runtime.workers=1") from error
+        raise CaptionerError(
+            f"{maker.folder}: a worker process died (out of memory?); run again with fewer: -S runtime.workers=1"
+        ) from error
     except OSError as error:
-        raise CaptionerError(f"{maker.folder}: cannot be written ({error.strerror or error}); free the disk or mend its permissions and run again") from error
+        raise CaptionerError(
+            f"{maker.folder}: cannot be written ({error.strerror or error}); free the disk or mend its permissions and run again"
+        ) from error
     finally:
         if hasattr(jobs, "close"):
             jobs.close()
@@ -136,7 +144,7 @@ def _collect(pending: set[Future], progress: Progress) -> set[Future]:
 
 @contextlib.contextmanager
 def _interrupts_held() -> Iterator[None]:
-    """Processes begun in here never see SIGINT, from their first instruction on: Ctrl-C is the parent's to handle, which keeps its own for later."""
+    """Processes begun in here never see SIGINT: Ctrl-C goes to every process of a terminal, but is this one's to handle (afterwards)."""
     old = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield

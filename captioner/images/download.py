@@ -57,15 +57,19 @@ def download(parameters: DownloadParameters, runtime: RuntimeParameters, dataset
             try:
                 _assemble(plan, parameters, sidecar, folder)
             except OSError as error:
-                raise CaptionerError(f"{folder}: cannot be written ({error.strerror or error}); free the disk or mend its permissions and run again") from error
+                raise CaptionerError(
+                    f"{folder}: cannot be written ({error.strerror or error}); free the disk or mend its permissions and run again"
+                ) from error
             sidecar.finish()
 
 
-def _make_blocks(plan: Plan, parameters: DownloadParameters, runtime: RuntimeParameters, sidecar: Sidecar, stop: StopSignal, label: str) -> None:
+def _make_blocks(
+    plan: Plan, parameters: DownloadParameters, runtime: RuntimeParameters, sidecar: Sidecar, stop: StopSignal, label: str
+) -> None:
     starts = range(0, len(plan.pictures), blocks.BLOCK)
     todo = {}
     for number, start in enumerate(starts):
-        sources = [record.source for record, _ in plan.pictures[start:start + blocks.BLOCK]]
+        sources = [record.source for record, _ in plan.pictures[start : start + blocks.BLOCK]]
         if blocks.read_block(sidecar.folder, number, len(sources)) is None:
             todo[number] = sources
     left = sum(map(len, todo.values()))
@@ -76,10 +80,16 @@ def _make_blocks(plan: Plan, parameters: DownloadParameters, runtime: RuntimePar
         blocks.make_blocks(maker, _fetched(todo, len(plan.pictures), parameters, runtime, stop), workers, stop, progress)
 
 
-def _fetched(todo: dict[int, list[Source]], total: int, parameters: DownloadParameters, runtime: RuntimeParameters,
-             stop: StopSignal) -> Iterator[tuple[int, list[Source]]]:
+def _fetched(
+    todo: dict[int, list[Source]], total: int, parameters: DownloadParameters, runtime: RuntimeParameters, stop: StopSignal
+) -> Iterator[tuple[int, list[Source]]]:
     """The blocks to make; those with pictures on the network once these have arrived, in any order."""
-    wanted = [(number, position, source.url) for number, sources in todo.items() for position, source in enumerate(sources) if isinstance(source, UrlSource)]
+    wanted = [
+        (number, position, source.url)
+        for number, sources in todo.items()
+        for position, source in enumerate(sources)
+        if isinstance(source, UrlSource)
+    ]
     waiting = Counter(number for number, _, _ in wanted)
     for number, sources in todo.items():
         if number not in waiting:
@@ -97,7 +107,9 @@ def _fetched(todo: dict[int, list[Source]], total: int, parameters: DownloadPara
                 todo[number][position] = Absent(f"not fetched: {result.reason}")
                 failures += 1
                 # looked at here already: with the network down, an error after the first hundreds, not after a day
-                check_missing(failures, total, "could not be fetched", "download.source=urls", parameters.max_missing, f"{url}: {result.reason}")
+                check_missing(
+                    failures, total, "could not be fetched", "download.source=urls", parameters.max_missing, f"{url}: {result.reason}"
+                )
             else:
                 todo[number][position] = FetchedSource(result)
             waiting[number] -= 1
@@ -110,20 +122,24 @@ def _fetched(todo: dict[int, list[Source]], total: int, parameters: DownloadPara
 def _check_disk(folder: Path, plan: Plan, parameters: DownloadParameters, left: int) -> None:
     """CaptionerError where blocks still to make and the file made of them will hardly fit."""
     encoded = int(parameters.image_size**2 * 4 / 3 * _JPEG_BYTES_A_PIXEL)
-    stored = [min(record.source.size, encoded) if isinstance(record.source, (FileSource, ZipSource)) else encoded for record, _ in plan.pictures]
+    stored = [
+        min(record.source.size, encoded) if isinstance(record.source, (FileSource, ZipSource)) else encoded for record, _ in plan.pictures
+    ]
     total = sum(stored)
     need = total + total * left // max(len(stored), 1)
     free = shutil.disk_usage(folder).free
     if need > free:
-        raise CaptionerError(f"{folder.parent}: {free / 1e6:,.0f} MB free, about {need / 1e6:,.0f} MB needed while the pictures are stored; "
-                             "free the disk, or take fewer (download.limit) or smaller (download.image_size) pictures")
+        raise CaptionerError(
+            f"{folder.parent}: {free / 1e6:,.0f} MB free, about {need / 1e6:,.0f} MB needed while the pictures are stored; "
+            "free the disk, or take fewer (download.limit) or smaller (download.image_size) pictures"
+        )
 
 
 def _assemble(plan: Plan, parameters: DownloadParameters, sidecar: Sidecar, folder: Path) -> None:
     kept, facts, bad, refetch = [], [], [], set()
     numbers = range(-(-len(plan.pictures) // blocks.BLOCK))
     for number in numbers:
-        part = plan.pictures[number * blocks.BLOCK:(number + 1) * blocks.BLOCK]
+        part = plan.pictures[number * blocks.BLOCK : (number + 1) * blocks.BLOCK]
         pictures = blocks.read_block(sidecar.folder, number, len(part))
         if pictures is None:
             raise CaptionerError(f"{blocks.bin_path(sidecar.folder, number)}: was changed while it was in use; run again")
@@ -137,7 +153,14 @@ def _assemble(plan: Plan, parameters: DownloadParameters, sidecar: Sidecar, fold
                 facts.append(stored)
     skipped = plan.skipped + bad
     try:
-        check_missing(len(bad), len(plan.pictures), "are missing or unreadable", plan.info["dataset"], parameters.max_missing, ": ".join(bad[0]) if bad else "")
+        check_missing(
+            len(bad),
+            len(plan.pictures),
+            "are missing or unreadable",
+            plan.info["dataset"],
+            parameters.max_missing,
+            ": ".join(bad[0]) if bad else "",
+        )
     except CaptionerError:
         for number in refetch:  # the next run tries the network again
             blocks.discard_block(sidecar.folder, number)
@@ -169,7 +192,12 @@ def _write_captions(path: Path, kept: list, sizes: np.ndarray, info: dict[str, A
         for (record, split), (height, width) in zip(kept, sizes)
     ]
     texts = ((record.image_id, caption) for record, _ in kept for caption in record.captions)
-    write_captions(path, images, ({"id": number, "image_id": image_id, "caption": caption} for number, (image_id, caption) in enumerate(texts, 1)), info)
+    write_captions(
+        path,
+        images,
+        ({"id": number, "image_id": image_id, "caption": caption} for number, (image_id, caption) in enumerate(texts, 1)),
+        info,
+    )
     CaptionSet.load(path)
 
 
@@ -184,9 +212,18 @@ def _skipped(rows: list[tuple[str, str]]) -> bytes:
 def _report(dataset: str, kept: list, skipped: int, folder: Path) -> None:
     counts = Counter(split for _, split in kept)
     captions = sum(len(record.captions) for record, _ in kept)
-    click.echo(f"download {dataset}: " + ", ".join(f"{counts[split]:,} {split}" for split in SPLITS) + f" pictures, {captions:,} captions; "
-               + (f"{skipped:,} left out, see {folder / 'skipped.csv'}" if skipped else "none left out"), err=True)
+    click.echo(
+        f"download {dataset}: "
+        + ", ".join(f"{counts[split]:,} {split}" for split in SPLITS)
+        + f" pictures, {captions:,} captions; "
+        + (f"{skipped:,} left out, see {folder / 'skipped.csv'}" if skipped else "none left out"),
+        err=True,
+    )
     if not counts["test"]:
-        click.echo(f"download {dataset}: no test pictures; give a split (download.split, or a column 'split'), or evaluate on validation: -S evaluate.split=val", err=True)
+        click.echo(
+            f"download {dataset}: no test pictures; give a split (download.split, or a column 'split'), or evaluate on validation: -S"
+            " evaluate.split=val",
+            err=True,
+        )
     if not counts["val"]:
         click.echo(f"download {dataset}: no validation pictures; set download.val_share, or give some the split val", err=True)

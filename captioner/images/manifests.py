@@ -76,7 +76,9 @@ def read_manifest(name: str, sources: Path) -> Manifest:
     known = set(Manifest.__dataclass_fields__)
     unknown = sorted(set(content) - known)
     if unknown or content.get("name") != name:
-        raise CaptionerError(f"{path}: {'unknown key ' + unknown[0] if unknown else 'its name is not ' + name}; known keys: {', '.join(sorted(known))}")
+        raise CaptionerError(
+            f"{path}: {'unknown key ' + unknown[0] if unknown else 'its name is not ' + name}; known keys: {', '.join(sorted(known))}"
+        )
     try:
         content["archives"] = {key: Archive(**value) for key, value in content.get("archives", {}).items()}
         content["karpathy"] = Archive(**content["karpathy"]) if content.get("karpathy") else None

@@ -42,9 +42,18 @@ class Zip:
         for info in open_directory(path):
             name = info.filename.replace("\\", "/")
             parts = name.split("/")
-            if info.is_dir() or info.flag_bits & 1 or name.startswith("/") or ".." in parts or "__MACOSX" in parts or not _is_picture(parts[-1]):
+            if (
+                info.is_dir()
+                or info.flag_bits & 1
+                or name.startswith("/")
+                or ".." in parts
+                or "__MACOSX" in parts
+                or not _is_picture(parts[-1])
+            ):
                 continue
-            self._entries[parts[-1]] = ZipSource(str(path), info.header_offset, info.compress_size, info.file_size, info.compress_type, info.CRC)
+            self._entries[parts[-1]] = ZipSource(
+                str(path), info.header_offset, info.compress_size, info.file_size, info.compress_type, info.CRC
+            )
 
     def source(self, name: str, where: str) -> Source:
         """The picture ``name``, or ``Absent``."""
@@ -56,7 +65,7 @@ class Zip:
 
 
 def find_pictures(root: Path, names: Sequence[str]) -> Folder | Zip | None:
-    """The first of ``root/<name>/``, ``root/images/<name>/``, their only subfolder of the same name, or ``root/<name>.zip`` that is there."""
+    """The pictures of the first name for which ``root`` has ``<name>/<name>/``, ``<name>/``, ``images/<name>/`` or ``<name>.zip``."""
     for name in names:
         for folder in (root / name / name, root / name, root / "images" / name):
             if folder.is_dir():
@@ -73,7 +82,9 @@ def open_directory(path: Path) -> list[zipfile.ZipInfo]:
         with zipfile.ZipFile(path) as archive:
             return archive.infolist()
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-        raise CaptionerError(f"{path}: cannot be read as a zip archive ({error}); it may be incomplete: delete it and get it again") from error
+        raise CaptionerError(
+            f"{path}: cannot be read as a zip archive ({error}); it may be incomplete: delete it and get it again"
+        ) from error
 
 
 def read_member(path: Path, member: str) -> bytes | None:

@@ -55,12 +55,16 @@ def make_plan(parameters: DownloadParameters, runtime: RuntimeParameters, datase
         manifest = read_manifest(name, sources)
         root = _root(parameters.root, name, len(names) > 1)
         listing = _read(parameters, runtime, manifest, root, stop)
-        check_missing(listing.uncaptioned, len(listing.records) + listing.uncaptioned, "have no caption", listing.table, parameters.max_missing)
+        check_missing(
+            listing.uncaptioned, len(listing.records) + listing.uncaptioned, "have no caption", listing.table, parameters.max_missing
+        )
         karpathy = karpathy_split(parameters.split, manifest, root, lambda archive: _fetch(archive, runtime, stop))
         sets.append(divide(listing, karpathy, manifest.layout == "coco", parameters.seed, parameters.val_share, parameters.test_share))
         manifests.append(manifest)
         listings.append(listing)
-    skipped = [(f"{name}/{what}" if len(names) > 1 else what, why) for name, listing in zip(names, listings) for what, why in listing.skipped]
+    skipped = [
+        (f"{name}/{what}" if len(names) > 1 else what, why) for name, listing in zip(names, listings) for what, why in listing.skipped
+    ]
     if len(names) > 1:
         sets, shared = without_shared_photos(list(zip(names, sets)))
         skipped += shared
@@ -68,10 +72,14 @@ def make_plan(parameters: DownloadParameters, runtime: RuntimeParameters, datase
     pictures = [pair for pairs in limited(sets, parameters.limit) for pair in pairs]
     tables = ", ".join(listing.table for listing in listings)
     if not any(split == "train" for _, split in pictures):
-        raise CaptionerError(f"{tables}: no picture with captions is in the training split; check the splits, or divide another way (download.split)")
+        raise CaptionerError(
+            f"{tables}: no picture with captions is in the training split; check the splits, or divide another way (download.split)"
+        )
     absent = [record for record, _ in pictures if isinstance(record.source, Absent)]
     if absent:
-        check_missing(len(absent), len(pictures), "are not there", tables, parameters.max_missing, f"{absent[0].file_name}: {absent[0].source.reason}")
+        check_missing(
+            len(absent), len(pictures), "are not there", tables, parameters.max_missing, f"{absent[0].file_name}: {absent[0].source.reason}"
+        )
     facts = {
         "dataset": dataset,
         "version": parameters.version,
@@ -91,7 +99,7 @@ def make_plan(parameters: DownloadParameters, runtime: RuntimeParameters, datase
 
 
 def check_missing(missing: int, total: int, what: str, table: str, most: float, example: str = "") -> None:
-    """CaptionerError where more than the share ``most`` of ``total`` pictures is missing; it states the numbers, an example and the remedy."""
+    """CaptionerError with numbers, an example and the remedy where more than the share ``most`` of ``total`` pictures is missing."""
     if missing <= most * total:
         return
     if missing == total:
@@ -100,7 +108,9 @@ def check_missing(missing: int, total: int, what: str, table: str, most: float, 
         share = min(1.0, -(-missing * 1000 // total) / 1000)
         remedy = f"complete them, or where they are meant to be incomplete, go on without these: -S download.max_missing={share:g}"
     first = f" (the first: {example})" if example else ""
-    raise CaptionerError(f"{table}: {missing:,} of {total:,} listed pictures {what}{first}, more than download.max_missing={most:g}; {remedy}")
+    raise CaptionerError(
+        f"{table}: {missing:,} of {total:,} listed pictures {what}{first}, more than download.max_missing={most:g}; {remedy}"
+    )
 
 
 def _root(root: str | None, name: str, merged: bool) -> Path | None:
@@ -124,14 +134,25 @@ def _fetch(archive: Archive, runtime: RuntimeParameters, stop: StopSignal) -> Pa
     from captioner.images.fetch import fetch
 
     target = Path(runtime.download_cache).expanduser() / archive.name
-    return fetch(archive.url, target, size=archive.size, md5=archive.md5, sha256=archive.sha256,
-                 retries=runtime.retries, timeout=runtime.timeout, label=archive.name, stop=stop)
+    return fetch(
+        archive.url,
+        target,
+        size=archive.size,
+        md5=archive.md5,
+        sha256=archive.sha256,
+        retries=runtime.retries,
+        timeout=runtime.timeout,
+        label=archive.name,
+        stop=stop,
+    )
 
 
 def _merged(names: list[str], sets: list[Divided]) -> list[Divided]:
     merged, shift = [], 0
     for name, pairs in zip(names, sets):
-        merged.append([(replace(record, image_id=record.image_id + shift, file_name=f"{name}/{record.file_name}"), split) for record, split in pairs])
+        merged.append(
+            [(replace(record, image_id=record.image_id + shift, file_name=f"{name}/{record.file_name}"), split) for record, split in pairs]
+        )
         if merged[-1]:
             shift = (merged[-1][-1][0].image_id // ID_STEP + 1) * ID_STEP
     return merged

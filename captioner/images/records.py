@@ -210,7 +210,9 @@ def digest(records: Iterable[tuple[ImageRecord, str]]) -> str:
     """SHA-256 (hex) of records with their splits: ids, names, captions and what identifies each picture's bytes, but no path."""
     total = hashlib.sha256()
     for record, split in records:
-        total.update(repr((record.image_id, record.file_name, record.captions, split, record.source.identity)).encode("utf-8", "backslashreplace"))
+        total.update(
+            repr((record.image_id, record.file_name, record.captions, split, record.source.identity)).encode("utf-8", "backslashreplace")
+        )
     return total.hexdigest()
 
 

@@ -32,12 +32,16 @@ class KarpathySplit:
         self._by_name: dict[str, str] = {}
         images = content.get("images")
         if not isinstance(images, list) or not images:
-            raise CaptionerError(f"{name}: no Karpathy split (no list 'images'); give dataset_coco.json, dataset_flickr8k.json or dataset_flickr30k.json")
+            raise CaptionerError(
+                f"{name}: no Karpathy split (no list 'images'); give dataset_coco.json, dataset_flickr8k.json or dataset_flickr30k.json"
+            )
         for image in images:
             split = image.get("split") if isinstance(image, dict) else None
             if not isinstance(split, str) or split not in _KARPATHY_SPLITS or not isinstance(image.get("filename"), str):
-                raise CaptionerError(f"{name}: an image has split {split!r} and filename {image.get('filename') if isinstance(image, dict) else None!r}; "
-                                     "give an unchanged dataset_*.json")
+                raise CaptionerError(
+                    f"{name}: an image has split {split!r} and filename {image.get('filename') if isinstance(image, dict) else None!r}; "
+                    "give an unchanged dataset_*.json"
+                )
             if isinstance(image.get("cocoid"), int):
                 self._by_id[image["cocoid"]] = _KARPATHY_SPLITS[split]
             self._by_name[image["filename"]] = _KARPATHY_SPLITS[split]
@@ -63,7 +67,10 @@ def karpathy_split(split: str, manifest: Manifest, root: Path | None, fetch: Fet
     official = manifest.karpathy
     if split == "karpathy":
         if official is None:
-            raise CaptionerError(f"params.yaml: download.split=karpathy: there is none for {manifest.name}; use download.split=own or give the path of a dataset_*.json")
+            raise CaptionerError(
+                f"params.yaml: download.split=karpathy: there is none for {manifest.name}; use download.split=own or give the path of a"
+                " dataset_*.json"
+            )
         places = [root / official.member, root / "annotations" / official.member, root / official.name] if root is not None else []
         path = next((place for place in places if place.is_file()), None) or fetch(official)
     else:
@@ -100,7 +107,9 @@ def divide(listing: Listing, karpathy: KarpathySplit | None, coco: bool, seed: i
             continue
         pairs.append((record, split or "train"))
     if karpathy is not None and not pairs:
-        raise CaptionerError(f"{karpathy.name}: it lists none of the {len(listing.records):,} pictures of {listing.table}; give the file of this data set")
+        raise CaptionerError(
+            f"{karpathy.name}: it lists none of the {len(listing.records):,} pictures of {listing.table}; give the file of this data set"
+        )
     if not any(split == "val" for _, split in pairs):
         held_out = drawn([record.image_id for record, split in pairs if split == "train"], val_share, seed, "val")
         pairs = [(record, "val" if record.image_id in held_out and split == "train" else split) for record, split in pairs]

@@ -107,7 +107,8 @@ class ImageStore:
         if not found.all():
             lost = wanted[~found]
             raise CaptionerError(
-                f"{self.path}: no picture with image id {lost[0]} ({len(lost)} of {len(wanted)} ids are missing); captions and images are not of one download"
+                f"{self.path}: no picture with image id {lost[0]} ({len(lost)} of {len(wanted)} ids are missing); captions and images are"
+                " not of one download"
             )
         return rows.astype(np.int64)
 
@@ -160,7 +161,13 @@ def create_images(path: str | Path, image_ids: np.ndarray, sizes: np.ndarray, le
     ids = np.ascontiguousarray(image_ids, dtype="<i8")
     shapes = np.ascontiguousarray(sizes, dtype="<i4").reshape(-1, 2)
     offsets = np.concatenate([np.zeros(1, "<i8"), np.cumsum(lengths, dtype="<i8")]).astype("<i8")
-    if len(ids) == 0 or np.any(np.diff(ids) <= 0) or np.any(np.diff(offsets) <= 0) or len(shapes) != len(ids) or len(offsets) != len(ids) + 1:
+    if (
+        len(ids) == 0
+        or np.any(np.diff(ids) <= 0)
+        or np.any(np.diff(offsets) <= 0)
+        or len(shapes) != len(ids)
+        or len(offsets) != len(ids) + 1
+    ):
         raise ValueError("image ids must rise, every picture must have bytes and a size, and there must be one at least")
     total = int(offsets[-1])
     with h5py.File(path, "w") as file:
@@ -181,7 +188,7 @@ def create_images(path: str | Path, image_ids: np.ndarray, sizes: np.ndarray, le
                 raise ValueError(f"more than the stated {total} bytes of JPEG data")
             view = memoryview(piece)
             while view:
-                view = view[raw.write(view):]
+                view = view[raw.write(view) :]
             digest.update(piece)
     if written != total:
         raise ValueError(f"{written} bytes of JPEG data, stated were {total}")

@@ -24,7 +24,9 @@ def verify_images(path: str | Path) -> list[str]:
         return [error.message]
     problems = []
     if store.content_fingerprint() != store.fingerprint:
-        problems.append(f"{path}: its content does not have the fingerprint {store.fingerprint} that it states; make it again with the download stage")
+        problems.append(
+            f"{path}: its content does not have the fingerprint {store.fingerprint} that it states; make it again with the download stage"
+        )
     bad = 0
     for row, image_id in enumerate(store.image_ids):
         fault = _fault(store, row)

@@ -59,8 +59,12 @@ def table(path: Path, rows: list[tuple], header: tuple = ("image", "caption", "s
 def coco_json(names: dict[int, str], part: str = "train2017", captions: int = 2) -> dict:
     """COCO captions for pictures by id."""
     return {
-        "info": {}, "licenses": [],
-        "images": [{"id": i, "file_name": name, "height": 30, "width": 40, "coco_url": f"http://localhost/{part}/{name}"} for i, name in names.items()],
+        "info": {},
+        "licenses": [],
+        "images": [
+            {"id": i, "file_name": name, "height": 30, "width": 40, "coco_url": f"http://localhost/{part}/{name}"}
+            for i, name in names.items()
+        ],
         "annotations": [{"id": 10 * i + k, "image_id": i, "caption": f"Caption {k} of {i}."} for i in names for k in range(captions)],
     }
 

@@ -18,7 +18,7 @@ from captioner.images.records import Absent, UrlSource, ZipSource
 from captioner.images.store import ImageStore
 from captioner.parameters.schema import RuntimeParameters
 from tests.data import real_data
-from tests.images.making import SOURCES, coco_json, coco_set, hashes, jpeg, run, skipped
+from tests.images.making import SOURCES, coco_json, coco_set, hashes, run, skipped
 
 MANIFEST = read_manifest("coco2017", SOURCES)
 
@@ -62,7 +62,9 @@ def test_folders(root):
 
 
 def test_zips_give_the_same_bytes_as_folders(root, tmp_path):
-    assert hashes(run(tmp_path / "b", "coco2017", root=zipped(root, tmp_path / "zips"))) == hashes(run(tmp_path / "a", "coco2017", root=root))
+    assert hashes(run(tmp_path / "b", "coco2017", root=zipped(root, tmp_path / "zips"))) == hashes(
+        run(tmp_path / "a", "coco2017", root=root)
+    )
 
 
 def test_images_in_a_folder_between(root, tmp_path):
@@ -102,7 +104,10 @@ def test_partial_copy_of_parts(root, tmp_path):
     shutil.rmtree(root / "train2017")
     (root / "annotations" / "captions_train2017.json").unlink()
     listing = listed(root)
-    assert len(listing.records) == 4 and ("train2017", "whole part left out: no annotations/captions_train2017.json in this copy") in listing.skipped
+    assert (
+        len(listing.records) == 4
+        and ("train2017", "whole part left out: no annotations/captions_train2017.json in this copy") in listing.skipped
+    )
     shutil.rmtree(root / "val2017")
     with pytest.raises(CaptionerError, match="no part of coco2017 with annotations and pictures .*val2017: no pictures"):
         listed(root)
@@ -119,7 +124,10 @@ def test_partial_copy_of_pictures(root, tmp_path):
 
 def test_pictures_without_captions_and_captions_without_pictures(root):
     content = coco_json({n: f"{n:012d}.jpg" for n in range(1, 8)})
-    content["annotations"] = [a for a in content["annotations"] if a["image_id"] != 5] + [{"id": 1, "image_id": 99, "caption": "x"}, {"id": 2, "image_id": 1, "caption": " \n"}]
+    content["annotations"] = [a for a in content["annotations"] if a["image_id"] != 5] + [
+        {"id": 1, "image_id": 99, "caption": "x"},
+        {"id": 2, "image_id": 1, "caption": " \n"},
+    ]
     annotations(root).write_text(json.dumps(content))
     listing = listed(root)
     assert listing.uncaptioned == 1 and len(listing.records) == 6 + 4
@@ -156,7 +164,10 @@ def test_picture_of_two_parts_is_for_the_test(root):
         ('{"images": []}', "no COCO captions file"),
         ('{"images": [1], "annotations": []}', "no COCO captions file"),
         ('{"images": [{"id": "1", "file_name": "a"}], "annotations": []}', "id '1'"),
-        ('{"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": [{"id": 3, "image_id": 1, "bbox": []}]}', "annotation 3 has no 'caption'"),
+        (
+            '{"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": [{"id": 3, "image_id": 1, "bbox": []}]}',
+            "annotation 3 has no 'caption'",
+        ),
         ('{"images": [{"id": 1, "file_name": "../a.jpg"}], "annotations": [{"image_id": 1, "caption": "x"}]}', "outside its folder"),
         ('{"images": [{"id": 1, "file_name": "/etc/passwd"}], "annotations": [{"image_id": 1, "caption": "x"}]}', "outside its folder"),
     ],
@@ -193,7 +204,7 @@ def test_damaged_zip(root, tmp_path):
         file.write(b"damage")
     assert skipped(run(tmp_path / "out", "coco2017", root=zips, max_missing=0.1)) == {"000000000501.jpg": "the zip archive is damaged here"}
     data = (zips / "train2017.zip").read_bytes()
-    (zips / "train2017.zip").write_bytes(data[:len(data) // 2])
+    (zips / "train2017.zip").write_bytes(data[: len(data) // 2])
     with pytest.raises(CaptionerError, match="train2017.zip: cannot be read as a zip archive .*delete it and get it again"):
         run(tmp_path / "out", "coco2017", root=zips)
 
@@ -259,4 +270,6 @@ def test_real_coco(tmp_path):
         for image in content["images"]:
             scale = min(1, 256 / min(image["height"], image["width"]))
             assert tuple(store.sizes[store.rows([image["id"]])[0]]) == (round(image["height"] * scale), round(image["width"] * scale))
-            assert captions.captions(image["id"]) == [" ".join(a["caption"].split()) for a in content["annotations"] if a["image_id"] == image["id"]]
+            assert captions.captions(image["id"]) == [
+                " ".join(a["caption"].split()) for a in content["annotations"] if a["image_id"] == image["id"]
+            ]

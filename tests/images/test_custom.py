@@ -29,7 +29,15 @@ def records(path, root=None):
 
 
 def test_csv(folder):
-    path = table(folder / "t.csv", [("a.jpg", "one, with a comma", "train"), ("sub/ä b.jpg", "zwei", "dev"), ("a.jpg", 'a "quoted"\nword', "train"), ("b.jpg", "drei", "")])
+    path = table(
+        folder / "t.csv",
+        [
+            ("a.jpg", "one, with a comma", "train"),
+            ("sub/ä b.jpg", "zwei", "dev"),
+            ("a.jpg", 'a "quoted"\nword', "train"),
+            ("b.jpg", "drei", ""),
+        ],
+    )
     found = records(path)
     assert {name: (r.image_id, r.captions, r.split) for name, r in found.items()} == {
         "a.jpg": (1, ("one, with a comma", 'a "quoted" word'), "train"),
@@ -47,7 +55,11 @@ def test_byte_order_mark_windows_lines_and_header_in_capitals(folder):
 
 def test_jsonl(folder):
     path = folder / "t.jsonl"
-    rows = [{"image": "a.jpg", "caption": "one", "split": "test"}, {"image": "a.jpg", "caption": ["two", "熊"]}, {"image": "b.jpg", "caption": "three", "split": None}]
+    rows = [
+        {"image": "a.jpg", "caption": "one", "split": "test"},
+        {"image": "a.jpg", "caption": ["two", "熊"]},
+        {"image": "b.jpg", "caption": "three", "split": None},
+    ]
     path.write_text("\ufeff" + "\n".join(map(json.dumps, rows)) + "\n\n", encoding="utf-8")
     found = records(path)
     assert found["a.jpg"].captions == ("one", "two", "熊") and found["a.jpg"].split == "test"
@@ -55,7 +67,9 @@ def test_jsonl(folder):
 
 
 def test_root_and_windows_separators(folder, tmp_path_factory):
-    path = table(tmp_path_factory.mktemp("elsewhere") / "t.csv", [("sub\\ä b.jpg", "x", ""), ("./a.jpg", "y", ""), ("sub/../a.jpg", "z", "")])
+    path = table(
+        tmp_path_factory.mktemp("elsewhere") / "t.csv", [("sub\\ä b.jpg", "x", ""), ("./a.jpg", "y", ""), ("sub/../a.jpg", "z", "")]
+    )
     found = records(path, folder)
     assert list(found) == ["sub/ä b.jpg", "a.jpg"] and found["a.jpg"].captions == ("y", "z")
     assert not isinstance(found["sub/ä b.jpg"].source, Absent)
@@ -71,7 +85,12 @@ def test_equal_rows_count_once_and_empty_captions_are_listed(folder):
     listing = read_custom(path, None)
     assert [record.captions for record in listing.records] == [("x",)]
     assert listing.uncaptioned == 1
-    assert set(listing.skipped) == {("a.jpg", "line 4: empty caption"), ("b.jpg", "line 5: empty caption"), ("b.jpg", "no captions"), ("line 6", "no image named")}
+    assert set(listing.skipped) == {
+        ("a.jpg", "line 4: empty caption"),
+        ("b.jpg", "line 5: empty caption"),
+        ("b.jpg", "no captions"),
+        ("line 6", "no image named"),
+    }
 
 
 @pytest.mark.parametrize("name", ["../a.jpg", "/etc/passwd", "sub/../../a.jpg", "..\\a.jpg", "C:\\a.jpg", "\\\\server\\a.jpg"])
@@ -131,7 +150,13 @@ def test_bad_pictures_are_listed_and_too_many_are_an_error(tmp_path):
     (tmp_path / "own" / "003.jpg").write_bytes(jpeg()[:300])
     (tmp_path / "own" / "004.jpg").write_text("no picture")
     (tmp_path / "own" / "005.jpg").unlink()
-    with pytest.raises(CaptionerError, match=r"1 of 10 listed pictures are not there \(the first: 005.jpg: file not found\), more than download.max_missing=0.02; .*max_missing=0.1"):
+    with pytest.raises(
+        CaptionerError,
+        match=(
+            r"1 of 10 listed pictures are not there \(the first: 005.jpg: file not found\), more than download.max_missing=0.02;"
+            r" .*max_missing=0.1"
+        ),
+    ):
         run(tmp_path / "out", captions=path)
     with pytest.raises(CaptionerError, match=r"3 of 10 listed pictures are missing or unreadable .*max_missing=0.25; .*max_missing=0.3"):
         run(tmp_path / "out", captions=path, max_missing=0.25)

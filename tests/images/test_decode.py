@@ -36,7 +36,10 @@ def test_bulk_behind_a_small_jpeg_is_not_stored():
     assert len(to_jpeg(jpeg(50, 60) + bytes(100_000), 256, 90)[0]) < 9000
 
 
-@pytest.mark.parametrize("size, expected", [((640, 480), (341, 256)), ((480, 640), (256, 341)), ((300, 300), (256, 256)), ((257, 1000), (256, 996)), ((4000, 3000), (341, 256))])
+@pytest.mark.parametrize(
+    "size, expected",
+    [((640, 480), (341, 256)), ((480, 640), (256, 341)), ((300, 300), (256, 256)), ((257, 1000), (256, 996)), ((4000, 3000), (341, 256))],
+)
 def test_shorter_side_and_aspect(size, expected):
     assert decoded(jpeg(*size)).size == expected
 
@@ -149,7 +152,7 @@ def patched_jpeg(width: int, height: int) -> bytes:
     """A small JPEG whose frame header states another size."""
     data = jpeg(64, 64)
     at = data.index(b"\xff\xc0")
-    return data[:at + 5] + struct.pack(">HH", height, width) + data[at + 9:]
+    return data[: at + 5] + struct.pack(">HH", height, width) + data[at + 9 :]
 
 
 def test_huge_pictures_are_refused_before_they_are_decoded():
@@ -174,17 +177,19 @@ def test_large_jpeg_is_scaled():
 def test_truncated_jpeg(share, size):
     data = encoded(Image.effect_noise(size, 80).convert("RGB"))
     with pytest.raises(BadPicture):
-        to_jpeg(data[:int(len(data) * share)], 256, 90)
+        to_jpeg(data[: int(len(data) * share)], 256, 90)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "GIF", "BMP", "TIFF", "WEBP"])
 def test_truncated_others(kind):
     data = encoded(Image.effect_noise((90, 80), 80).convert("RGB"), kind)
     with pytest.raises(BadPicture):
-        to_jpeg(data[:len(data) // 2], 256, 90)
+        to_jpeg(data[: len(data) // 2], 256, 90)
 
 
-@pytest.mark.parametrize("data", [b"", b"<html>404</html>", b"\xff\xd8\xff", b"\xff\xd8\xff\xe0" + b"\0" * 500, b"\x89PNG\r\n\x1a\n", b"GIF89a", b"\0" * 1000])
+@pytest.mark.parametrize(
+    "data", [b"", b"<html>404</html>", b"\xff\xd8\xff", b"\xff\xd8\xff\xe0" + b"\0" * 500, b"\x89PNG\r\n\x1a\n", b"GIF89a", b"\0" * 1000]
+)
 def test_fake_pictures(data):
     with pytest.raises(BadPicture) as caught:
         to_jpeg(data, 256, 90)

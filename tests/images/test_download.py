@@ -116,7 +116,12 @@ def test_effect_of_image_size(tmp_path, table):
     (tmp_path / "big" / "a.jpg").write_bytes(jpeg(400, 300))
     (tmp_path / "big" / "t.csv").write_text("image,caption\na.jpg,x\n")
     for size, expected in ((256, [256, 341]), (64, [64, 85]), (512, [300, 400])):
-        assert ImageStore.open(run(tmp_path / f"s{size}", captions=tmp_path / "big" / "t.csv", image_size=size) / "images.h5").sizes[0].tolist() == expected
+        assert (
+            ImageStore.open(run(tmp_path / f"s{size}", captions=tmp_path / "big" / "t.csv", image_size=size) / "images.h5")
+            .sizes[0]
+            .tolist()
+            == expected
+        )
 
 
 @effect
@@ -148,6 +153,7 @@ def test_effect_of_val_share(tmp_path, table):
 @effect
 def test_effect_of_version(tmp_path, table, capfd):
     """Unfinished work of another version is not gone on with."""
+
     def stop(self, number, sources):
         if number == 1:
             raise KeyboardInterrupt
@@ -190,6 +196,7 @@ def test_network_parameters_reach_the_fetcher(tmp_path, monkeypatch):
 
 
 # ---- what must not change the bytes
+
 
 @pytest.mark.parametrize("block", [7, 16, 128])
 def test_blocks_do_not_change_the_bytes(tmp_path, table, monkeypatch, block):

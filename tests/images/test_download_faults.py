@@ -49,8 +49,13 @@ def expected(tmp_path_factory):
 
 
 def start(program, out, workers=1):
-    return subprocess.Popen([sys.executable, str(program), str(out), str(workers)], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)},
-                            stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, str(program), str(out), str(workers)],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def finished(out):
@@ -115,6 +120,7 @@ def test_killed_at_many_random_instants(program, expected, tmp_path, seed):
 @pytest.mark.parametrize("step", ["create_images", "ImageStore.open", "_write_captions", "_skipped", "Sidecar.publish", "Sidecar.finish"])
 def test_ended_at_each_step_of_the_end(expected, tmp_path, monkeypatch, step):
     """What a kill leaves between any two steps of the assembly, without waiting for chance to hit it."""
+
     class Killed(BaseException):
         pass
 
@@ -254,7 +260,9 @@ def small_disk(tmp_path):
     """A function that mounts (or remounts) a tmpfs with these options."""
     place = tmp_path / "disk"
     place.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", place], capture_output=True) if os.geteuid() == 0 else None
+    mounted = (
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", place], capture_output=True) if os.geteuid() == 0 else None
+    )
     if mounted is None or mounted.returncode:
         pytest.skip("mounting a small tmpfs is not permitted here")
     yield lambda options: subprocess.run(["mount", "-o", f"remount,{options}", place], check=True)

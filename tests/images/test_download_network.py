@@ -48,7 +48,9 @@ def manifest_for(server, contents: dict[str, bytes], folder: Path) -> Path:
 
 
 def runtime(tmp_path, **options) -> RuntimeParameters:
-    return RuntimeParameters(**{"workers": 1, "download_cache": str(tmp_path / "cache"), "retries": 3, "timeout": 1.0, "connections": 4, **options})
+    return RuntimeParameters(
+        **{"workers": 1, "download_cache": str(tmp_path / "cache"), "retries": 3, "timeout": 1.0, "connections": 4, **options}
+    )
 
 
 def test_archives_that_arrive_in_pieces(http_server, root, tmp_path):  # noqa: F811

@@ -42,7 +42,10 @@ def test_official_layout(official):
     listing = read_flickr(manifest("flickr8k"), official)
     assert [(r.image_id, r.split) for r in listing.records] == [(1000 + n, s) for n, s in enumerate(["train"] * 4 + ["val"] * 2 + ["test"])]
     assert listing.records[0].captions == (f"Caption 0 , of {NAMES[0]} .", f"Caption 1 , of {NAMES[0]} .")
-    assert set(listing.skipped) == {(NAMES[7], "in none of the data set's split lists"), ("2258277193_586949ec62.jpg", "in none of the data set's split lists")}
+    assert set(listing.skipped) == {
+        (NAMES[7], "in none of the data set's split lists"),
+        ("2258277193_586949ec62.jpg", "in none of the data set's split lists"),
+    }
 
 
 def test_stage(official):
@@ -97,7 +100,10 @@ def test_flickr30k_official_layout(tmp_path):
 def test_flickr30k_bars_with_the_known_malformed_row(tmp_path):
     """The file that goes round has one row with a single bar: '2199200615.jpg| 4   A dog runs across the grass .'"""
     pictures(tmp_path / "flickr30k_images" / "flickr30k_images", ["2199200615.jpg"])
-    (tmp_path / "results.csv").write_text("image_name| comment_number| comment\n2199200615.jpg| 0| A dog | or two .\n2199200615.jpg| 4   A dog runs across the grass .\n2199200615.jpg\n")
+    (tmp_path / "results.csv").write_text(
+        "image_name| comment_number| comment\n2199200615.jpg| 0| A dog | or two .\n2199200615.jpg| 4   A dog runs across the grass"
+        " .\n2199200615.jpg\n"
+    )
     with pytest.raises(CaptionerError, match="no captions"):
         read_flickr(manifest("flickr30k"), tmp_path / "flickr30k_images")
     listing = read_flickr(manifest("flickr30k"), tmp_path)
@@ -108,7 +114,11 @@ def test_flickr30k_bars_with_the_known_malformed_row(tmp_path):
 def test_names_without_photo_numbers_get_positions(tmp_path):
     pictures(tmp_path / "Images", ["b.jpg", "a.jpg", "17_c.jpg"])
     (tmp_path / "captions.txt").write_text("image,caption\nb.jpg,x\na.jpg,y\n17_c.jpg,z\n")
-    assert [(r.image_id, r.file_name) for r in read_flickr(manifest("flickr8k"), tmp_path).records] == [(1, "17_c.jpg"), (2, "a.jpg"), (3, "b.jpg")]
+    assert [(r.image_id, r.file_name) for r in read_flickr(manifest("flickr8k"), tmp_path).records] == [
+        (1, "17_c.jpg"),
+        (2, "a.jpg"),
+        (3, "b.jpg"),
+    ]
 
 
 def test_errors_name_the_remedy(tmp_path):

@@ -69,10 +69,42 @@ def test_draws_do_not_follow_the_order_of_ids():
 COCO_KARPATHY = {
     "dataset": "coco",
     "images": [
-        {"filepath": "val2014", "filename": "COCO_val2014_000000000501.jpg", "cocoid": 501, "split": "test", "imgid": 0, "sentids": [], "sentences": []},
-        {"filepath": "val2014", "filename": "COCO_val2014_000000000502.jpg", "cocoid": 502, "split": "restval", "imgid": 1, "sentids": [], "sentences": []},
-        {"filepath": "train2014", "filename": "COCO_train2014_000000000001.jpg", "cocoid": 1, "split": "train", "imgid": 2, "sentids": [], "sentences": []},
-        {"filepath": "train2014", "filename": "COCO_train2014_000000000002.jpg", "cocoid": 2, "split": "val", "imgid": 3, "sentids": [], "sentences": []},
+        {
+            "filepath": "val2014",
+            "filename": "COCO_val2014_000000000501.jpg",
+            "cocoid": 501,
+            "split": "test",
+            "imgid": 0,
+            "sentids": [],
+            "sentences": [],
+        },
+        {
+            "filepath": "val2014",
+            "filename": "COCO_val2014_000000000502.jpg",
+            "cocoid": 502,
+            "split": "restval",
+            "imgid": 1,
+            "sentids": [],
+            "sentences": [],
+        },
+        {
+            "filepath": "train2014",
+            "filename": "COCO_train2014_000000000001.jpg",
+            "cocoid": 1,
+            "split": "train",
+            "imgid": 2,
+            "sentids": [],
+            "sentences": [],
+        },
+        {
+            "filepath": "train2014",
+            "filename": "COCO_train2014_000000000002.jpg",
+            "cocoid": 2,
+            "split": "val",
+            "imgid": 3,
+            "sentids": [],
+            "sentences": [],
+        },
     ],
 }
 
@@ -111,7 +143,9 @@ def test_karpathy_is_fetched_or_found_in_the_copy(tmp_path):
     assert karpathy_split("own", manifest, None, None) is None
 
 
-@pytest.mark.parametrize("content", [{}, {"images": []}, {"images": [1]}, {"images": [{"filename": "a", "split": "dev"}]}, {"images": [{"split": "train"}]}])
+@pytest.mark.parametrize(
+    "content", [{}, {"images": []}, {"images": [1]}, {"images": [{"filename": "a", "split": "dev"}]}, {"images": [{"split": "train"}]}]
+)
 def test_json_that_is_no_karpathy_split(tmp_path, content):
     (tmp_path / "dataset_coco.json").write_text(json.dumps(content))
     with pytest.raises(CaptionerError, match="dataset_coco.json: "):
@@ -192,16 +226,30 @@ def test_limit_is_the_first_of_each_split_and_takes_merged_sets_in_turn():
     assert limited([a], 0) == [a] and [r.image_id for r, _ in limited([a], 2)[0]] == [0, 1, 9]
 
 
-@pytest.mark.parametrize("dataset, message", [("flickr8", "did you mean flickr8k"), ("coco2017+", "joined with"), ("custom+custom", "different data sets"),
-                                              ("xyzzy", "known: custom, coco2014, coco2017, flickr30k, flickr8k, scenes"), ("glove", "there is no"), ("../x", "there is no")])
+@pytest.mark.parametrize(
+    "dataset, message",
+    [
+        ("flickr8", "did you mean flickr8k"),
+        ("coco2017+", "joined with"),
+        ("custom+custom", "different data sets"),
+        ("xyzzy", "known: custom, coco2014, coco2017, flickr30k, flickr8k, scenes"),
+        ("glove", "there is no"),
+        ("../x", "there is no"),
+    ],
+)
 def test_unknown_data_set(tmp_path, dataset, message):
     with pytest.raises(CaptionerError, match=message):
         run(tmp_path / "out", dataset)
 
 
 def test_broken_manifest(tmp_path):
-    for text, message in (("layout: coco\nname: x\nurls: 3", "unknown key urls"), ("layout: coco\nname: y", "its name is not x"), ("[", "cannot be read as YAML"),
-                          ("- 1", "no mapping"), ("layout: coco\nname: x\narchives: {a: {uri: b}}", "no valid manifest")):
+    for text, message in (
+        ("layout: coco\nname: x\nurls: 3", "unknown key urls"),
+        ("layout: coco\nname: y", "its name is not x"),
+        ("[", "cannot be read as YAML"),
+        ("- 1", "no mapping"),
+        ("layout: coco\nname: x\narchives: {a: {uri: b}}", "no valid manifest"),
+    ):
         (tmp_path / "x.yaml").write_text(text)
         with pytest.raises(CaptionerError, match=f"x.yaml: .*{message}"):
             read_manifest("x", tmp_path)

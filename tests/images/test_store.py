@@ -59,7 +59,13 @@ def test_fingerprint_follows_the_content(path, tmp_path):
 def test_pieces_of_any_size(path, tmp_path):
     rows = sorted(RECORDS)
     data = b"".join(row[1] for row in rows)
-    create_images(tmp_path / "pieces.h5", [r[0] for r in rows], [r[2:] for r in rows], [len(r[1]) for r in rows], (data[i:i + 7] for i in range(0, len(data), 7)))
+    create_images(
+        tmp_path / "pieces.h5",
+        [r[0] for r in rows],
+        [r[2:] for r in rows],
+        [len(r[1]) for r in rows],
+        (data[i : i + 7] for i in range(0, len(data), 7)),
+    )
     assert (tmp_path / "pieces.h5").read_bytes() == path.read_bytes()
 
 
@@ -146,7 +152,9 @@ def test_bad_files(tmp_path):
         ImageStore.open(tmp_path / "other.h5")
 
 
-@pytest.mark.parametrize("name, values", [("offset", [0, 5, 4, 10]), ("offset", [0, 1, 2, 3]), ("image_id", [3, 3, 4]), ("offset", [1, 2, 3, 10])])
+@pytest.mark.parametrize(
+    "name, values", [("offset", [0, 5, 4, 10]), ("offset", [0, 1, 2, 3]), ("image_id", [3, 3, 4]), ("offset", [1, 2, 3, 10])]
+)
 def test_inconsistent_index(path, name, values):
     with h5py.File(path, "r+") as file:
         file[name][...] = values
@@ -166,7 +174,9 @@ def test_writing_and_fingerprinting_need_little_memory(tmp_path):
     piece, count = bytes(1_000_000), 100
     tracemalloc.start()
     try:
-        create_images(tmp_path / "a.h5", np.arange(count), np.ones((count, 2)), np.full(count, len(piece)), (piece[:] for _ in range(count)))
+        create_images(
+            tmp_path / "a.h5", np.arange(count), np.ones((count, 2)), np.full(count, len(piece)), (piece[:] for _ in range(count))
+        )
         store = ImageStore.open(tmp_path / "a.h5")
         assert store.content_fingerprint() == store.fingerprint
         assert tracemalloc.get_traced_memory()[1] < 20_000_000

@@ -55,8 +55,10 @@ def read_coco(manifest: Manifest, root: Path | None, from_urls: bool, fetch: Fet
             listing.skipped += [(f"{name}/{file}", "no captions") for file in pictures.names() if file not in named]
         listing.table = table
     if not found:
-        raise CaptionerError(f"{root}: no part of {manifest.name} with annotations and pictures ({'; '.join(f'{n}: {w}' for n, w in absent)}); "
-                             f"set download.root to the folder that holds {manifest.parts[0]['name']}/ and annotations/")
+        raise CaptionerError(
+            f"{root}: no part of {manifest.name} with annotations and pictures ({'; '.join(f'{n}: {w}' for n, w in absent)}); "
+            f"set download.root to the folder that holds {manifest.parts[0]['name']}/ and annotations/"
+        )
     for name, what in absent:
         click.echo(f"{manifest.name}: {name} is left out, this copy has {what}", err=True)
         listing.skipped.append((name, f"whole part left out: {what} in this copy"))
@@ -68,7 +70,11 @@ def read_coco(manifest: Manifest, root: Path | None, from_urls: bool, fetch: Fet
         source = pictures.source(image["file_name"], table) if pictures is not None else Absent("not in the local copy")
         if isinstance(source, Absent) and from_urls:
             url = image.get("coco_url")
-            source = UrlSource(url) if isinstance(url, str) and url.startswith(("http://", "https://")) else Absent("no coco_url in the annotations")
+            source = (
+                UrlSource(url)
+                if isinstance(url, str) and url.startswith(("http://", "https://"))
+                else Absent("no coco_url in the annotations")
+            )
         flickr = _FLICKR.search(str(image.get("flickr_url", "")))
         photo = f"flickr {flickr[1]}" if flickr else f"coco {number}"
         listing.records.append(ImageRecord(number, image["file_name"], tuple(texts), split, source, photo))
@@ -81,7 +87,8 @@ def _annotations(manifest: Manifest, root: Path | None, member: str, fetch: Fetc
         for path in (root / member, root / Path(member).name):
             if path.is_file():
                 return read_json(path), str(path)
-        archive = next((path for name in (manifest.archives["annotations"].name,) for path in (root / name, root / "annotations" / name) if path.is_file()), None)
+        name = manifest.archives["annotations"].name
+        archive = next((path for path in (root / name, root / "annotations" / name) if path.is_file()), None)
         if archive is None:
             return None, ""
     else:
@@ -116,14 +123,18 @@ def _check(content: Any, table: str, listing: Listing) -> tuple[dict[int, dict[s
             raise CaptionerError(f"{table}: an image has id {number!r} and file_name {name!r}; give the official captions_*.json")
         if number in images:
             if images[number]["file_name"] != name:
-                raise CaptionerError(f"{table}: image id {number} stands for {images[number]['file_name']} and for {name}; remove one of them")
+                raise CaptionerError(
+                    f"{table}: image id {number} stands for {images[number]['file_name']} and for {name}; remove one of them"
+                )
             listing.skipped.append((name, f"image id {number} is listed twice; the first counts"))
             continue
         images[number] = image
     captions: dict[int, list[str]] = {number: [] for number in images}
     for row in rows[1]:
         if "caption" not in row:
-            raise CaptionerError(f"{table}: annotation {row.get('id')!r} has no 'caption'; give captions_*.json, not instances or keypoints")
+            raise CaptionerError(
+                f"{table}: annotation {row.get('id')!r} has no 'caption'; give captions_*.json, not instances or keypoints"
+            )
         number, text = row.get("image_id"), clean(row["caption"])
         if type(number) is not int or number not in captions:
             listing.skipped.append((f"image id {number}", "a caption for a picture that the annotations do not list"))

@@ -16,7 +16,17 @@ from captioner.errors import CaptionerError
 from captioner.images.records import Absent, ImageRecord, Listing, Source, clean, file_source, inside
 
 # names that other data sets use for the same three
-SPLIT_NAMES = {"train": "train", "training": "train", "restval": "train", "val": "val", "dev": "val", "valid": "val", "validation": "val", "test": "test", "testing": "test"}
+SPLIT_NAMES = {
+    "train": "train",
+    "training": "train",
+    "restval": "train",
+    "val": "val",
+    "dev": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+    "testing": "test",
+}
 _REMEDY = "the table needs the columns image and caption, and may have split"
 
 
@@ -26,11 +36,14 @@ def read_custom(table: Path, root: Path | None) -> Listing:
     A ``caption`` in JSONL may also be a list of captions. Equal rows of a picture count once.
 
     Raises:
-        CaptionerError: the table is missing, broken or empty; a path leaves the folder; a split is unknown or differs between a picture's rows.
+        CaptionerError: the table is missing, broken or empty; a path leaves the folder; a split is unknown, or a picture's rows
+            have different ones.
     """
     folder = root if root is not None else table.parent
     if root is not None and not root.is_dir():
-        raise CaptionerError(f"params.yaml: download.root={root}: no such folder; give the folder that the pictures of {table} are relative to")
+        raise CaptionerError(
+            f"params.yaml: download.root={root}: no such folder; give the folder that the pictures of {table} are relative to"
+        )
     captions: dict[str, dict[str, None]] = {}
     splits: dict[str, str] = {}
     skipped: list[tuple[str, str]] = []
@@ -66,7 +79,10 @@ def read_custom(table: Path, root: Path | None) -> Listing:
 
 def _find(folder: Path, name: str) -> Source:
     """The picture; a table from another system may write accents in another Unicode form than the disk does."""
-    sources = (file_source(folder / form, "file not found") for form in (name, unicodedata.normalize("NFC", name), unicodedata.normalize("NFD", name)))
+    sources = (
+        file_source(folder / form, "file not found")
+        for form in (name, unicodedata.normalize("NFC", name), unicodedata.normalize("NFD", name))
+    )
     return next((source for source in sources if not isinstance(source, Absent)), Absent("file not found"))
 
 
@@ -100,7 +116,10 @@ def _csv(table: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
         for cells in reader:
             if cells:
                 if len(cells) > len(header):
-                    raise CaptionerError(f"{table}, line {reader.line_num}: {len(cells)} columns instead of {len(header)}; put captions with commas in double quotes")
+                    raise CaptionerError(
+                        f"{table}, line {reader.line_num}: {len(cells)} columns instead of {len(header)}; put captions with commas in"
+                        " double quotes"
+                    )
                 yield reader.line_num, dict(zip(header, cells))
     except csv.Error as error:
         raise CaptionerError(f"{table}, line {reader.line_num}: no valid CSV ({error}); mend the line") from error

@@ -28,12 +28,17 @@ def read_flickr(manifest: Manifest, root: Path | None) -> Listing:
         CaptionerError: no ``download.root``, or it lacks pictures, captions or one of several split lists; a picture is in two lists.
     """
     if root is None:
-        raise CaptionerError(f"params.yaml: dataset={manifest.name}: it cannot be fetched; get it from {manifest.homepage} and set download.root to its folder")
+        raise CaptionerError(
+            f"params.yaml: dataset={manifest.name}: it cannot be fetched; get it from {manifest.homepage} and set download.root to its"
+            " folder"
+        )
     if not root.is_dir():
         raise CaptionerError(f"params.yaml: download.root={root}: no such folder; give the folder of {manifest.name}")
     pictures = find_pictures(root, manifest.pictures)
     if pictures is None:
-        raise CaptionerError(f"{root}: no folder of pictures ({', '.join(manifest.pictures)}); set download.root to the folder of {manifest.name}")
+        raise CaptionerError(
+            f"{root}: no folder of pictures ({', '.join(manifest.pictures)}); set download.root to the folder of {manifest.name}"
+        )
     table = _find(root, manifest.tables)
     if table is None:
         raise CaptionerError(f"{root}: no captions ({', '.join(manifest.tables)}); set download.root to the folder of {manifest.name}")
@@ -69,7 +74,10 @@ def read_flickr(manifest: Manifest, root: Path | None) -> Listing:
 
 
 def _find(root: Path, names: tuple[str, ...]) -> Path | None:
-    folders = [root, *sorted(path for path in root.iterdir() if path.is_dir() and path.name.lower().endswith(("text", "captions", "annotations")))]
+    folders = [
+        root,
+        *sorted(path for path in root.iterdir() if path.is_dir() and path.name.lower().endswith(("text", "captions", "annotations"))),
+    ]
     return next((folder / name for name in names for folder in folders if (folder / name).is_file()), None)
 
 
@@ -87,7 +95,9 @@ def _splits(manifest: Manifest, root: Path) -> dict[str, str]:
         return {}
     lost = [manifest.splits[split] for split, path in lists.items() if path is None]
     if lost:
-        raise CaptionerError(f"{root}: {', '.join(lost)} is missing beside the other split lists; put it there, or take the lists away for an 85/15 split")
+        raise CaptionerError(
+            f"{root}: {', '.join(lost)} is missing beside the other split lists; put it there, or take the lists away for an 85/15 split"
+        )
     splits: dict[str, str] = {}
     for split, path in lists.items():
         for name in _text(path).split():
