@@ -13,7 +13,7 @@ from captioner.metrics import meteor as meteor_program
 from captioner.metrics import ptb
 from captioner.metrics.java import Java, find_java
 from captioner.metrics.rouge import rouge_l
-from captioner.vocabulary.tokenizer import tokenize
+from captioner.vocabulary.tokenizer import scored_tokens
 
 METRICS = ("bleu_1", "bleu_2", "bleu_3", "bleu_4", "meteor", "rouge_l", "cider_d")
 OWN_TOKENIZER = "captioner (Penn Treebank style; no Java runs here)"
@@ -142,7 +142,7 @@ def shown(keys: Sequence[Hashable]) -> str:
 def _tokenize(captions: list[str], java: Java | None) -> list[str]:
     if java:
         return ptb.ptb_tokenize(captions, java)
-    return [" ".join(tokenize(caption)) for caption in captions]
+    return [" ".join(scored_tokens(caption)) for caption in captions]
 
 
 def _python_metrics(references: list[list[str]], candidates: list[str]) -> dict[str, tuple[float, Sequence[float]]]:

@@ -14,6 +14,7 @@ from functools import lru_cache
 # What pycocoevalcap drops. Its list has -LRB- and its sisters in capitals, which lower-cased tokens never match: brackets stay.
 PUNCTUATION = frozenset(["''", "'", "``", "`", "-LRB-", "-RRB-", "-LCB-", "-RCB-", ".", "?", "!", ",", ":", "-", "--", "...", ";"])
 
+_BRACKETS = frozenset(["-lrb-", "-rrb-", "-lsb-", "-rsb-", "-lcb-", "-rcb-"])
 _WRITTEN = {
     "(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-", '"': "''",
     ":)": ":-rrb-", ":(": ":-lrb-", ":-)": ":--rrb-", ":-(": ":--lrb-", ";)": ";-rrb-", ";-)": ";--rrb-",
@@ -107,10 +108,17 @@ def _chunk_tokens(chunk: str) -> tuple[str, ...]:
 _known_chunk = lru_cache(maxsize=2**16)(_chunk_tokens)
 
 
+def scored_tokens(caption: str) -> list[str]:
+    """The tokens that captions are scored on: what pycocoevalcap leaves of them, brackets included."""
+    return [token for token in ptb_tokens(caption) if token not in PUNCTUATION]
+
+
 def tokenize(caption: str) -> list[str]:
     """The words of a caption: Penn Treebank tokens in lower case without punctuation.
 
-    >>> tokenize("A man's dog, black-and-white, can't swim.")
+    These are ``scored_tokens`` without brackets: nobody wants to be told of a "sign -lrb- red -rrb-".
+
+    >>> tokenize("A man's dog (black-and-white) can't swim.")
     ['a', 'man', "'s", 'dog', 'black-and-white', 'ca', "n't", 'swim']
     """
-    return [token for token in ptb_tokens(caption) if token not in PUNCTUATION]
+    return [token for token in ptb_tokens(caption) if token not in PUNCTUATION and token not in _BRACKETS]
