@@ -58,7 +58,8 @@ class Workspace:
                 content[key].update(value)
             else:
                 content[key] = value
-        path.write_text(yaml.safe_dump(content, sort_keys=False))
+        # DVC writes null as nothing; written so from the start, going back to a value leaves no difference
+        path.write_text(yaml.safe_dump(content, sort_keys=False).replace(": null", ":"))
 
     def run(self, *command: str, check: bool = True) -> str:
         """Run a command in the repository with this interpreter's programs first; its whole output."""
