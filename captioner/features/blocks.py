@@ -2,6 +2,9 @@
 
 A block is ``batch_size`` rows with all their views, and each of its views is one batch of the encoder. Blocks are never split and
 never differ: the same picture in a batch of another size differs in its last bits.
+
+On a CPU every thread encodes blocks of its own with one thread of arithmetic. Threads that share a batch give other last bits when
+their number changes, and wait for one another; so the number of threads could change the result, and here it cannot.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ import threading
 import time
 from collections import deque
 from dataclasses import dataclass
-from typing import Callable, Iterator
+from typing import Callable
 
 import numpy as np
 import torch
@@ -30,7 +33,7 @@ class _Block:
     """Computed features on their way to the disk."""
 
     first: int
-    features: torch.Tensor  # (n, V, P, C) float16, in memory once ``ready`` is
+    features: torch.Tensor  # (n, V, P, C) float16, in main memory once ``ready`` is
     ready: torch.cuda.Event | None
 
 
@@ -46,63 +49,12 @@ def all_finite(features: np.ndarray) -> bool:
     return int((features.view(np.uint16) & 0x7FFF).max(initial=0)) < 0x7C00
 
 
-class _WriterThread:
-    """Writes blocks beside the encoder's work and syncs them every few seconds."""
-
-    def __init__(self, writer: FeatureWriter, encoder: str) -> None:
-        self._writer, self._encoder = writer, encoder
-        self._queue: queue.Queue[_Block | None] = queue.Queue(_QUEUE)
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="features-writer", daemon=True)
-        self._thread.start()
-
-    def put(self, block: _Block) -> None:
-        self._queue.put(block)
-        if self._error is not None:
-            raise self._error
-
-    def finish(self) -> None:
-        """Write and sync everything; raise what went wrong, if anything did."""
-        self._queue.put(None)
-        self._thread.join()
-        if self._error is not None:
-            raise self._error
-
-    def _run(self) -> None:
-        synced = time.monotonic()
-        while (block := self._queue.get()) is not None:
-            if self._error is not None:
-                continue  # go on emptying the queue, or the encoder would wait for ever
-            try:
-                self._write(block)
-                if time.monotonic() - synced > _SYNC_SECONDS:
-                    self._writer.sync()
-                    synced = time.monotonic()
-            except BaseException as error:
-                self._error = error
-        try:
-            self._writer.sync()
-        except BaseException as error:
-            self._error = self._error or error
-
-    def _write(self, block: _Block) -> None:
-        if block.ready is not None:
-            block.ready.synchronize()
-        features = block.features.numpy()
-        if not all_finite(features):
-            row, view = np.argwhere(~np.isfinite(features).all(axis=(2, 3)))[0]
-            raise CaptionerError(
-                f"{self._writer.layout.path}: {self._encoder} makes non-finite features of image {self._writer.layout.image_ids[block.first + row]} (view {view}): NaN, "
-                "or beyond float16's 65504; use extract.precision=fp32, other extract.weights or another encoder"
-            )
-        self._writer.write(block.first, features)
-
-
 def extract_blocks(
     blocks: list[tuple[int, int]],
     decoder: Decoder,
     encoder: PictureEncoder,
     writer: FeatureWriter,
+    threads: int,
     between: Callable[[int], bool],
 ) -> None:
     """Compute and write blocks of rows.
@@ -112,68 +64,135 @@ def extract_blocks(
         decoder: delivers their pictures.
         encoder: makes features of shape ``(P, C)`` of each view.
         writer: takes them.
-        between: called with the rows of each block once it is computed; False stops the work. All computed blocks are then still
-            written and synced.
+        threads: how many blocks are computed at once on a CPU; a GPU computes one.
+        between: called with the rows of each block that was written; False stops the work. Blocks already begun are still finished.
 
     Raises:
         CaptionerError: a picture cannot be decoded, a feature is not finite (the image id is named), or the disk fails.
     """
-    thread = _WriterThread(writer, encoder.encoder.name)
-    try:
-        for first, features, ready in _computed(blocks, decoder, encoder, writer.layout.shape[1:]):
-            thread.put(_Block(first, features, ready))
-            if not between(features.shape[0]):
-                break
-    except BaseException:
-        try:
-            thread.finish()
-        except BaseException:
-            pass  # the first fault is the one to tell
-        raise
-    thread.finish()
-
-
-def _computed(
-    blocks: list[tuple[int, int]], decoder: Decoder, encoder: PictureEncoder, shape: tuple[int, int, int]
-) -> Iterator[tuple[int, torch.Tensor, torch.cuda.Event | None]]:
-    """Features ``(n, V, P, C)`` float16 of each block in main memory, and on a GPU the event after which they are there."""
-    ring = torch.from_numpy(decoder.slots)  # (R, V, B, S, S, 3)
     cuda = encoder.device.type == "cuda"
     pinned = cuda and _pin(decoder.slots)
-    upload = torch.cuda.Stream(encoder.device) if cuda else None
-    waiting = deque(blocks)
-    asked: deque[tuple[int, int, int]] = deque()
-
-    def ask(slot: int) -> None:
-        if waiting:
-            first, count = waiting.popleft()
-            decoder.ask(slot, first, count)
-            asked.append((slot, first, count))
-
+    pictures = _Pictures(blocks, decoder)
+    results: queue.Queue[_Block | BaseException | None] = queue.Queue(_QUEUE)
+    arguments = (pictures, encoder, writer.layout.shape[1:], pinned, results)
+    threads = 1 if cuda else min(threads, max(1, len(blocks)))
+    pool = [threading.Thread(target=_compute, args=arguments, name=f"encoder-{number}", daemon=True) for number in range(threads)]
+    for thread in pool:
+        thread.start()
     try:
-        for slot in range(len(ring)):
-            ask(slot)
-        while asked:
-            slot, first, count = asked.popleft()
-            decoder.wait(slot)
+        _write_all(results, len(pool), pictures, writer, encoder.encoder.name, between)
+    finally:
+        pictures.stop()
+        while any(thread.is_alive() for thread in pool):  # they may wait for room in the queue
+            try:
+                results.get(timeout=0.05)
+            except queue.Empty:
+                pass
+        writer.sync()
+        if pinned:
+            torch.cuda.synchronize(encoder.device)
+            torch.cuda.cudart().cudaHostUnregister(decoder.slots.ctypes.data)
+
+
+def _write_all(
+    results: queue.Queue[_Block | BaseException | None], computing: int, pictures: _Pictures, writer: FeatureWriter, encoder: str, between: Callable[[int], bool]
+) -> None:
+    synced, error = time.monotonic(), None
+    while computing:
+        block = results.get()
+        if block is None:
+            computing -= 1
+        elif isinstance(block, BaseException):
+            error = error or block
+            pictures.stop()
+        else:
+            _write(block, writer, encoder)
+            if time.monotonic() - synced > _SYNC_SECONDS:
+                writer.sync()
+                synced = time.monotonic()
+            if not between(len(block.features)):
+                pictures.stop()
+    if error is not None:
+        raise error
+
+
+def _write(block: _Block, writer: FeatureWriter, encoder: str) -> None:
+    if block.ready is not None:
+        block.ready.synchronize()
+    features = block.features.numpy()
+    if not all_finite(features):
+        row, view = np.argwhere(~np.isfinite(features).all(axis=(2, 3)))[0]
+        raise CaptionerError(
+            f"{writer.layout.path}: {encoder} makes non-finite features of image {writer.layout.image_ids[block.first + row]} (view {view}): NaN, "
+            "or beyond float16's 65504; use extract.precision=fp32, other extract.weights or another encoder"
+        )
+    writer.write(block.first, features)
+
+
+class _Pictures:
+    """The decoded blocks, in order, for any number of threads."""
+
+    def __init__(self, blocks: list[tuple[int, int]], decoder: Decoder) -> None:
+        self._decoder, self._lock, self._stopped = decoder, threading.Lock(), False
+        self._waiting, self._asked = deque(blocks), deque[tuple[int, int, int]]()
+        for slot in range(len(decoder.slots)):
+            self.give_back(slot)
+
+    def take(self) -> tuple[int, int, int] | None:
+        """``(slot, first row, rows)`` of the next block once it is decoded; None where there is no more, or the work was stopped."""
+        with self._lock:
+            if self._stopped or not self._asked:
+                return None
+            slot, first, count = self._asked.popleft()
+            self._decoder.wait(slot)
+            return slot, first, count
+
+    def give_back(self, slot: int) -> None:
+        """The slot's pixels were copied: decode a further block into it."""
+        with self._lock:
+            if self._waiting and not self._stopped:
+                first, count = self._waiting.popleft()
+                self._decoder.ask(slot, first, count)
+                self._asked.append((slot, first, count))
+
+    def stop(self) -> None:
+        self._stopped = True
+
+    def pixels(self, slot: int, view: int, count: int) -> torch.Tensor:
+        """``(n, S, S, 3)`` uint8."""
+        return torch.from_numpy(self._decoder.slots[slot, view, :count])
+
+
+def _compute(
+    pictures: _Pictures, encoder: PictureEncoder, shape: tuple[int, int, int], pinned: bool, results: queue.Queue[_Block | BaseException | None]
+) -> None:
+    """A thread's work: features ``(n, V, P, C)`` float16 of one block after the other."""
+    cuda = encoder.device.type == "cuda"
+    try:
+        if cuda:
+            torch.cuda.set_device(encoder.device)
+        else:
+            torch.set_num_threads(1)
+        upload = torch.cuda.Stream(encoder.device) if cuda else None
+        while (block := pictures.take()) is not None:
+            slot, first, count = block
             features = torch.empty((count, *shape), dtype=torch.float16, pin_memory=cuda)
             on_device = torch.empty_like(features, device=encoder.device) if cuda else features
             for view in range(shape[0]):
-                batch = _upload(ring[slot, view, :count], encoder.device, upload, pinned)
-                normalised = encoder.normalise(batch)
+                normalised = encoder.normalise(_upload(pictures.pixels(slot, view, count), encoder.device, upload, pinned))
                 if view == shape[0] - 1:
-                    ask(slot)  # the pixels are copied; decoding may fill the slot while they are encoded
+                    pictures.give_back(slot)  # the pixels are copied
                 on_device[:, view] = encoder.encode(normalised)
             ready = None
             if cuda:
                 features.copy_(on_device, non_blocking=True)
                 ready = torch.cuda.Event()
                 ready.record(torch.cuda.current_stream(encoder.device))
-            yield first, features, ready
+            results.put(_Block(first, features, ready))
+    except BaseException as error:
+        results.put(error)
     finally:
-        if pinned:
-            torch.cuda.synchronize(encoder.device)
-            torch.cuda.cudart().cudaHostUnregister(decoder.slots.ctypes.data)
+        results.put(None)
 
 
 def _upload(pictures: torch.Tensor, device: torch.device, stream: torch.cuda.Stream | None, pinned: bool) -> torch.Tensor:

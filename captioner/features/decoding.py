@@ -88,7 +88,10 @@ class Decoder:
         self._missing[slot] = count
         size = max(_JOB_PICTURES, -(-count // _MOST_JOBS))
         for place in range(0, count, size):
-            os.write(self._jobs, _JOB.pack(slot, place, first + place, min(size, count - place)))
+            try:
+                os.write(self._jobs, _JOB.pack(slot, place, first + place, min(size, count - place)))
+            except BrokenPipeError:  # no process is left to read; ``wait`` says so
+                return
 
     def wait(self, slot: int) -> None:
         """Return once the slot is decoded.
@@ -98,11 +101,13 @@ class Decoder:
         """
         while self._missing[slot]:
             if not select.select([self._answers], [], [], 1.0)[0]:
-                for process in self._processes:
-                    if process.poll() is not None:
-                        raise CaptionerError(f"a decoding process ended (status {process.returncode}), perhaps for want of memory; lower runtime.workers and run again")
+                if any(process.poll() is not None for process in self._processes):
+                    raise CaptionerError("a decoding process ended before its work, perhaps for want of memory; lower runtime.workers and run again")
                 continue
-            done_slot, count, failed = _ANSWER.unpack(os.read(self._answers, _ANSWER.size))
+            answer = os.read(self._answers, _ANSWER.size)
+            if not answer:
+                raise CaptionerError("all decoding processes ended before their work, perhaps for want of memory; lower runtime.workers and run again")
+            done_slot, count, failed = _ANSWER.unpack(answer)
             if failed >= 0:
                 self._explain(failed)
             self._missing[done_slot] -= count
@@ -125,7 +130,6 @@ def _decode(store: ImageStore, preprocessing: Preprocessing, row: int, views: in
 def _work(task: dict) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):  # the parent decides when work ends; these may reach the whole group
         signal.signal(number, signal.SIG_IGN)
-    os.nice(19)  # the encoder's threads wait for one another and should not wait for decoding
     store, preprocessing, shape = ImageStore.open(task["images"]), Preprocessing(**task["preprocessing"]), task["shape"]
     ring = np.frombuffer(mmap.mmap(task["memory"], int(np.prod(shape))), dtype=np.uint8).reshape(shape)
     while job := os.read(task["jobs"], _JOB.size):

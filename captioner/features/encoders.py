@@ -96,9 +96,9 @@ def build_encoder(name: str, weights: str = "random", seed: int = 1, grid: int |
     if name not in known_encoders():
         near = difflib.get_close_matches(name.lower(), known_encoders(), n=1, cutoff=0.4)
         raise CaptionerError(f"encoder={name}: torchvision has no such classifier" + (f"; did you mean {near[0]}?" if near else f"; it has {', '.join(known_encoders())}"))
-    model = _build_classifier(name, weights, seed)
+    model = build_classifier(name, weights, seed)
     known = {key: value.shape for key, value in model.state_dict().items()}
-    body, layer, tokens = _cut(model)
+    body, layer, tokens = cut(model)
     encoder = Encoder(name, body, layer, tokens, grid)
     if weights not in ("random", "imagenet"):
         weights = load_weights(body, name, weights, known)
@@ -106,21 +106,19 @@ def build_encoder(name: str, weights: str = "random", seed: int = 1, grid: int |
     try:
         with torch.inference_mode():
             features = encoder.feature_map(torch.zeros(1, 3, image_size, image_size))
-            pooled = encoder(torch.zeros(1, 3, image_size, image_size)).shape[1]
     except (RuntimeError, AssertionError, ValueError) as error:
         raise CaptionerError(f"encoder={name} takes no pictures of {image_size}x{image_size} pixels; use extract.image_size=224") from error
     encoder.channels, encoder.map = features.shape[1], tuple(features.shape[2:])
-    side = pooled if grid == "native" else int(grid)
-    encoder.grid = encoder.map if grid == "native" else (min(side, encoder.map[0]), min(side, encoder.map[1]))
+    encoder.grid = encoder.map if grid == "native" else (min(int(grid), encoder.map[0]), min(int(grid), encoder.map[1]))
     return encoder
 
 
 def build_classifier(name: str, weights: str, seed: int) -> nn.Module:
-    """The whole classifier with random (seeded) or torchvision's ImageNet weights, in eval mode."""
-    return _build_classifier(name, weights, seed)
+    """The whole classifier in eval mode, with torchvision's ImageNet weights, or for any other value of ``weights`` with random (seeded) ones.
 
-
-def _build_classifier(name: str, weights: str, seed: int) -> nn.Module:
+    Raises:
+        CaptionerError: the ImageNet weights cannot be fetched, or are not what their hash says.
+    """
     options: dict[str, Any] = {}
     if name in ("googlenet", "inception_v3"):
         options["transform_input"] = True  # their published weights expect inputs of another scale and say so only when torchvision loads them
@@ -166,7 +164,7 @@ class _Shapes(fx.Interpreter):
         return value
 
 
-def _cut(model: nn.Module) -> tuple[fx.GraphModule, str, bool]:
+def cut(model: nn.Module) -> tuple[fx.GraphModule, str, bool]:
     """Cut a classifier at its last map.
 
     Returns:

@@ -128,7 +128,6 @@ def _share(
 ) -> None:  # fmt: skip
     """One process's blocks."""
     cores = max(1, core_count() // rank.local_world)
-    torch.set_num_threads(runtime.threads or cores)
     label = f"extract {model.name}" + (f" (process {rank.rank + 1} of {rank.world})" if rank.world > 1 else "")
     with FeatureWriter(path) as writer:
         blocks = blocks_to_do(writer.layout.done, parameters.batch_size, rank.rank, rank.world)
@@ -149,7 +148,7 @@ def _share(
                     others.check()
                 return not stop.requested
 
-            extract_blocks(blocks, decoder, encode, writer, between)
+            extract_blocks(blocks, decoder, encode, writer, runtime.threads or cores, between)
             stop.raise_if_requested()
 
 

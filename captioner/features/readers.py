@@ -122,7 +122,7 @@ class DiskReader(FeatureReader):
         batch = torch.empty((len(flat), self.shape[2] * self.shape[3]), dtype=torch.float16, pin_memory=self._pin)
         if self._pool is None or self._owner != os.getpid():  # threads do not survive a fork
             self._pool, self._owner = ThreadPoolExecutor(_READING_THREADS), os.getpid()
-        target = memoryview(batch.numpy()).cast("B")
+        target = memoryview(batch.numpy().reshape(-1).view(np.uint8))
         size = 2 * batch.shape[1]
         threads = min(_READING_THREADS, len(flat))
 

@@ -29,7 +29,7 @@ def verify_features(path: str | Path) -> list[str]:
     count, views, positions, channels = layout.shape
     if fingerprint(facts) != attributes.get("fingerprint"):
         faults.append(f"{path}: fingerprint {str(attributes.get('fingerprint'))[:12]} does not belong to its facts ({fingerprint(facts)[:12]}); one of them was changed")
-    told = {"grid": list(np.asarray(attributes.get("grid")).tolist() or []), "images": attributes.get("images_fingerprint")}
+    told = {"grid": np.asarray(attributes.get("grid")).tolist(), "images": attributes.get("images_fingerprint")}
     told |= {key: attributes.get(key) for key in ("encoder", "layer", "weights_name", "weights_sha256", "views")}
     faults += [f"{path}: attribute {key} is {value!r}, its facts say {facts[key]!r}" for key, value in told.items() if value != facts[key]]
     if facts["views"] != views or facts["grid"][0] * facts["grid"][1] != positions:
