@@ -1,8 +1,8 @@
 # The two commands: `make repro` (everything, on the bundled data set) and `make test`.
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
-# columns of `dvc exp show` that are the same in every row or explain nothing
-HIDE = 'Created|State|Executor|sources|captioner|data/|models|download\.|extract\.(version|seed|fit|views|precision|batch_size)|vocab\.|train\.|evaluate\.|runtime\.|signature|val_|plots'
+# the columns of `dvc exp show` worth reading side by side
+COLUMNS_SHOWN = '^Experiment$$|(^|:)(bleu_1|bleu_4|meteor|rouge_l|cider_d|beam_size|dataset|encoder|decoder|attention|seed)$$'
 
 .PHONY: install repro test test-all show clean
 
@@ -25,7 +25,7 @@ test-all: install
 	python -m pytest
 
 show: install
-	@dvc exp show --no-pager --drop $(HIDE)
+	@dvc exp show --no-pager --drop '.*' --keep $(COLUMNS_SHOWN)
 
 clean:
 	rm -rf .venv .pytest_cache

@@ -64,7 +64,7 @@ class Workspace:
     def run(self, *command: str, check: bool = True) -> str:
         """Run a command in the repository with this interpreter's programs first; its whole output."""
         folder = Path(sys.executable).parent
-        environment = {**os.environ, "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": "", "DVC_NO_ANALYTICS": "1"}
+        environment = {**os.environ, "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": "", "DVC_NO_ANALYTICS": "1", "COLUMNS": "400"}
         environment.pop("GIT_DIR", None)
         done = subprocess.run(command, cwd=self.folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         assert not check or done.returncode == 0, f"{' '.join(command)}: {done.returncode}\n{done.stdout[-6000:]}"
