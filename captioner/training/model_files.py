@@ -95,8 +95,13 @@ def _load_decoder(path: Path, settings: DecoderConfig) -> CaptionDecoder:
         weights = load_file(path)
     except (OSError, SafetensorError) as error:
         raise CaptionerError(f"{path}: no readable weights ({error}); copy the model's folder again") from error
-    with torch.device("meta"):  # nothing is drawn or allocated for settings that do not fit the weights
-        decoder = build_decoder(settings)
+    try:
+        with torch.device("meta"):  # nothing is drawn or allocated for settings that do not fit the weights
+            decoder = build_decoder(settings)
+    except CaptionerError as error:
+        raise CaptionerError(f"{path.with_name(CONFIG)}: {error.message}") from error
+    except (RuntimeError, OverflowError) as error:  # sizes beyond any tensor
+        raise CaptionerError(f"{path.with_name(CONFIG)}: the decoder's settings describe no possible model; copy the model's folder again") from error
     expected = {name: tuple(tensor.shape) for name, tensor in decoder.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     for name in sorted({*expected, *found}):

@@ -12,7 +12,7 @@ from captioner.features.store import write_features
 from captioner.images.captions import write_captions
 from captioner.parameters import Parameters, parse_parameters
 from captioner.training import train
-from captioner.vocabulary.vocabulary import build_vocabulary
+from captioner.vocabulary.vocabulary import Vocabulary, build_vocabulary
 
 ANIMALS, COLOURS, PLACES = ["cat", "dog", "horse", "bird"], ["red", "blue", "green"], ["beach", "road", "field"]
 POSITIONS, CHANNELS = 4, 12
@@ -39,7 +39,8 @@ def make_data(folder: Path, images: int = 40, views: int = 1, encoder: str = "sq
     paths = {name: folder / file for name, file in (("features", "f.h5"), ("captions", "captions.json"), ("vocab", "vocab.json"), ("embeddings", "e.npy"))}
     write_features(paths["features"], features, [row["id"] for row in rows], {"encoder": encoder, "weights_name": "bundled", **facts})
     write_captions(paths["captions"], rows, annotations, {})
-    vocabulary = build_vocabulary(texts, 1, {"max_length": 12})
+    words = build_vocabulary(texts).words
+    vocabulary = Vocabulary(words, [0] * len(words), {"max_length": 12})
     vocabulary.save(paths["vocab"])
     np.save(paths["embeddings"], generator.normal(0, 0.4, (len(vocabulary), 8)).astype(np.float32))
     return paths
@@ -49,7 +50,7 @@ def small_parameters(seed: int = 1, decoder: str = "gru", attention: str = "soft
     """Parameters of a tiny decoder; ``train_options`` go into the section train."""
     options = {"hidden_size": 16, "attention_size": 8, "feature_size": 12, "batch_size": 16, "epochs": 3, "learning_rate": 0.01, "projection_learning_rate": 0.01}
     content = {"seed": seed, "decoder": decoder, "attention": attention, "encoder": encoder, "train": {**options, **train_options}}
-    return parse_parameters({**content, "runtime": {"device": "cpu", "threads": 1, "checkpoint_seconds": 0}})
+    return parse_parameters({**content, "runtime": {"device": "cpu", "threads": 1, "checkpoint_seconds": 60}})
 
 
 def run(folder: Path, data: dict[str, Path], parameters: Parameters) -> Path:

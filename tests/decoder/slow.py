@@ -1,0 +1,61 @@
+"""The decoder straight from the equations, one caption and one step at a time; slow, and sharing no code with the real one."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from captioner.decoder import CaptionDecoder
+
+
+def slow_logits(decoder: CaptionDecoder, features: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Features (P, C) and one caption's tokens (n + 1,) -> logits (n, V), attention weights (n, P); no dropout.
+
+    Xu et al. 2015, equations 1-9 and 13, with features projected, normalised and given positions first.
+    """
+    part = dict(decoder.named_parameters())
+    config = decoder.config
+    E, H, A = config.feature_size, config.hidden_size, config.attention_size if config.attention == "soft" else 0
+
+    projected = features @ part["projection.weight"].T + part["projection.bias"]  # (P, E)
+    centred = projected - projected.mean(1, keepdim=True)
+    values = centred / (centred.pow(2).mean(1, keepdim=True) + 1e-5).sqrt() * part["norm.weight"] + part["norm.bias"]
+    if config.position == "learned":
+        values = values + part["position"]
+    mean = values.mean(0)
+    start = torch.tanh(part["initial.weight"] @ mean + part["initial.bias"])
+    h, c = start[:H], start[H : 2 * H]
+
+    W, b = part["recurrent.weight"], part["recurrent.bias"]
+    W_query, W_gate, W_h = W[:A], W[A : A + E], W[A + E :]
+    b_query, b_gate, b_h = b[:A], b[A : A + E], b[A + E :]
+    logits, attention = [], []
+    for step in range(len(tokens) - 1):
+        y = part["embedding.weight"][tokens[step]]
+        if config.attention == "soft":
+            query = W_query @ h + b_query
+            scores = torch.stack([part["attention.score"] @ torch.tanh(part["attention.key.weight"] @ a + query) for a in values])
+            alpha = scores.exp() / scores.exp().sum()
+        else:
+            alpha = torch.full((len(values),), 1 / len(values), dtype=values.dtype)
+        beta = 1 / (1 + torch.exp(-(W_gate @ h + b_gate)))
+        z = beta * sum(weight * a for weight, a in zip(alpha, values))
+        from_input = part["word.weight"] @ y + part["word.bias"] + part["context.weight"] @ z
+        from_h = W_h @ h + b_h
+        h, c = (_lstm if config.decoder == "lstm" else _gru)(from_input, from_h, h, c)
+        o = h + part["output_context.weight"] @ z + part["output_word.weight"] @ y
+        logits.append(part["vocabulary.weight"] @ o + part["vocabulary.bias"])
+        attention.append(alpha)
+    return torch.stack(logits), torch.stack(attention)
+
+
+def _lstm(from_input: Tensor, from_h: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    i, f, o, g = (from_input + from_h).chunk(4)
+    c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+    return torch.sigmoid(o) * torch.tanh(c), c
+
+
+def _gru(from_input: Tensor, from_h: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    (r, z, n), (r_h, z_h, n_h) = from_input.chunk(3), from_h.chunk(3)
+    reset, update = torch.sigmoid(r + r_h), torch.sigmoid(z + z_h)
+    return (1 - update) * torch.tanh(n + reset * n_h) + update * h, c

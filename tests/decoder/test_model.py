@@ -1,0 +1,182 @@
+"""The fast decoder against the equations, in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from captioner.decoder import TeacherForced
+from captioner.errors import CaptionerError
+from tests.decoder.examples import CHANNELS, POSITIONS, VOCABULARY, make_decoder, make_features, make_tokens
+from tests.decoder.slow import slow_logits
+
+KINDS = [("gru", "soft"), ("lstm", "soft"), ("gru", "none"), ("lstm", "none")]
+LENGTHS = [[3, 5, 1, 4], [6, -1, 2, 2], [1, 0, -1, -1]]  # ragged, with missing captions and an empty one
+
+
+def by_caption(outputs: TeacherForced) -> dict[tuple[int, int], torch.Tensor]:
+    """(image, k) -> logits (n, V) in order."""
+    captions = {}
+    for caption in outputs.caption.unique().tolist():
+        mine = outputs.caption == caption
+        assert outputs.step[mine].tolist() == sorted(outputs.step[mine].tolist())
+        captions[divmod(caption, outputs.shape[1])] = outputs.logits[mine]
+    return captions
+
+
+@pytest.mark.parametrize(("decoder", "attention"), KINDS)
+@pytest.mark.parametrize("position", ["learned", "none"])
+def test_teacher_forcing_is_the_equations(decoder: str, attention: str, position: str) -> None:
+    model, features, tokens = make_decoder(decoder, attention, position=position, tune_embeddings=True), make_features(3), make_tokens(LENGTHS)
+    outputs = model(features, tokens)
+    found = by_caption(outputs)
+    expected_loss, count = 0.0, 0
+    for (i, k), logits in found.items():
+        caption = tokens[i, k][tokens[i, k] != 0]
+        expected, weights = slow_logits(model, features[i], caption)
+        torch.testing.assert_close(logits, expected, rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(outputs.attention[i, k, : len(weights)], weights, rtol=1e-10, atol=1e-12)
+        assert not outputs.attention[i, k, len(weights) :].any()
+        expected_loss = expected_loss + F.cross_entropy(expected, caption[1:], reduction="sum")
+        count += len(caption) - 1
+    assert len(found) == 9 and outputs.targets.numel() == count == 33  # every word and every end, no padding
+
+    parameters = dict(model.named_parameters())
+    expected_gradients = torch.autograd.grad(expected_loss, list(parameters.values()), allow_unused=True)
+    F.cross_entropy(outputs.logits, outputs.targets, reduction="sum").backward()
+    for (name, parameter), gradient in zip(parameters.items(), expected_gradients):
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-9, atol=1e-11, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.parametrize(("decoder", "attention"), KINDS)
+def test_gradients_numerically(decoder: str, attention: str) -> None:
+    model, tokens = make_decoder(decoder, attention, tune_embeddings=True), make_tokens([[2, 1], [1, -1]])
+    names, parameters = zip(*model.named_parameters())
+    for parameter in parameters:
+        parameter.data *= 0.5
+
+    def loss(features: torch.Tensor, *values: torch.Tensor) -> torch.Tensor:
+        outputs = torch.func.functional_call(model, dict(zip(names, values)), (features, tokens))
+        return F.cross_entropy(outputs.logits, outputs.targets) + (outputs.weights**2).sum()
+
+    inputs = [make_features(2).requires_grad_(), *(parameter.detach().clone().requires_grad_() for parameter in parameters)]
+    assert torch.autograd.gradcheck(loss, inputs, fast_mode=True)
+
+
+@pytest.mark.parametrize(("decoder", "attention"), KINDS)
+def test_step_by_step_gives_the_logits_of_teacher_forcing(decoder: str, attention: str) -> None:
+    model, features, tokens = make_decoder(decoder, attention), make_features(3), make_tokens(LENGTHS)
+    expected = by_caption(model(features, tokens))
+    memory = model.encode(features)
+    state, steps = model.start(memory, 4), []
+    for step in range(tokens.shape[2] - 1):
+        logits, state, weights = model.step(tokens[:, :, step], state, memory)
+        assert logits.shape == (3, 4, VOCABULARY) and weights.shape == (3, 4, POSITIONS)
+        torch.testing.assert_close(weights.sum(-1), torch.ones(3, 4, dtype=torch.float64))
+        steps.append(logits)
+    together = torch.stack(steps, 2)  # (I, K, T, V)
+    for (i, k), logits in expected.items():
+        torch.testing.assert_close(together[i, k, : len(logits)], logits, rtol=1e-10, atol=1e-12)
+
+
+def test_hypotheses_and_pictures_can_be_picked_and_reordered() -> None:
+    model, features, tokens = make_decoder("lstm"), make_features(3), make_tokens([[2, 3], [4, 1], [3, 2]])
+    memory = model.encode(features)
+    _, state, _ = model.step(tokens[:, :, 0], model.start(memory, 2), memory)
+    index = torch.tensor([[1, 1, 0], [0, 1, 0], [1, 0, 0]])
+    words = torch.tensor([[5, 6, 7], [8, 9, 10], [11, 12, 13]])
+    logits, _, _ = model.step(words, state.select(index), memory)
+    pictures = torch.tensor([2, 0])
+    some, _, _ = model.step(words[pictures], state.select(index).images(pictures), memory.select(pictures))
+    torch.testing.assert_close(some, logits[pictures])
+    for i in range(3):
+        for k in range(3):
+            one = torch.tensor([i])
+            alone, _, _ = model.step(words[i, k].view(1, 1), state.images(one).select(index[i, k].view(1, 1)), memory.select(one))
+            torch.testing.assert_close(alone[0, 0], logits[i, k])
+
+
+@pytest.mark.parametrize("decoder", ["gru", "lstm"])
+def test_grouping_padding_and_order_change_nothing(decoder: str) -> None:
+    model, features, lengths = make_decoder(decoder), make_features(3), [[3, 5, 1], [6, 2, 4], [2, 2, 7]]
+    tokens = make_tokens(lengths)
+    expected = by_caption(model(features, tokens))
+
+    padded = torch.cat([F.pad(tokens, (0, 5)), torch.zeros(3, 2, tokens.shape[2] + 5, dtype=torch.int64)], 1)
+    order = torch.tensor([2, 0, 1])
+    alone = model(features.repeat_interleave(3, 0), tokens.flatten(0, 1).unsqueeze(1))  # K = 1
+    shuffled = by_caption(model(features[order], tokens[order].flip(1)))
+    for (i, k), logits in expected.items():
+        torch.testing.assert_close(by_caption(model(features, padded))[i, k], logits)
+        torch.testing.assert_close(by_caption(alone)[3 * i + k, 0], logits)
+        torch.testing.assert_close(shuffled[order.tolist().index(i), 2 - k], logits)
+
+
+def test_any_float_type_of_features() -> None:
+    model, features, tokens = make_decoder().float(), make_features(2).half(), make_tokens([[2], [3]])
+    torch.testing.assert_close(model(features, tokens).logits, model(features.float(), tokens).logits)
+
+
+def test_frozen_and_tuned_word_vectors() -> None:
+    tokens, features = make_tokens([[2], [3]]), make_features(2)
+    for tuned in (False, True):
+        model = make_decoder(tune_embeddings=tuned)
+        model(features, tokens).logits.sum().backward()
+        assert (model.embedding.weight.grad is not None) == tuned
+
+
+def test_dropout_only_while_training() -> None:
+    model, tokens, features = make_decoder(dropout=0.5), make_tokens([[2], [3]]), make_features(2)
+    model.eval()
+    assert torch.equal(model(features, tokens).logits, model(features, tokens).logits)
+    model.train()
+    assert not torch.equal(model(features, tokens).logits, model(features, tokens).logits)
+    torch.manual_seed(3)
+    first = model(features, tokens).logits
+    torch.manual_seed(3)
+    assert torch.equal(model(features, tokens).logits, first)
+
+
+def test_positions_tell_cells_apart() -> None:
+    """Without positions a picture whose cells are shuffled is the same picture."""
+    tokens, features = make_tokens([[4]]), make_features(1)
+    shuffled = features[:, torch.tensor([3, 1, 5, 0, 2, 4])]
+    for position, same in (("none", True), ("learned", False)):
+        model = make_decoder(position=position)
+        assert torch.allclose(model(features, tokens).logits, model(shuffled, tokens).logits) == same
+
+
+def test_memory_is_shared_by_hypotheses() -> None:
+    model = make_decoder()
+    memory = model.encode(make_features(2))
+    assert memory.values.shape[0] == memory.keys.shape[0] == 2
+    state = model.start(memory, 50)
+    assert all(tensor.shape == (2, 50, 10) for tensor in state.tensors)
+    assert memory.first(1).values.data_ptr() == memory.values.data_ptr()
+
+
+def test_unknown_names_are_refused() -> None:
+    with pytest.raises(CaptionerError, match="decoder=transformer.*gru, lstm"):
+        make_decoder("transformer")
+    with pytest.raises(CaptionerError, match="attention=dot.*soft, none"):
+        make_decoder("gru", "dot")
+
+
+def test_a_batch_without_captions_is_refused() -> None:
+    with pytest.raises(ValueError, match="without a token"):
+        make_decoder()(torch.zeros(1, POSITIONS, CHANNELS, dtype=torch.float64), torch.zeros(1, 2, 4, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("decoder", ["gru", "lstm"])
+def test_learns_eight_captions_by_heart(decoder: str) -> None:
+    model, features, tokens = make_decoder(decoder, hidden_size=32, feature_size=16).float(), make_features(4), make_tokens([[3, 5], [6, 2], [4, 7], [1, 5]])
+    optimizer = torch.optim.Adam([parameter for parameter in model.parameters() if parameter.requires_grad], 0.02)
+    for _ in range(150):
+        outputs = model(features, tokens)
+        loss = F.cross_entropy(outputs.logits, outputs.targets)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    # the first word of two captions of one picture cannot be known: ln 2 a caption at least
+    assert loss.item() < 8 * 0.6931 / outputs.targets.numel() + 0.01

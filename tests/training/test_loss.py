@@ -1,0 +1,70 @@
+"""Loss and update."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from captioner.decoder.packing import Packing
+from captioner.training.loss import attention_coverage
+from captioner.training.step import clip_gradients
+from captioner.training.vocabulary_loss import vocabulary_loss
+from tests.decoder.examples import make_tokens
+
+
+@pytest.mark.parametrize("block_bytes", [1, 700, 1 << 20])
+@pytest.mark.parametrize("factor", [1.0, 2.5])
+def test_vocabulary_loss_is_layer_and_cross_entropy(monkeypatch: pytest.MonkeyPatch, block_bytes: int, factor: float) -> None:
+    monkeypatch.setattr("captioner.training.vocabulary_loss._BLOCK_BYTES", block_bytes)
+    torch.manual_seed(0)
+    layer = nn.Linear(6, 11).double()
+    hidden, targets = torch.randn(9, 6, dtype=torch.float64, requires_grad=True), torch.randint(11, (9,))
+    expected = F.cross_entropy(layer(hidden), targets, reduction="sum")
+    expected_gradients = torch.autograd.grad(factor * expected / 9, [hidden, layer.weight, layer.bias])
+    loss, summed = vocabulary_loss(layer, hidden, targets, 1 / 9)
+    torch.testing.assert_close(loss, expected / 9)
+    torch.testing.assert_close(summed, expected.detach())
+    assert not summed.requires_grad
+    (factor * loss).backward()
+    for one, two in zip((hidden.grad, layer.weight.grad, layer.bias.grad), expected_gradients):
+        torch.testing.assert_close(one, two)
+
+
+def test_vocabulary_loss_of_extreme_logits() -> None:
+    """A wrong word that is certain costs its margin, and the gradient is that of the softmax."""
+    layer = nn.Linear(1, 3)
+    layer.weight.data, layer.bias.data = torch.tensor([[0.0], [500.0], [-500.0]]), torch.zeros(3)
+    loss, _ = vocabulary_loss(layer, torch.ones(1, 1), torch.tensor([2]), 1.0)
+    assert loss.item() == pytest.approx(1000)
+    loss.backward()
+    assert layer.bias.grad.tolist() == [0, 1, -1]
+
+
+def test_loss_that_is_not_finite_stays_visible() -> None:
+    layer = nn.Linear(2, 3)
+    layer.weight.data[0, 0] = math.nan
+    assert math.isnan(vocabulary_loss(layer, torch.ones(1, 2), torch.tensor([0]), 1.0)[0].item())
+
+
+def test_doubly_stochastic_penalty_by_hand() -> None:
+    tokens = make_tokens([[1, 0], [-1, 1]])  # captions of 2, 1 and 2 targets
+    packing = Packing.of(tokens, torch.device("cpu"))
+    weights = torch.zeros(5, 2)
+    per_caption = {0: [[0.5, 0.5], [1.0, 0.0]], 1: [[0.25, 0.75]], 3: [[0.0, 1.0], [0.0, 1.0]]}
+    for row, (caption, step) in enumerate(zip(packing.caption.tolist(), packing.step.tolist())):
+        weights[row] = torch.tensor(per_caption[caption][step])
+    expected = ((0.5**2 + 0.5**2) + (0.75**2 + 0.25**2) + (1 + 1)) / 3
+    assert attention_coverage(weights, packing).item() == pytest.approx(expected)
+
+
+def test_clipping_scales_all_gradients_to_the_largest_norm() -> None:
+    parameters = [torch.zeros(2, requires_grad=True), torch.zeros(1, requires_grad=True), torch.zeros(1, requires_grad=True)]
+    parameters[0].grad, parameters[1].grad = torch.tensor([3.0, 0.0]), torch.tensor([4.0])
+    clip_gradients(parameters, 10.0)
+    assert parameters[0].grad.tolist() == [3, 0] and parameters[1].grad.tolist() == [4]
+    clip_gradients(parameters, 2.5)
+    assert parameters[0].grad.tolist() == pytest.approx([1.5, 0]) and parameters[1].grad.tolist() == pytest.approx([2.0])

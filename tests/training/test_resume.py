@@ -1,0 +1,240 @@
+"""Killed, interrupted, refused: a run that was stopped ends with the bytes of one that was not."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Iterator
+
+import pytest
+
+from captioner.errors import CaptionerError, Interrupted
+from captioner.parameters import Parameters
+from captioner.sidecar import Sidecar
+from captioner.training.checkpoint import load_state
+from tests.training.small import make_data, result_bytes, run, small_parameters, with_runtime
+
+ROOT = Path(__file__).parents[2]
+SERVER = """
+import os, pickle, sys
+sys.path.insert(0, {root!r})
+import torch
+from tests.training.small import run
+torch.optim.Adam([torch.zeros(1, requires_grad=True)])  # imports a good deal
+print("ready", flush=True)
+for line in iter(sys.stdin.readline, ""):
+    child = os.fork()
+    if not child:
+        try:
+            run(*pickle.loads(bytes.fromhex(line)))
+        except BaseException as error:
+            print(type(error).__name__, error, file=sys.stderr, flush=True)
+            os._exit(getattr(error, "exit_code", 99))
+        os._exit(0)
+    print(f"pid {{child}}", flush=True)
+    sys.stdin.readline()  # until then the number stays the child's, even if it has ended
+    print("exit", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+class Runs:
+    """Training runs, each in a process of its own, forked from one that has everything imported."""
+
+    def __init__(self) -> None:
+        self._server = subprocess.Popen(
+            [sys.executable, "-c", SERVER.format(root=str(ROOT))], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1, stderr=subprocess.DEVNULL
+        )
+        assert self._line() == "ready"
+
+    def start(self, folder: Path, data: dict[str, Path], parameters: Parameters) -> int:
+        """Begin a run; its process id."""
+        self._server.stdin.write(pickle.dumps((folder, data, parameters)).hex() + "\n")
+        return self._number("pid")
+
+    def wait(self) -> int:
+        """The exit status of the run begun last, minus the signal that ended it."""
+        self._server.stdin.write("\n")
+        return self._number("exit")
+
+    def close(self) -> None:
+        self._server.stdin.close()
+        self._server.wait()
+        self._server.stdout.close()
+
+    def _number(self, what: str) -> int:
+        """The number on the next line, which must be of this kind: a wrong process id would be killed."""
+        kind, number = self._line().split()
+        assert kind == what
+        return int(number)
+
+    def _line(self) -> str:
+        return self._server.stdout.readline().strip()
+
+
+@pytest.fixture(scope="module")
+def runs() -> Iterator[Runs]:
+    runs = Runs()
+    yield runs
+    runs.close()
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return make_data(tmp_path_factory.mktemp("data"), views=2)
+
+
+PARAMETERS = with_runtime(small_parameters(epochs=4, patience=2, plateau_patience=0), checkpoint_seconds=0)  # a state after every step
+
+
+@pytest.fixture(scope="module")
+def whole(runs: Runs, data: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
+    """An uninterrupted run, and how long it took."""
+    folder = tmp_path_factory.mktemp("whole")
+    began = time.monotonic()
+    runs.start(folder, data, PARAMETERS)
+    assert runs.wait() == 0
+    return folder, time.monotonic() - began
+
+
+def kill_often(runs: Runs, data: dict[str, Path], folder: Path, seconds: float, kills: int, seed: int) -> None:
+    """SIGKILL runs at random instants until so many have died, then let one go on to its end."""
+    generator, killed, newest = random.Random(seed), 0, ""
+    while killed < kills:
+        child = runs.start(folder, data, PARAMETERS)
+        time.sleep(generator.uniform(0, max(0.05, 2 * seconds / kills)))
+        os.kill(child, signal.SIGKILL)
+        if runs.wait() == 0:  # it was done already: begin from nothing again
+            assert (folder / "models/model.safetensors").exists()
+            for path in sorted(folder.rglob("*"), reverse=True):
+                path.unlink() if path.is_file() else path.rmdir()
+            newest = ""
+        else:
+            killed += 1
+            states = sorted(path.name for path in folder.glob("models.partial/*.state"))
+            if not (folder / "models").exists():
+                assert not newest or states[-1] >= newest  # finished work is never lost
+                newest = states[-1] if states else ""
+    runs.start(folder, data, PARAMETERS)
+    assert runs.wait() == 0
+
+
+def test_three_kills(runs: Runs, data: dict[str, Path], whole: tuple[Path, float], tmp_path: Path) -> None:
+    kill_often(runs, data, tmp_path, whole[1], 3, seed=0)
+    assert result_bytes(tmp_path) == result_bytes(whole[0])
+    assert not (tmp_path / "models.partial").exists()
+
+
+@pytest.mark.slow
+def test_twenty_kills(runs: Runs, data: dict[str, Path], whole: tuple[Path, float], tmp_path: Path) -> None:
+    kill_often(runs, data, tmp_path, whole[1], 20, seed=1)
+    assert result_bytes(tmp_path) == result_bytes(whole[0])
+
+
+@pytest.mark.parametrize("stop_after", [1, 5, 8])
+def test_resumes_exactly_from_every_kind_of_place(
+    data: dict[str, Path], whole: tuple[Path, float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_after: int
+) -> None:
+    """Stopped after so many saved states (in the first epoch, after it, in a later one), with the newest state torn."""
+    from captioner.training import loop
+
+    saved = []
+
+    class PowerCut(BaseException):
+        pass
+
+    def save_and_stop(*arguments: object) -> None:
+        original(*arguments)
+        saved.append(arguments[1])
+        if len(saved) == stop_after:
+            raise PowerCut
+
+    original = loop.save_state
+    monkeypatch.setattr(loop, "save_state", save_and_stop)
+    with pytest.raises(PowerCut):
+        run(tmp_path, data, PARAMETERS)
+    monkeypatch.setattr(loop, "save_state", original)
+    newest = max((tmp_path / "models.partial").glob("*.state"))
+    newest.write_bytes(newest.read_bytes()[:-100])
+    run(tmp_path, data, PARAMETERS)
+    assert result_bytes(tmp_path) == result_bytes(whole[0])
+
+
+def test_stopped_while_publishing_trains_nothing_again(
+    data: dict[str, Path], whole: tuple[Path, float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Sidecar, "finish", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, data, PARAMETERS)
+    monkeypatch.undo()
+    monkeypatch.setattr("captioner.training.loop.training_step", None)  # calling it would fail
+    run(tmp_path, data, PARAMETERS)
+    assert result_bytes(tmp_path) == result_bytes(whole[0])
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("where", ["captioner.training.loop.training_step", "captioner.training.loop.correct_tokens"])
+def test_a_signal_finishes_the_step_and_saves(
+    data: dict[str, Path], whole: tuple[Path, float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, where: str
+) -> None:
+    """The signal comes in the third training step or in the first validation; nothing else would be saved there."""
+    from captioner.training import loop
+
+    calls, original = [], getattr(loop, where.rpartition(".")[2])
+
+    def signalled(*arguments: object) -> object:
+        calls.append(1)
+        if len(calls) == 3 or "correct" in where:
+            os.kill(os.getpid(), number)
+        return original(*arguments)
+
+    parameters = with_runtime(PARAMETERS, checkpoint_seconds=1e9)
+    monkeypatch.setattr(where, signalled)
+    with pytest.raises(Interrupted, match="goes on from here") as error:
+        run(tmp_path, data, parameters)
+    assert error.value.exit_code != 0
+    monkeypatch.undo()
+    _, state = load_state(tmp_path / "models.partial")
+    assert (state["epoch"], state["step"]) == ((1, 3) if "step" in where else (2, 0))  # all of a small validation split is one batch
+    run(tmp_path, data, parameters)
+    assert result_bytes(tmp_path) == result_bytes(whole[0])
+
+
+def wait_for_state(folder: Path) -> None:
+    deadline = time.monotonic() + 60
+    while not list(folder.glob("models.partial/*.state")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
+def test_a_second_process_is_refused(runs: Runs, data: dict[str, Path], tmp_path: Path) -> None:
+    child = runs.start(tmp_path, data, small_parameters(epochs=1000, patience=1000))
+    try:
+        wait_for_state(tmp_path)
+        with pytest.raises(CaptionerError, match=f"models.partial: process {child} is at work"):
+            run(tmp_path, data, small_parameters(epochs=1000, patience=1000))
+    finally:
+        os.kill(child, signal.SIGKILL)
+        runs.wait()
+
+
+def test_other_facts_start_afresh(runs: Runs, data: dict[str, Path], whole: tuple[Path, float], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    child = runs.start(tmp_path, data, small_parameters(seed=5, epochs=1000, patience=1000))
+    wait_for_state(tmp_path)
+    os.kill(child, signal.SIGKILL)
+    runs.wait()
+    run(tmp_path, data, PARAMETERS)
+    assert "unfinished work was for other seed, train; starting afresh" in capsys.readouterr().err
+    assert result_bytes(tmp_path) == result_bytes(whole[0])
+
+
+def test_an_unwritable_folder_is_one_line(data: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "models").write_text("a file where the folder should be\n")
+    with pytest.raises(CaptionerError) as error:
+        run(tmp_path / "models", data, small_parameters(epochs=1))
+    assert "\n" not in error.value.message
+    assert os.path.exists(tmp_path / "models")

@@ -1,0 +1,228 @@
+"""The stage as a whole on a small data set."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from captioner.errors import CaptionerError
+from captioner.features.store import FeatureStore
+from captioner.parameters import Parameters, TrainParameters
+from captioner.training.inputs import load_inputs
+from captioner.training.model_files import load_model
+from captioner.vocabulary.vocabulary import END, START, Vocabulary
+from tests.training.small import make_data, result_bytes, run, small_parameters, with_runtime
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return make_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def base(data: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with the parameters that other runs are compared with."""
+    return run(tmp_path_factory.mktemp("base"), data, small_parameters())
+
+
+def history(folder: Path) -> list[dict[str, float]]:
+    with open(folder / "results/history.csv") as file:
+        return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+
+
+def metrics(folder: Path) -> dict[str, float]:
+    return json.loads((folder / "results/metrics.json").read_text())
+
+
+@pytest.mark.parametrize("decoder", ["gru", "lstm"])
+def test_learns_what_the_pictures_show(data: dict[str, Path], tmp_path: Path, decoder: str) -> None:
+    run(tmp_path, data, small_parameters(decoder=decoder, epochs=20, hidden_size=32, dropout=0.0))
+    rows = history(tmp_path)
+    best = min(rows, key=lambda row: row["val_cross_entropy"])
+    assert rows[0]["val_cross_entropy"] > 2 > 0.75 > best["val_cross_entropy"]
+    found = metrics(tmp_path)
+    assert found["best_epoch"] == best["epoch"] and found["epochs"] == len(rows)
+    assert found["val_perplexity"] == pytest.approx(math.exp(found["val_cross_entropy"]), abs=1e-3)
+    timing = json.loads((tmp_path / "results/timing.json").read_text())
+    assert len(timing["epoch_seconds"]) == len(rows) and timing["captions_per_second"] > 0
+    assert not (tmp_path / "models.partial").exists()
+
+
+def test_stored_model_has_the_best_epochs_cross_entropy(data: dict[str, Path], base: Path) -> None:
+    """Counted here from the model's files alone, caption by caption with step()."""
+    model = load_model(base / "models")
+    inputs = load_inputs(small_parameters(), *(data[name] for name in ("features", "captions", "vocab", "embeddings")))
+    total = count = correct = 0
+    with FeatureStore.open(data["features"]).reader() as reader:
+        for row, image in zip(inputs.val.tokens, inputs.val.image):
+            features = reader.read(inputs.val_rows[[image]])
+            memory = model.decoder.encode(features)
+            state = model.decoder.start(memory, 1)
+            caption = row[row != 0]
+            for word, target in zip(caption, caption[1:]):
+                logits, state, _ = model.decoder.step(torch.tensor([[int(word)]]), state, memory)
+                total -= torch.log_softmax(logits[0, 0].double(), 0)[int(target)].item()
+                correct += int(logits.argmax()) == target
+                count += 1
+            assert caption[0] == START and caption[-1] == END
+    assert metrics(base)["val_cross_entropy"] == pytest.approx(total / count, abs=1e-4)
+    assert metrics(base)["val_token_accuracy"] == pytest.approx(correct / count, abs=1e-6)
+
+
+def test_model_folder_is_complete(data: dict[str, Path], base: Path) -> None:
+    assert sorted(path.name for path in (base / "models").iterdir()) == ["config.json", "model.safetensors"]
+    model, store = load_model(base / "models"), FeatureStore.open(data["features"])
+    assert model.vocabulary.words == Vocabulary.load(data["vocab"]).words
+    assert torch.equal(model.decoder.embedding.weight, torch.from_numpy(np.load(data["embeddings"])))  # frozen
+    config = model.config
+    assert (config["encoder"], config["weights_name"], config["weights_sha256"]) == (store.encoder, store.weights_name, store.weights_sha256)
+    assert config["preprocessing"] == store.preprocessing and config["features_fingerprint"] == store.fingerprint
+    assert config["max_length"] == 12 and config["dataset"] == "scenes" and config["grid"] == [2, 2]
+    assert str(base) not in (base / "models/config.json").read_text()
+
+
+def test_same_parameters_same_bytes_whatever_the_runtime(data: dict[str, Path], base: Path, tmp_path: Path) -> None:
+    other = with_runtime(small_parameters(), checkpoint_seconds=0, features_on="disk")
+    assert result_bytes(run(tmp_path, data, other)) == result_bytes(base)
+
+
+CHANGES = {
+    "hidden_size": 20, "attention_size": 9, "feature_size": 13, "position": "none", "dropout": 0.0, "tune_embeddings": True, "batch_size": 8,
+    "captions_per_image": 1, "epochs": 2, "learning_rate": 0.002, "projection_learning_rate": 0.0, "clip": 0.01, "doubly_stochastic": 1.0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_every_parameter_changes_the_result(data: dict[str, Path], base: Path, tmp_path: Path, name: str) -> None:
+    changed = run(tmp_path, data, small_parameters(**{name: CHANGES[name]}))
+    assert result_bytes(changed)["models/model.safetensors"] != result_bytes(base)["models/model.safetensors"]
+    weights, before = load_model(changed / "models").decoder, load_model(base / "models").decoder
+    if name == "hidden_size":
+        assert weights.vocabulary.in_features == 20
+    elif name == "attention_size":
+        assert weights.attention.score.shape == (9,)
+    elif name == "feature_size":
+        assert weights.projection.out_features == 13
+    elif name == "position":
+        assert weights.position is None and before.position is not None
+    elif name == "tune_embeddings":
+        assert not torch.equal(weights.embedding.weight, before.embedding.weight)
+        assert metrics(changed)["parameters"] == metrics(base)["parameters"] + before.embedding.weight.numel()
+    elif name == "epochs":
+        assert history(changed) == history(base)[:2]
+    elif name == "learning_rate":
+        assert [row["learning_rate"] for row in history(changed)] == [0.002] * 3
+    elif name == "projection_learning_rate":
+        again = run(tmp_path / "longer", data, small_parameters(projection_learning_rate=0.0, epochs=1))
+        start = load_model(again / "models").decoder
+        assert torch.equal(weights.projection.weight, start.projection.weight) and torch.equal(weights.position, start.position)
+        assert not torch.equal(weights.word.weight, start.word.weight)
+    elif name == "doubly_stochastic":
+        assert metrics(changed)["parameters"] == metrics(base)["parameters"]
+
+
+def test_schedule_parameters(data: dict[str, Path], tmp_path: Path) -> None:
+    """With a learning rate far too high validation stops improving, and the three parameters say what happens then."""
+    options = {"learning_rate": 0.3, "projection_learning_rate": 0.3, "epochs": 12}
+    rows = history(run(tmp_path / "a", data, small_parameters(**options, plateau_patience=0, plateau_factor=0.1, patience=3)))
+    best, scale, waited = math.inf, 1.0, 0
+    for row in rows:
+        assert row["learning_rate"] == pytest.approx(0.3 * scale)
+        assert row["projection_learning_rate"] == pytest.approx(0.3 * scale)
+        if row["val_cross_entropy"] < best:
+            best, waited = row["val_cross_entropy"], 0
+        else:
+            scale, waited = scale * 0.1, waited + 1
+    assert scale < 1 and (len(rows) == 12 or waited == 3)
+    slower = history(run(tmp_path / "b", data, small_parameters(**options, plateau_patience=1, plateau_factor=0.1, patience=3)))
+    other = history(run(tmp_path / "c", data, small_parameters(**options, plateau_patience=0, plateau_factor=0.7, patience=3)))
+    short = history(run(tmp_path / "d", data, small_parameters(**options, plateau_patience=0, plateau_factor=0.1, patience=1)))
+    rates = [[row["learning_rate"] for row in run_rows] for run_rows in (rows, slower, other)]
+    assert rates[0] != rates[1] and rates[0] != rates[2]
+    assert short == rows[: len(short)] and len(short) < 12
+
+
+def test_every_train_parameter_is_tested_here() -> None:
+    assert {field.name for field in dataclasses.fields(TrainParameters)} == {*CHANGES, "plateau_patience", "plateau_factor", "patience"}
+
+
+def test_selectors_change_the_result(data: dict[str, Path], base: Path, tmp_path: Path) -> None:
+    for number, changes in enumerate(({"seed": 2}, {"attention": "none"}, {"decoder": "lstm"})):
+        changed = run(tmp_path / str(number), data, small_parameters(**changes, epochs=1))
+        assert history(changed)[0] != history(base)[0]
+
+
+def test_stored_views_are_drawn_for_training_only(tmp_path: Path) -> None:
+    data = make_data(tmp_path / "data", views=3)
+    features = FeatureStore.open(data["features"])
+    assert features.views == 3
+    from captioner.training.batches import epoch_batches
+
+    inputs = load_inputs(small_parameters(), *(data[name] for name in ("features", "captions", "vocab", "embeddings")))
+    views = np.concatenate([batch.views for batch in epoch_batches(inputs.train, 16, 0, features.views, 1, 1)])
+    assert set(views.tolist()) == {0, 1, 2}
+    run(tmp_path, data, small_parameters(epochs=1))
+
+
+def refused(data: dict[str, Path], tmp_path: Path, parameters: Parameters, *words: str, **replaced: Path) -> None:
+    with pytest.raises(CaptionerError) as error:
+        run(tmp_path, {**data, **replaced}, parameters)
+    message = error.value.message
+    assert "\n" not in message
+    for word in words:
+        assert word in message
+    assert not (tmp_path / "models").exists()
+
+
+def test_refuses_what_does_not_belong_together(data: dict[str, Path], tmp_path: Path) -> None:
+    usual = small_parameters()
+    refused(data, tmp_path, small_parameters(encoder="resnet50"), "encoder=squeezenet1_1", "encoder=resnet50", "settings", "extract stage")
+    cropped = dataclasses.replace(usual, extract=dataclasses.replace(usual.extract, fit="crop"))
+    refused(data, tmp_path, cropped, "fit=squash", "fit=crop")
+    weights = dataclasses.replace(usual, extract=dataclasses.replace(usual.extract, weights="imagenet"))
+    refused(data, tmp_path, weights, "weights=bundled", "weights=imagenet")
+    fewer = make_data(tmp_path / "fewer", images=30)
+    refused(data, tmp_path, usual, "no features of image 131", "8 images", features=fewer["features"])
+
+    np.save(tmp_path / "short.npy", np.load(data["embeddings"])[:-1])
+    refused(data, tmp_path, usual, "short.npy", "word vectors for a vocabulary of", embeddings=tmp_path / "short.npy")
+    np.save(tmp_path / "bad.npy", np.where(np.arange(8) == 3, np.nan, np.load(data["embeddings"])))
+    refused(data, tmp_path, usual, "bad.npy", "not finite", embeddings=tmp_path / "bad.npy")
+    np.save(tmp_path / "text.npy", np.array(["a"]))
+    refused(data, tmp_path, usual, "text.npy", "floating-point", embeddings=tmp_path / "text.npy")
+    np.save(tmp_path / "object.npy", np.array([{}], dtype=object), allow_pickle=True)
+    refused(data, tmp_path, usual, "object.npy", "no readable array", embeddings=tmp_path / "object.npy")
+    refused(data, tmp_path, usual, "missing.npy", "vocab stage", embeddings=tmp_path / "missing.npy")
+
+    content = json.loads(data["captions"].read_text())
+    for image in content["images"]:
+        image["split"] = "train"
+    (tmp_path / "no_val.json").write_text(json.dumps(content))
+    refused(data, tmp_path, usual, "no_val.json", "split val", "download.val_share", captions=tmp_path / "no_val.json")
+
+
+def test_a_loss_that_is_not_finite_names_epoch_and_step_and_keeps_the_state(tmp_path: Path) -> None:
+    data = make_data(tmp_path / "data")
+    parameters = small_parameters(epochs=3)
+    original = run(tmp_path / "whole", data, dataclasses.replace(parameters, train=dataclasses.replace(parameters.train, epochs=1)))
+    raw = bytearray(data["features"].read_bytes())
+    store = FeatureStore.open(data["features"])
+    row = int(store.rows([101])[0])  # a training picture
+    raw[store.offset + row * store.row_size : store.offset + row * store.row_size + 2] = np.float16(np.inf).tobytes()
+    data["features"].write_bytes(raw)
+    with pytest.raises(CaptionerError, match=r"loss is nan at epoch 1, step [1-9]\d*; lower train.learning_rate"):
+        run(tmp_path / "bad", data, parameters)
+    assert (tmp_path / "bad/models.partial").exists() and not (tmp_path / "bad/models").exists()
+    for state in (tmp_path / "bad/models.partial").glob("*.state"):
+        from captioner.training.checkpoint import load_state
+
+        tensors, _ = load_state(state.parent)
+        assert all(torch.isfinite(tensor).all() for tensor in tensors.values() if tensor.is_floating_point())
+    assert (original / "models").exists()
