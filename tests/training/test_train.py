@@ -130,8 +130,8 @@ def test_every_parameter_changes_the_result(data: dict[str, Path], base: Path, t
 
 def test_schedule_parameters(data: dict[str, Path], tmp_path: Path) -> None:
     """With a learning rate far too high validation stops improving, and the three parameters say what happens then."""
-    options = {"learning_rate": 0.3, "projection_learning_rate": 0.3, "epochs": 12}
-    rows = history(run(tmp_path / "a", data, small_parameters(**options, plateau_patience=0, plateau_factor=0.1, patience=3)))
+    options = {"learning_rate": 0.3, "projection_learning_rate": 0.3, "epochs": 8}
+    rows = history(run(tmp_path / "a", data, small_parameters(**options, plateau_patience=0, plateau_factor=0.1, patience=2)))
     best, scale, waited = math.inf, 1.0, 0
     for row in rows:
         assert row["learning_rate"] == pytest.approx(0.3 * scale)
@@ -140,13 +140,13 @@ def test_schedule_parameters(data: dict[str, Path], tmp_path: Path) -> None:
             best, waited = row["val_cross_entropy"], 0
         else:
             scale, waited = scale * 0.1, waited + 1
-    assert scale < 1 and (len(rows) == 12 or waited == 3)
-    slower = history(run(tmp_path / "b", data, small_parameters(**options, plateau_patience=1, plateau_factor=0.1, patience=3)))
-    other = history(run(tmp_path / "c", data, small_parameters(**options, plateau_patience=0, plateau_factor=0.7, patience=3)))
+    assert scale < 1 and (len(rows) == 8 or waited == 2)
+    slower = history(run(tmp_path / "b", data, small_parameters(**options, plateau_patience=1, plateau_factor=0.1, patience=2)))
+    other = history(run(tmp_path / "c", data, small_parameters(**options, plateau_patience=0, plateau_factor=0.7, patience=2)))
     short = history(run(tmp_path / "d", data, small_parameters(**options, plateau_patience=0, plateau_factor=0.1, patience=1)))
     rates = [[row["learning_rate"] for row in run_rows] for run_rows in (rows, slower, other)]
     assert rates[0] != rates[1] and rates[0] != rates[2]
-    assert short == rows[: len(short)] and len(short) < 12
+    assert short == rows[: len(short)] and len(short) < 8
 
 
 def test_every_train_parameter_is_tested_here() -> None:
