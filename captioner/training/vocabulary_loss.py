@@ -41,10 +41,9 @@ class _VocabularyLoss(torch.autograd.Function):
         total = hidden.new_zeros(())
         for block, wanted, gradient in zip(hidden.split(rows), targets.unsqueeze(1).split(rows), gradients[0].split(rows)):
             slope = torch.addmm(bias, block, weight.t(), out=logits[: len(block)])  # (R, V)
-            highest, best = slope.max(1, keepdim=True)
-            margin = highest - slope.gather(1, wanted)
+            margin = slope.amax(1, keepdim=True) - slope.gather(1, wanted)
             torch.softmax(slope, 1, out=slope)
-            total += (margin - slope.gather(1, best).log()).sum()  # log-sum-exp is the highest logit less the log of its probability
+            total += (margin - slope.amax(1, keepdim=True).log()).sum()  # log-sum-exp is the highest logit less the log of its probability
             slope.scatter_add_(1, wanted, slope.new_full((), -1.0).expand_as(wanted))  # d loss / d logits = softmax - one-hot
             torch.mm(slope, weight, out=gradient)
             gradients[1].addmm_(slope.t(), block, beta=int(blocks > 1))
