@@ -1,0 +1,159 @@
+"""Extraction end to end against its parts: python -m benchmarks.extract [--device cuda]
+
+Measured in turn, in pictures a second:
+  ours     JPEG bytes in images.h5 to rows synced on disk, by the pipeline's own code (the decoding processes are started, as in a long run)
+  forward  the bare encoder on normalised tensors that are already in place, with all cores or the GPU; on a CPU the better of two ways,
+           all threads on one batch or a batch for each thread
+  decode   JPEG bytes to pixels in memory by as many processes, and nothing else
+
+On a CPU the parts share the cores, so together they allow 1 / (1 / forward + 1 / decode); beside a GPU they allow the slower one.
+"""
+
+from __future__ import annotations
+
+import io
+import tempfile
+import threading
+from collections import deque
+from pathlib import Path
+
+import click
+import numpy as np
+import torch
+from PIL import Image
+
+from benchmarks.report import measure, print_results, result
+from captioner.features.blocks import blocks_to_do, extract_blocks
+from captioner.features.decoding import Decoder
+from captioner.features.encoders import build_encoder
+from captioner.features.forward import PictureEncoder, core_count, resolve_device, resolve_precision
+from captioner.features.layout import DEFAULT_FACTS, FeatureWriter, create_features
+from captioner.features.preprocess import Preprocessing
+from captioner.images.store import ImageStore, write_images
+
+
+def draw_pictures(path: Path, count: int) -> None:
+    """Pictures of 256 x 341 pixels and some 25 KB, as photos are after the download stage; a few different ones, over and over."""
+    generator, jpegs = np.random.default_rng(0), []
+    for _ in range(32):
+        smooth = Image.fromarray(generator.integers(0, 256, (48, 64, 3), dtype=np.uint8)).resize((341, 256), Image.Resampling.BICUBIC)
+        pixels = np.asarray(smooth) + generator.normal(0, 4, (256, 341, 3))
+        data = io.BytesIO()
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(data, "JPEG", quality=90)
+        jpegs.append(data.getvalue())
+    write_images(path, ((number, jpegs[number % len(jpegs)], 256, 341) for number in range(count)))
+
+
+class Bench:
+    """The three things, for one encoder."""
+
+    def __init__(self, encoder: str, store: ImageStore, folder: Path, device: torch.device, precision: str, batch_size: int, threads: int, workers: int) -> None:
+        self.store, self.folder, self.batch_size, self.threads, self.workers = store, folder, batch_size, threads, workers
+        self.encode = PictureEncoder(build_encoder(encoder, grid=7), device, precision)
+        grid, channels = self.encode.encoder.grid, self.encode.encoder.channels
+        self.shape = (len(store), 1, grid[0] * grid[1], channels)
+        self.facts = {**DEFAULT_FACTS, "grid": list(grid), "encoder": encoder}
+        pixels = np.random.default_rng(0).integers(0, 256, (batch_size, 224, 224, 3), dtype=np.uint8)
+        self.batch = self.encode.normalise(torch.from_numpy(pixels).to(device))
+        self.blocks = blocks_to_do(np.zeros(len(store), bool), batch_size, 0, 1)
+
+    def ours(self, decoder: Decoder) -> int:
+        with FeatureWriter(self.folder / "features.h5") as writer:
+            extract_blocks(self.blocks, decoder, self.encode, writer, self.threads, lambda _: True)
+        return len(self.store)
+
+    def together(self) -> int:
+        """All threads on one batch after the other."""
+        cuda = self.encode.device.type == "cuda"
+        if not cuda:
+            torch.set_num_threads(self.threads)
+        for _ in self.blocks:
+            self.encode.encode(self.batch)
+        if cuda:
+            torch.cuda.synchronize()
+        return len(self.blocks) * self.batch_size
+
+    def apart(self) -> int:
+        """Each thread on batches of its own."""
+        todo = deque(self.blocks)
+
+        def work() -> None:
+            torch.set_num_threads(1)
+            while True:
+                try:
+                    todo.popleft()
+                except IndexError:
+                    return
+                self.encode.encode(self.batch)
+
+        pool = [threading.Thread(target=work) for _ in range(self.threads)]
+        for thread in pool:
+            thread.start()
+        for thread in pool:
+            thread.join()
+        return len(self.blocks) * self.batch_size
+
+    def decode(self, decoder: Decoder) -> int:
+        slots, ring = len(decoder.slots), deque[int]()
+        for number, (first, count) in enumerate(self.blocks):
+            if number >= slots:
+                decoder.wait(ring.popleft())
+            decoder.ask(number % slots, first, count)
+            ring.append(number % slots)
+        for slot in ring:
+            decoder.wait(slot)
+        return len(self.store)
+
+    def run(self, repeats: int) -> dict[str, list[float]]:
+        create_features(self.folder / "features.h5", self.shape, range(len(self.store)), self.facts)
+        with Decoder(self.store, Preprocessing(), 1, self.batch_size, self.workers) as decoder:
+            things = {"ours": lambda: self.ours(decoder), "forward": self.together, "decode": lambda: self.decode(decoder)}
+            if self.encode.device.type == "cpu" and self.threads > 1:
+                things["apart"] = self.apart
+            rates = measure(things, repeats)
+        if "apart" in rates:
+            rates["forward"] = [max(pair) for pair in zip(rates["forward"], rates["apart"])]
+        return rates
+
+
+def peak_memory() -> int:
+    """MB that this process held at most."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) // 1024
+
+
+@click.command(help=__doc__)
+@click.option("--encoders", default="squeezenet1_1,resnet50", show_default=True)
+@click.option("--pictures", default=2048, show_default=True)
+@click.option("--repeats", default=5, show_default=True)
+@click.option("--device", default="auto", show_default=True)
+@click.option("--precision", default="auto", show_default=True)
+@click.option("--batch-size", default=32, show_default=True)
+@click.option("--images", type=click.Path(exists=True, path_type=Path), help="an images file to use instead of drawn pictures")
+def main(encoders: str, pictures: int, repeats: int, device: str, precision: str, batch_size: int, images: Path | None) -> None:
+    place = resolve_device(device)
+    precision = resolve_precision(precision, place)
+    cores = core_count()
+    results = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        if images is None:
+            images = folder / "images.h5"
+            draw_pictures(images, pictures)
+        store = ImageStore.open(images)
+        for encoder in encoders.split(","):
+            rates = Bench(encoder, store, folder, place, precision, batch_size, cores, min(cores, 16)).run(repeats)
+            facts = {"device": place.type, "precision": precision, "cores": cores, "pictures": len(store), "peak_memory_mb": peak_memory()}
+            if place.type == "cpu":
+                allowed = [1 / (1 / forward + 1 / decode) for forward, decode in zip(rates["forward"], rates["decode"])]
+            else:
+                allowed = [min(pair) for pair in zip(rates["forward"], rates["decode"])]
+            results.append(result(f"extract {encoder} / its parts", rates["ours"], allowed, 0.95, "pictures/s", **facts))
+            target = (0.95 if place.type == "cuda" else 0.90) if encoder == "resnet50" else None
+            results.append(result(f"extract {encoder} / bare forward", rates["ours"], rates["forward"], target, "pictures/s", **facts))
+            results.append(result(f"extract {encoder} / decoding", rates["ours"], rates["decode"], None, "pictures/s", **facts))
+    print_results(results)
+
+
+if __name__ == "__main__":
+    main()
