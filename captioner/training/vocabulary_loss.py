@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 _BLOCK_BYTES = 24 << 20  # larger ones are given back to the system and cleared anew at every step
+_GPU_BLOCKS = 16  # times as large on a GPU, which wants large products and keeps its memory
 
 
 def vocabulary_loss(layer: nn.Linear, hidden: Tensor, targets: Tensor, scale: float) -> tuple[Tensor, Tensor]:
@@ -34,7 +35,8 @@ def vocabulary_loss(layer: nn.Linear, hidden: Tensor, targets: Tensor, scale: fl
 class _VocabularyLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-        blocks = -(-len(hidden) * len(weight) * hidden.element_size() // _BLOCK_BYTES)
+        room = _BLOCK_BYTES * (1 if hidden.device.type == "cpu" else _GPU_BLOCKS)
+        blocks = -(-len(hidden) * len(weight) * hidden.element_size() // room)
         rows = -(-len(hidden) // blocks)
         logits = hidden.new_empty(rows, len(weight))
         gradients = torch.empty_like(hidden), torch.zeros_like(weight) if blocks > 1 else torch.empty_like(weight), torch.zeros_like(bias)

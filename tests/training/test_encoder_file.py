@@ -1,0 +1,46 @@
+"""An encoder of the user's own goes with the model."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from captioner.errors import CaptionerError
+from captioner.features.encoders import build_encoder
+from captioner.parameters import Parameters
+from tests.training.small import make_data, run, small_parameters
+
+
+def with_weights(weights: Path) -> Parameters:
+    parameters = small_parameters(epochs=1)
+    return dataclasses.replace(parameters, extract=dataclasses.replace(parameters.extract, weights=str(weights)))
+
+
+def test_weights_from_a_file_are_stored_in_half_precision(tmp_path: Path) -> None:
+    own = build_encoder("squeezenet1_1", "random", 7)
+    torch.save(own.body.state_dict(), tmp_path / "own.pth")
+    data = make_data(tmp_path / "data", images=20, weights_name="file", weights_sha256=own.weights_sha256)
+    run(tmp_path, data, with_weights(tmp_path / "own.pth"))
+    stored = load_file(tmp_path / "models/encoder.safetensors")
+    assert {tensor.dtype for tensor in stored.values()} == {torch.float16}
+    again = build_encoder("squeezenet1_1", str(tmp_path / "models/encoder.safetensors"), 0)
+    pictures = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(again(pictures), own(pictures), rtol=0.01, atol=0.01)
+
+
+def test_other_weights_than_the_features_are_refused_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = build_encoder("squeezenet1_1", "random", 7)
+    torch.save(own.body.state_dict(), tmp_path / "own.pth")
+    data = make_data(tmp_path / "data", images=20, weights_name="file", weights_sha256="0123456789abcdef" * 4)
+    monkeypatch.setattr("captioner.training.loop.training_step", None)
+    with pytest.raises(CaptionerError, match=f"{own.weights_sha256[:12]}.*0123456789ab"):
+        run(tmp_path, data, with_weights(tmp_path / "own.pth"))
+
+
+def test_bundled_weights_are_not_stored(tmp_path: Path) -> None:
+    run(tmp_path, make_data(tmp_path / "data", images=20), small_parameters(epochs=1))
+    assert not (tmp_path / "models/encoder.safetensors").exists()
