@@ -71,17 +71,17 @@ class VocabParameters:
 class TrainParameters:
     """The decoder and how it learns."""
 
-    hidden_size: int = option(512, "units of the decoder", low=1)
+    hidden_size: int = option(256, "units of the decoder", low=1)
     attention_size: int = option(256, "units of the additive attention", low=1)
     feature_size: int = option(256, "size of a projected feature (the encoder embedding)", low=1)
     position: str = option("learned", "a learned vector for each grid cell, added to its projected feature, or none", choices=("learned", "none"))
-    dropout: float = option(0.3, "dropout on word vectors, projected features and before the vocabulary layer", low=0, high=0.95)
+    dropout: float = option(0.1, "dropout on word vectors, projected features and before the vocabulary layer", low=0, high=0.95)
     tune_embeddings: bool = option(False, "also train the word vectors; false keeps them frozen")
     batch_size: int = option(64, "captions in a step", low=1)
     captions_per_image: int = option(0, "captions of one picture in a step: 0 all of them, 1 independent draws", low=0)
-    epochs: int = option(10, "the most epochs", low=1)
-    learning_rate: float = option(1e-3, "Adam, decoder", low=0)
-    projection_learning_rate: float = option(1e-3, "Adam, feature projection", low=0)
+    epochs: int = option(6, "the most epochs", low=1)
+    learning_rate: float = option(2e-3, "Adam, decoder", low=0)
+    projection_learning_rate: float = option(2e-3, "Adam, feature projection", low=0)
     clip: float = option(10.0, "largest gradient norm; 0: no clipping", low=0)
     plateau_patience: int = option(1, "epochs without a better validation cross entropy before the learning rates fall", low=0)
     plateau_factor: float = option(0.5, "factor by which the learning rates fall on a plateau", low=0.01, high=1)
