@@ -59,7 +59,8 @@ def our_step(sizes: Sizes, device: torch.device, decoder_name: str = "lstm") -> 
     torch.manual_seed(0)
     options = TrainParameters(hidden_size=sizes.hidden)
     config = DecoderConfig(
-        decoder_name, "soft", sizes.vocabulary, 50, sizes.channels, sizes.positions, options.feature_size, options.hidden_size, options.attention_size,
+        decoder_name, "soft", sizes.vocabulary, 50, sizes.channels, sizes.positions, options.feature_size,
+        options.hidden_size, options.attention_size,
     )  # fmt: skip
     decoder = build_decoder(config).to(device).train()
     optimizer = build_optimizer(decoder, options)
@@ -134,7 +135,9 @@ def profile(sizes: Sizes, device: torch.device, steps: int = 10) -> str:
     with torch.profiler.profile(activities=activities) as profiler:
         for _ in range(steps):
             step()
-    return profiler.key_averages().table(sort_by="self_cuda_time_total" if device.type == "cuda" else "self_cpu_time_total", row_limit=25, max_name_column_width=50)
+    return profiler.key_averages().table(
+        sort_by="self_cuda_time_total" if device.type == "cuda" else "self_cpu_time_total", row_limit=25, max_name_column_width=50
+    )
 
 
 @click.command(help=__doc__)

@@ -31,5 +31,7 @@ def prepare_device(device: str, threads: int = 0) -> torch.device:
     if chosen.type not in ("cpu", "cuda"):
         raise CaptionerError(f"runtime.device={device}: it must be auto, cpu, cuda or cuda:N")
     if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
-        raise CaptionerError(f"runtime.device={device}: this machine has {torch.cuda.device_count()} usable GPUs; use runtime.device=auto or cpu")
+        raise CaptionerError(
+            f"runtime.device={device}: this machine has {torch.cuda.device_count()} usable GPUs; use runtime.device=auto or cpu"
+        )
     return chosen

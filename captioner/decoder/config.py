@@ -54,10 +54,15 @@ class DecoderConfig:
         """
         fields = {field.name: field for field in dataclasses.fields(cls)}
         if not isinstance(content, dict):
-            raise CaptionerError(f"{source}: the decoder's settings are {content!r}, not a mapping; train again or copy the model's folder again")
+            raise CaptionerError(
+                f"{source}: the decoder's settings are {content!r}, not a mapping; train again or copy the model's folder again"
+            )
         for name in sorted({*content, *fields}):
             if name not in fields:
-                raise CaptionerError(f"{source}: unknown decoder setting {name}={content[name]!r}; it comes from another version of this program, train again")
+                raise CaptionerError(
+                    f"{source}: unknown decoder setting {name}={content[name]!r}; it comes from another version of this "
+                    "program, train again"
+                )
             if name not in content:
                 raise CaptionerError(f"{source}: the decoder setting {name} is missing; train again or copy the model's folder again")
             kind, value = fields[name].type, content[name]
@@ -66,5 +71,7 @@ class DecoderConfig:
                 right = isinstance(value, (int, float) if kind == "float" else int) and not isinstance(value, bool)
                 right = right and (0 <= value < 1 if kind == "float" else value > 0)
             if not right:
-                raise CaptionerError(f"{source}: decoder setting {name}={value!r} is no usable {kind}; train again or copy the model's folder again")
+                raise CaptionerError(
+                    f"{source}: decoder setting {name}={value!r} is no usable {kind}; train again or copy the model's folder again"
+                )
         return cls(**content)

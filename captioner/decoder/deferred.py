@@ -76,7 +76,9 @@ class _Anchor(torch.autograd.Function):
 
 class _Product(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, anchor: Tensor, base: Tensor, stack: _Stack, first: int, columns: tuple[int, ...]) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: Any, x: Tensor, anchor: Tensor, base: Tensor, stack: _Stack, first: int, columns: tuple[int, ...]
+    ) -> tuple[Tensor, ...]:
         ctx.save_for_backward(x)
         ctx.stack, ctx.columns, ctx.rows = stack, columns, slice(first, first + len(x))
         if base.dim() == 1:

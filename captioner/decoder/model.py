@@ -18,7 +18,6 @@ from typing import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from captioner.decoder.attention import build_attention
 from captioner.decoder.cells import build_cell
@@ -110,7 +109,8 @@ class CaptionDecoder(nn.Module):
 
         Args:
             features: (I, P, C), any float dtype.
-            tokens: (I, K, T + 1) int64 on any device: START, words, END, then PAD; captions of PAD alone fill up pictures with fewer than K.
+            tokens: (I, K, T + 1) int64 on any device: START, words, END, then PAD; captions of PAD alone fill up pictures that have
+                fewer than K.
 
         Raises:
             ValueError: no caption has a token to predict.

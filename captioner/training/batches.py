@@ -50,7 +50,9 @@ class CaptionTable:
                 rows += encoded
         if not rows:
             remedy = "set download.val_share" if split == "val" else "check the data set's splits"
-            raise CaptionerError(f"{captions.path}: no caption in the split {split}, which training needs; {remedy} and run the download stage again")
+            raise CaptionerError(
+                f"{captions.path}: no caption in the split {split}, which training needs; {remedy} and run the download stage again"
+            )
         tokens = np.full((len(rows) + 1, max(map(len, rows)) + 2), PAD, dtype=np.int64)
         for row, ids in zip(tokens, rows):
             row[: len(ids) + 2] = [START, *ids, END]

@@ -43,7 +43,10 @@ def save_state(folder: Path, name: str, tensors: dict[str, Tensor], state: dict[
         for old in _states(folder)[:-_KEPT]:
             old.unlink()
     except OSError as error:
-        raise CaptionerError(f"{path}: the training state cannot be saved ({error.strerror}); free the disk, and the same command goes on from the state before") from error
+        raise CaptionerError(
+            f"{path}: the training state cannot be saved ({error.strerror}); free the disk, and the same command goes on "
+            "from the state before"
+        ) from error
 
 
 def load_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:

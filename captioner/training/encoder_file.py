@@ -17,7 +17,7 @@ _FROM_A_FILE = "file"  # bundled and ImageNet weights are to be had everywhere, 
 
 
 def save_encoder(folder: Path, store: FeatureStore, extract: ExtractParameters) -> None:
-    """Write ``encoder.safetensors`` (fp16, the cut classifier's state dict) into ``folder`` where the weights came from a file of the user's.
+    """Write ``encoder.safetensors`` (fp16, the cut classifier's state dict) where the weights came from a file of the user's.
 
     Raises:
         CaptionerError: the weights that ``extract.weights`` names now are not those that the features were made with.
@@ -35,5 +35,8 @@ def save_encoder(folder: Path, store: FeatureStore, extract: ExtractParameters) 
     state = encoder.body.state_dict()
     half = {name: (tensor.half() if tensor.is_floating_point() else tensor).contiguous() for name, tensor in sorted(state.items())}
     if not all(torch.isfinite(tensor).all() for tensor in half.values() if tensor.is_floating_point()):
-        raise CaptionerError(f"extract.weights={extract.weights}: a weight is too large for half precision; train this encoder's weights again with weight decay")
+        raise CaptionerError(
+            f"extract.weights={extract.weights}: a weight is too large for half precision; train this encoder's weights "
+            "again with weight decay"
+        )
     write_atomically(folder / ENCODER, save(half))

@@ -69,9 +69,14 @@ def load_embeddings(path: Path, vocabulary: Vocabulary) -> np.ndarray:
     if not isinstance(vectors, np.ndarray) or vectors.ndim != 2 or vectors.dtype.kind != "f" or vectors.shape[1] == 0:
         raise CaptionerError(f"{path}: word vectors must be a (V, D) array of floating-point numbers; run the vocab stage again")
     if len(vectors) != len(vocabulary):
-        raise CaptionerError(f"{path}: {len(vectors)} word vectors for a vocabulary of {len(vocabulary)} words; run the vocab stage again, it makes both")
+        raise CaptionerError(
+            f"{path}: {len(vectors)} word vectors for a vocabulary of {len(vocabulary)} words; run the vocab stage again, it makes both"
+        )
     if not np.isfinite(vectors).all():
-        raise CaptionerError(f"{path}: the vector of the word {vocabulary.words[int(np.argmin(np.isfinite(vectors).all(1)))]!r} is not finite; run the vocab stage again")
+        raise CaptionerError(
+            f"{path}: the vector of the word {vocabulary.words[int(np.argmin(np.isfinite(vectors).all(1)))]!r} is not "
+            "finite; run the vocab stage again"
+        )
     return vectors.astype(np.float32)
 
 
@@ -83,6 +88,8 @@ def _check_features(store: FeatureStore, parameters: Parameters) -> None:
     different = [name for name in wanted if wanted[name] != found[name]]
     if different:
         raise CaptionerError(
-            f"{store.path}: its features (settings {fingerprint(found)[:12]}) were made with {', '.join(f'{name}={found[name]}' for name in different)}, but the "
-            f"parameters (settings {fingerprint(wanted)[:12]}) say {', '.join(f'{name}={wanted[name]}' for name in different)}; run the extract stage again"
+            f"{store.path}: its features (settings {fingerprint(found)[:12]}) were made with "
+            f"{', '.join(f'{name}={found[name]}' for name in different)}, but the "
+            f"parameters (settings {fingerprint(wanted)[:12]}) say "
+            f"{', '.join(f'{name}={wanted[name]}' for name in different)}; run the extract stage again"
         )

@@ -45,8 +45,8 @@ class Trainer:
     """
 
     def __init__(
-        self, decoder: CaptionDecoder, parameters: TrainParameters, seed: int, views: int, train: BatchLoader, val: BatchLoader, folder: Path,
-        device: torch.device, checkpoint_seconds: float,
+        self, decoder: CaptionDecoder, parameters: TrainParameters, seed: int, views: int, train: BatchLoader, val: BatchLoader,
+        folder: Path, device: torch.device, checkpoint_seconds: float,
     ) -> None:  # fmt: skip
         self.decoder, self.parameters, self.seed, self.views = decoder, parameters, seed, views
         self.train, self.val, self.folder, self.device = train, val, folder, device
@@ -112,7 +112,8 @@ class Trainer:
         for row, value in enumerate(torch.stack(self._unread).tolist()):
             if not math.isfinite(value):
                 raise CaptionerError(
-                    f"training: the loss is {value} at epoch {self.epoch}, step {self.step - len(self._unread) + row + 1}; lower train.learning_rate or "
+                    f"training: the loss is {value} at epoch {self.epoch}, step {self.step - len(self._unread) + row + 1}; "
+                    "lower train.learning_rate or "
                     f"train.clip, or check the features (the state saved before it stays in {self.folder})"
                 )
             self.loss_sum += value
@@ -153,7 +154,9 @@ class Trainer:
         self._set_rates()
         mark = " (best)" if self.best_epoch == self.epoch else ""
         click.echo(
-            f"epoch {self.epoch}: cross entropy {row['train_cross_entropy']:.4f} train, {cross_entropy:.4f} val{mark}, token accuracy {accuracy:.4f} val", err=True
+            f"epoch {self.epoch}: cross entropy {row['train_cross_entropy']:.4f} train, {cross_entropy:.4f} val{mark}, "
+            f"token accuracy {accuracy:.4f} val",
+            err=True,
         )
         self.epoch, self.step, self.loss_sum, self.token_sum = self.epoch + 1, 0, 0.0, 0
 

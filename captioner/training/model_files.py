@@ -58,8 +58,8 @@ def load_model(folder: str | Path) -> Model:
     """Read a trained captioner.
 
     Raises:
-        CaptionerError: a file is missing or damaged, of another format version, has unknown keys, or vocabulary, settings and weights do not fit
-            one another.
+        CaptionerError: a file is missing or damaged, of another format version, has unknown keys, or vocabulary, settings and weights
+            do not fit one another.
     """
     path = Path(folder) / CONFIG
     try:
@@ -73,7 +73,9 @@ def load_model(folder: str | Path) -> Model:
     if config.get("format_version") != FORMAT_VERSION:
         raise CaptionerError(f"{path}: model format {config.get('format_version')!r}, this program reads {FORMAT_VERSION}; train again")
     for key in sorted(KEYS ^ set(config)):
-        raise CaptionerError(f"{path}: the key {key!r} is {'missing' if key in KEYS else 'unknown'}; train again or copy the model's folder again")
+        raise CaptionerError(
+            f"{path}: the key {key!r} is {'missing' if key in KEYS else 'unknown'}; train again or copy the model's folder again"
+        )
     vocabulary = Vocabulary.from_json(config["vocabulary"], str(path))
     settings = DecoderConfig.from_json(config["decoder"], str(path))
     _check(path, settings, vocabulary, config)
@@ -83,11 +85,16 @@ def load_model(folder: str | Path) -> Model:
 def _check(path: Path, settings: DecoderConfig, vocabulary: Vocabulary, config: dict[str, Any]) -> None:
     if settings.vocabulary_size != len(vocabulary):
         raise CaptionerError(
-            f"{path}: the vocabulary has {len(vocabulary)} words but the decoder was trained with {settings.vocabulary_size}; copy the model's folder again"
+            f"{path}: the vocabulary has {len(vocabulary)} words but the decoder was trained with "
+            f"{settings.vocabulary_size}; copy the model's folder again"
         )
     grid = config["grid"]
-    if not (isinstance(grid, list) and len(grid) == 2 and all(isinstance(side, int) for side in grid) and math.prod(grid) == settings.positions):
-        raise CaptionerError(f"{path}: grid={grid!r} does not have the decoder's {settings.positions} positions; copy the model's folder again")
+    if not (
+        isinstance(grid, list) and len(grid) == 2 and all(isinstance(side, int) for side in grid) and math.prod(grid) == settings.positions
+    ):
+        raise CaptionerError(
+            f"{path}: grid={grid!r} does not have the decoder's {settings.positions} positions; copy the model's folder again"
+        )
 
 
 def _load_decoder(path: Path, settings: DecoderConfig) -> CaptionDecoder:
@@ -101,13 +108,16 @@ def _load_decoder(path: Path, settings: DecoderConfig) -> CaptionDecoder:
     except CaptionerError as error:
         raise CaptionerError(f"{path.with_name(CONFIG)}: {error.message}") from error
     except (RuntimeError, OverflowError) as error:  # sizes beyond any tensor
-        raise CaptionerError(f"{path.with_name(CONFIG)}: the decoder's settings describe no possible model; copy the model's folder again") from error
+        raise CaptionerError(
+            f"{path.with_name(CONFIG)}: the decoder's settings describe no possible model; copy the model's folder again"
+        ) from error
     expected = {name: tuple(tensor.shape) for name, tensor in decoder.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     for name in sorted({*expected, *found}):
         if expected.get(name) != found.get(name):
             raise CaptionerError(
-                f"{path}: the tensor {name} is {found.get(name, 'missing')}, but {CONFIG} (vocabulary of {settings.vocabulary_size} words) needs "
+                f"{path}: the tensor {name} is {found.get(name, 'missing')}, but {CONFIG} (vocabulary of "
+                f"{settings.vocabulary_size} words) needs "
                 f"{expected.get(name, 'none')}; these two files are not of one model, copy its folder again"
             )
     decoder.load_state_dict(weights, assign=True)

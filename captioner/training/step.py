@@ -21,7 +21,9 @@ def build_optimizer(decoder: CaptionDecoder, parameters: TrainParameters) -> tor
     )
 
 
-def training_step(decoder: CaptionDecoder, optimizer: torch.optim.Optimizer, features: Tensor, tokens: Tensor, parameters: TrainParameters) -> tuple[Tensor, int]:
+def training_step(
+    decoder: CaptionDecoder, optimizer: torch.optim.Optimizer, features: Tensor, tokens: Tensor, parameters: TrainParameters
+) -> tuple[Tensor, int]:
     """Teacher forcing, backward pass, clipping, update.
 
     Args:

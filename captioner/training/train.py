@@ -58,10 +58,14 @@ def train(parameters: Parameters, features: Path, captions: Path, vocab: Path, e
         try:
             _publish(sidecar, decoder, parameters, inputs, trainer, Path(models), Path(results))
         except OSError as error:
-            raise CaptionerError(f"{models}: cannot be written ({error.strerror}); free the disk and run again, the training is not done again") from error
+            raise CaptionerError(
+                f"{models}: cannot be written ({error.strerror}); free the disk and run again, the training is not done again"
+            ) from error
 
 
-def _publish(sidecar: Sidecar, decoder: CaptionDecoder, parameters: Parameters, inputs: Inputs, trainer: Trainer, models: Path, results: Path) -> None:
+def _publish(
+    sidecar: Sidecar, decoder: CaptionDecoder, parameters: Parameters, inputs: Inputs, trainer: Trainer, models: Path, results: Path
+) -> None:
     draft = sidecar.path("models")
     shutil.rmtree(draft, ignore_errors=True)
     store = inputs.store
@@ -100,7 +104,8 @@ def _config(parameters: Parameters, inputs: Inputs) -> DecoderConfig:
     options = parameters.train
     _, _, positions, channels = inputs.store.shape
     return DecoderConfig(
-        decoder=parameters.decoder, attention=parameters.attention, vocabulary_size=len(inputs.vocabulary), embedding_size=inputs.embeddings.shape[1],
+        decoder=parameters.decoder, attention=parameters.attention, vocabulary_size=len(inputs.vocabulary),
+        embedding_size=inputs.embeddings.shape[1],
         channels=channels, positions=positions, feature_size=options.feature_size, hidden_size=options.hidden_size,
         attention_size=options.attention_size, position=options.position, dropout=options.dropout, tune_embeddings=options.tune_embeddings,
     )  # fmt: skip

@@ -1,8 +1,8 @@
 """Vocabulary layer, softmax and cross entropy in one, a block of tokens at a time.
 
-The logits of a step are its largest tensor by far (1,200 tokens of 9,500 words are 46 MB), and the usual chain of layer, log-softmax and loss
-writes several of that size. Here a block of logits becomes its own gradient in place, and both products of the backward pass are taken
-from it at once. (The idea is that of Liger Kernel, Hsu et al. 2024, section 3.2.)
+The logits of a step are its largest tensor by far (1,200 tokens of 9,500 words are 46 MB), and the usual chain of layer,
+log-softmax and loss writes several of that size. Here a block of logits becomes its own gradient in place, and both products of the
+backward pass are taken from it at once. (The idea is that of Liger Kernel, Hsu et al. 2024, section 3.2.)
 """
 
 from __future__ import annotations

@@ -28,7 +28,11 @@ def by_caption(outputs: TeacherForced) -> dict[tuple[int, int], torch.Tensor]:
 @pytest.mark.parametrize(("decoder", "attention"), KINDS)
 @pytest.mark.parametrize("position", ["learned", "none"])
 def test_teacher_forcing_is_the_equations(decoder: str, attention: str, position: str) -> None:
-    model, features, tokens = make_decoder(decoder, attention, position=position, tune_embeddings=True), make_features(3), make_tokens(LENGTHS)
+    model, features, tokens = (
+        make_decoder(decoder, attention, position=position, tune_embeddings=True),
+        make_features(3),
+        make_tokens(LENGTHS),
+    )
     outputs = model(features, tokens)
     found = by_caption(outputs)
     expected_loss, count = 0.0, 0
@@ -170,7 +174,11 @@ def test_a_batch_without_captions_is_refused() -> None:
 
 @pytest.mark.parametrize("decoder", ["gru", "lstm"])
 def test_learns_eight_captions_by_heart(decoder: str) -> None:
-    model, features, tokens = make_decoder(decoder, hidden_size=32, feature_size=16).float(), make_features(4), make_tokens([[3, 5], [6, 2], [4, 7], [1, 5]])
+    model, features, tokens = (
+        make_decoder(decoder, hidden_size=32, feature_size=16).float(),
+        make_features(4),
+        make_tokens([[3, 5], [6, 2], [4, 7], [1, 5]]),
+    )
     optimizer = torch.optim.Adam([parameter for parameter in model.parameters() if parameter.requires_grad], 0.02)
     for _ in range(150):
         outputs = model(features, tokens)

@@ -18,7 +18,9 @@ ANIMALS, COLOURS, PLACES = ["cat", "dog", "horse", "bird"], ["red", "blue", "gre
 POSITIONS, CHANNELS = 4, 12
 
 
-def make_data(folder: Path, images: int = 40, views: int = 1, encoder: str = "squeezenet1_1", seed: int = 0, **facts: Any) -> dict[str, Path]:
+def make_data(
+    folder: Path, images: int = 40, views: int = 1, encoder: str = "squeezenet1_1", seed: int = 0, **facts: Any
+) -> dict[str, Path]:
     """Write features, captions, vocabulary and word vectors; the keys are train's keyword arguments. A fifth of the pictures is val."""
     generator = np.random.default_rng(seed)
     folder.mkdir(parents=True, exist_ok=True)
@@ -32,11 +34,18 @@ def make_data(folder: Path, images: int = 40, views: int = 1, encoder: str = "sq
         animal, colour, place = ANIMALS[kinds[0]], COLOURS[kinds[1]], PLACES[kinds[2]]
         split = "val" if number % 5 == 0 else "train"
         rows.append({"id": 100 + number, "file_name": f"{number}.jpg", "split": split, "height": 8, "width": 8})
-        captions = [f"a {colour} {animal} on the {place}", f"the {animal} is {colour} and stands on a {place}", f"a {place} with a {colour} {animal}"]
+        captions = [
+            f"a {colour} {animal} on the {place}",
+            f"the {animal} is {colour} and stands on a {place}",
+            f"a {place} with a {colour} {animal}",
+        ]
         for text in captions[: 3 - number % 3 if number % 7 == 0 else 3]:
             annotations.append({"id": len(annotations), "image_id": 100 + number, "caption": text})
             texts.append(text)
-    paths = {name: folder / file for name, file in (("features", "f.h5"), ("captions", "captions.json"), ("vocab", "vocab.json"), ("embeddings", "e.npy"))}
+    paths = {
+        name: folder / file
+        for name, file in (("features", "f.h5"), ("captions", "captions.json"), ("vocab", "vocab.json"), ("embeddings", "e.npy"))
+    }
     write_features(paths["features"], features, [row["id"] for row in rows], {"encoder": encoder, "weights_name": "bundled", **facts})
     write_captions(paths["captions"], rows, annotations, {})
     words = build_vocabulary(texts).words
@@ -46,9 +55,19 @@ def make_data(folder: Path, images: int = 40, views: int = 1, encoder: str = "sq
     return paths
 
 
-def small_parameters(seed: int = 1, decoder: str = "gru", attention: str = "soft", encoder: str = "squeezenet1_1", **train_options: Any) -> Parameters:
+def small_parameters(
+    seed: int = 1, decoder: str = "gru", attention: str = "soft", encoder: str = "squeezenet1_1", **train_options: Any
+) -> Parameters:
     """Parameters of a tiny decoder; ``train_options`` go into the section train."""
-    options = {"hidden_size": 16, "attention_size": 8, "feature_size": 12, "batch_size": 16, "epochs": 3, "learning_rate": 0.01, "projection_learning_rate": 0.01}
+    options = {
+        "hidden_size": 16,
+        "attention_size": 8,
+        "feature_size": 12,
+        "batch_size": 16,
+        "epochs": 3,
+        "learning_rate": 0.01,
+        "projection_learning_rate": 0.01,
+    }
     content = {"seed": seed, "decoder": decoder, "attention": attention, "encoder": encoder, "train": {**options, **train_options}}
     return parse_parameters({**content, "runtime": {"device": "cpu", "threads": 1, "checkpoint_seconds": 60}})
 

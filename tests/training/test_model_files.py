@@ -45,7 +45,10 @@ FAULTS = {
     "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "model.safetensors: no readable weights"),
     "no json": (lambda folder: (folder / "config.json").write_text("{"), "no valid JSON"),
     "a list": (lambda folder: (folder / "config.json").write_text("[]"), "no mapping"),
-    "truncated": (lambda folder: (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:-9]), "no readable weights"),
+    "truncated": (
+        lambda folder: (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:-9]),
+        "no readable weights",
+    ),
     "other version": (config_change(lambda content: content.update(format_version=99)), "model format 99, this program reads 1"),
     "unknown key": (config_change(lambda content: content.update(colour=1)), "'colour' is unknown"),
     "missing key": (config_change(lambda content: content.pop("encoder")), "'encoder' is missing"),
@@ -54,7 +57,10 @@ FAULTS = {
     "mistyped setting": (config_change(lambda content: content["decoder"].update(hidden_size="many")), "hidden_size='many'"),
     "negative setting": (config_change(lambda content: content["decoder"].update(hidden_size=-1)), "hidden_size=-1"),
     "unknown cell": (config_change(lambda content: content["decoder"].update(decoder="../../x")), "no such recurrent cell"),
-    "fewer words": (config_change(lambda content: [content["vocabulary"][key].pop() for key in ("words", "counts")]), "words but the decoder was trained with"),
+    "fewer words": (
+        config_change(lambda content: [content["vocabulary"][key].pop() for key in ("words", "counts")]),
+        "words but the decoder was trained with",
+    ),
     "other grid": (config_change(lambda content: content.update(grid=[3, 3])), r"grid=\[3, 3\] does not have the decoder's 4 positions"),
     "huge": (config_change(lambda content: content["decoder"].update(hidden_size=10**6)), "these two files are not of one model"),
     "impossible": (config_change(lambda content: content["decoder"].update(hidden_size=10**12)), "describe no possible model"),

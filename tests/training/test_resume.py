@@ -48,7 +48,12 @@ class Runs:
 
     def __init__(self) -> None:
         self._server = subprocess.Popen(
-            [sys.executable, "-c", SERVER.format(root=str(ROOT))], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1, stderr=subprocess.DEVNULL
+            [sys.executable, "-c", SERVER.format(root=str(ROOT))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            bufsize=1,
+            stderr=subprocess.DEVNULL,
         )
         assert self._line() == "ready"
 
@@ -222,7 +227,9 @@ def test_a_second_process_is_refused(runs: Runs, data: dict[str, Path], tmp_path
         runs.wait()
 
 
-def test_other_facts_start_afresh(runs: Runs, data: dict[str, Path], whole: tuple[Path, float], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_other_facts_start_afresh(
+    runs: Runs, data: dict[str, Path], whole: tuple[Path, float], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     child = runs.start(tmp_path, data, small_parameters(seed=5, epochs=1000, patience=1000))
     wait_for_state(tmp_path)
     os.kill(child, signal.SIGKILL)

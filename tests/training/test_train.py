@@ -82,7 +82,11 @@ def test_model_folder_is_complete(data: dict[str, Path], base: Path) -> None:
     assert model.vocabulary.words == Vocabulary.load(data["vocab"]).words
     assert torch.equal(model.decoder.embedding.weight, torch.from_numpy(np.load(data["embeddings"])))  # frozen
     config = model.config
-    assert (config["encoder"], config["weights_name"], config["weights_sha256"]) == (store.encoder, store.weights_name, store.weights_sha256)
+    assert (config["encoder"], config["weights_name"], config["weights_sha256"]) == (
+        store.encoder,
+        store.weights_name,
+        store.weights_sha256,
+    )
     assert config["preprocessing"] == store.preprocessing and config["features_fingerprint"] == store.fingerprint
     assert config["max_length"] == 12 and config["dataset"] == "scenes" and config["grid"] == [2, 2]
     assert str(base) not in (base / "models/config.json").read_text()
@@ -94,8 +98,9 @@ def test_same_parameters_same_bytes_whatever_the_runtime(data: dict[str, Path], 
 
 
 CHANGES = {
-    "hidden_size": 20, "attention_size": 9, "feature_size": 13, "position": "none", "dropout": 0.0, "tune_embeddings": True, "batch_size": 8,
-    "captions_per_image": 1, "epochs": 2, "learning_rate": 0.002, "projection_learning_rate": 0.0, "clip": 0.01, "doubly_stochastic": 1.0,
+    "hidden_size": 20, "attention_size": 9, "feature_size": 13, "position": "none", "dropout": 0.0, "tune_embeddings": True,
+    "batch_size": 8, "captions_per_image": 1, "epochs": 2, "learning_rate": 0.002, "projection_learning_rate": 0.0, "clip": 0.01,
+    "doubly_stochastic": 1.0,
 }  # fmt: skip
 
 
