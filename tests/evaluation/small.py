@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from captioner.decoder import DecoderConfig, build_decoder
+from captioner.decoder import CaptionDecoder, DecoderConfig, build_decoder
 from captioner.evaluation import evaluate
 from captioner.features.store import FeatureStore, write_features
 from captioner.images.captions import write_captions
@@ -54,16 +55,29 @@ def make_run(folder: Path, splits: dict[str, range] = SPLITS, **facts: Any) -> d
     return paths
 
 
-def make_decoder(vocabulary: int):
-    """Seeded weights, sharp enough that pictures get captions of their own."""
-    with torch.random.fork_rng():
-        torch.manual_seed(3)
-        config = DecoderConfig("gru", "soft", vocabulary, 6, CHANNELS, ROWS * COLUMNS, feature_size=8, hidden_size=16, attention_size=8)
-        decoder = build_decoder(config, torch.randn(vocabulary, 6))
-        with torch.no_grad():
-            decoder.vocabulary.weight.mul_(12)
-            decoder.vocabulary.bias[END] += 0.5
+def make_decoder(vocabulary: int) -> CaptionDecoder:
+    """Seeded weights, sharp enough that pictures get captions of their own, some short and some as long as may be."""
+    config = DecoderConfig("gru", "soft", vocabulary, 6, CHANNELS, ROWS * COLUMNS, feature_size=8, hidden_size=64, attention_size=8)
+    decoder = build_decoder(config)
+    fill(decoder, seed=1, end=12.0)
     return decoder.eval()
+
+
+@torch.no_grad()
+def fill(decoder: CaptionDecoder, seed: int = 0, sharpness: float = 6.0, end: float = 1.5) -> None:
+    """Draw every weight from its name, so that it does not depend on the order in which a decoder makes its layers.
+
+    Args:
+        sharpness: factor of the vocabulary layer.
+        end: added to the logit of <end>.
+    """
+    for name, parameter in decoder.named_parameters():
+        generator = torch.Generator().manual_seed(zlib.crc32(name.encode()) + seed)
+        fan_in = parameter.shape[-1] if parameter.dim() > 1 else 1
+        drawn = torch.randn(parameter.shape, generator=generator, dtype=torch.float64) * (1.5 / fan_in**0.5 if fan_in > 1 else 0.3)
+        parameter.copy_(torch.ones_like(parameter) if name == "norm.weight" else drawn)
+    decoder.vocabulary.weight.mul_(sharpness)
+    decoder.vocabulary.bias[END] += end
 
 
 def model_facts(store: FeatureStore) -> dict[str, Any]:
