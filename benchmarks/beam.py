@@ -1,7 +1,7 @@
 """Beam search: pictures a second of the batched search against two one-picture loops, and whether the captions are the same.
 
     python -m benchmarks.beam                     # vocabulary 9,500, beam 5, features 49x2048, hidden 512
-    python -m benchmarks.beam --images 16 --vocabulary 500 --repeats 1
+    python -m benchmarks.beam --images 16 --loop-images 4 --repeats 1
 
 The decoder has random weights, made as sharp as trained ones and with an <end> as likely as gives captions of ordinary length:
 with weights as they are drawn every search would run to the longest caption.
@@ -20,21 +20,25 @@ from captioner.search import beam_search
 from captioner.vocabulary.vocabulary import END
 
 _SHARPNESS = 60.0  # entropy of some 2.6 nats a word, as of trained captioners
-_END = 7.0  # with it captions have from a few words to the longest
-_LONGEST = 20
+_WORDS, _LONGEST = 10, 20  # of a caption
 _COMPARED = 64  # pictures whose captions are compared with the cached loop's
 _NEAR = 1e-4  # two float32 scores this near may change places
 
 
-def make_decoder(vocabulary: int, channels: int, hidden: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> CaptionDecoder:
-    """A GRU decoder with seeded random weights that speaks in captions of some 10 words."""
-    torch.manual_seed(seed)
+def make_decoder(vocabulary: int, channels: int, hidden: int, beam: int) -> CaptionDecoder:
+    """A GRU decoder with seeded random weights whose captions have some 10 words."""
+    torch.manual_seed(0)
     config = DecoderConfig("gru", "soft", vocabulary, 50, channels, 49, feature_size=256, hidden_size=hidden, attention_size=256)
     decoder = build_decoder(config, torch.randn(vocabulary, 50) * 0.4).eval()
+    features = torch.randn(16, 49, channels).relu()
+    low, high = -30.0, 120.0
     with torch.no_grad():
         decoder.vocabulary.weight.mul_(_SHARPNESS)
-        decoder.vocabulary.bias[END] = _END
-    return decoder.to(dtype)
+        for _ in range(12):
+            decoder.vocabulary.bias[END] = (low + high) / 2
+            words = sum(len(best.tokens) for [best] in beam_search(decoder, features, beam, max_length=_LONGEST)) / len(features)
+            low, high = ((low + high) / 2, high) if words > _WORDS else (low, (low + high) / 2)
+    return decoder
 
 
 def agreement(decoder: CaptionDecoder, features: Tensor, beam_size: int) -> tuple[int, int, float]:
@@ -60,7 +64,7 @@ def agreement(decoder: CaptionDecoder, features: Tensor, beam_size: int) -> tupl
 def main(images: int, vocabulary: int, channels: int, hidden: int, beam: int, repeats: int, loop_images: int) -> None:
     torch.manual_seed(1)
     features = torch.randn(images, 49, channels).relu()
-    decoder = make_decoder(vocabulary, channels, hidden)
+    decoder = make_decoder(vocabulary, channels, hidden, beam)
     rates = measure(
         {
             "batched": lambda: len(beam_search(decoder, features, beam, max_length=_LONGEST)),

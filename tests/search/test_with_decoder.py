@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks.beam import make_decoder
 from benchmarks.beam_loops import cached_loop, textbook_loop
 from captioner.decoder import DecoderConfig, build_decoder
 from captioner.search import beam_search
