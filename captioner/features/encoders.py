@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import math
 import warnings
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
@@ -23,12 +23,21 @@ from captioner.features.weights import content_sha256, load_weights
 _PROBE_SIZE = 224  # every torchvision classifier takes 224x224 pictures, some take nothing else
 
 
+class Cut(NamedTuple):
+    """A classifier cut at its last map."""
+
+    body: fx.GraphModule  # computes the map; its parameters keep the names they had in the classifier
+    layer: str  # the module of the classifier, or the operation in one of its modules, whose output is the map
+    tokens: bool  # whether the map is a sequence of tokens
+    activations: int  # numbers held at once for one picture of 224x224, roughly
+
+
 class Encoder(nn.Module):
     """A frozen encoder in eval mode.
 
     Attributes:
         name: torchvision's name of the classifier.
-        layer: the module of the classifier, or the operation in one of its modules, whose output is the feature map.
+        layer, activations: as in ``Cut``.
         channels: C.
         map: ``(rows, columns)`` of the encoder's own feature map.
         grid: ``(rows, columns)`` of what ``forward`` returns, P = rows * columns.
@@ -36,9 +45,10 @@ class Encoder(nn.Module):
         weights_sha256: SHA-256 (hex) of the encoder's weights as float32, whatever file they came from.
     """
 
-    def __init__(self, name: str, body: nn.Module, layer: str, tokens: bool, pool: int | str) -> None:
+    def __init__(self, name: str, cut: Cut, pool: int | str) -> None:
         super().__init__()
-        self.name, self.body, self.layer, self._tokens, self._pool = name, body, layer, tokens, pool
+        self.name, self.body, self.layer, self.activations = name, cut.body, cut.layer, cut.activations
+        self._tokens, self._pool = cut.tokens, pool
         self.channels = 0
         self.map = self.grid = (0, 0)
         self.weights_name = self.weights_sha256 = ""
@@ -98,11 +108,10 @@ def build_encoder(name: str, weights: str = "random", seed: int = 1, grid: int |
         raise CaptionerError(f"encoder={name}: torchvision has no such classifier" + (f"; did you mean {near[0]}?" if near else f"; it has {', '.join(known_encoders())}"))
     model = build_classifier(name, weights, seed)
     known = {key: value.shape for key, value in model.state_dict().items()}
-    body, layer, tokens = cut(model)
-    encoder = Encoder(name, body, layer, tokens, grid)
+    encoder = Encoder(name, cut(model), grid)
     if weights not in ("random", "imagenet"):
-        weights = load_weights(body, name, weights, known)
-    encoder.weights_name, encoder.weights_sha256 = weights, content_sha256(body)
+        weights = load_weights(encoder.body, name, weights, known)
+    encoder.weights_name, encoder.weights_sha256 = weights, content_sha256(encoder.body)
     try:
         with torch.inference_mode():
             features = encoder.feature_map(torch.zeros(1, 3, image_size, image_size))
@@ -164,11 +173,11 @@ class _Shapes(fx.Interpreter):
         return value
 
 
-def cut(model: nn.Module) -> tuple[fx.GraphModule, str, bool]:
-    """Cut a classifier at its last map.
+def cut(model: nn.Module) -> Cut:
+    """Cut a classifier in eval mode at its last map.
 
-    Returns:
-        The part that computes the map, its parameters under their old names; the name of the map; whether it is a sequence of tokens.
+    Raises:
+        CaptionerError: it has none.
     """
     graph = _Tracer().trace(model)
     probe = _Shapes(fx.GraphModule(model, graph))
@@ -192,7 +201,9 @@ def cut(model: nn.Module) -> tuple[fx.GraphModule, str, bool]:
     graph.output(node)
     graph.eliminate_dead_code()
     layer = str(node.target) if node.op == "call_module" else f"{_owner(node)}.{getattr(node.target, '__name__', node.target)}".lstrip(".")
-    return fx.GraphModule(model, graph).eval(), layer, tokens
+    sizes = {name: math.prod(shape) for name, shape in shapes.items()}
+    activations = max(sizes.get(node.name, 0) + sum(sizes.get(source.name, 0) for source in node.all_input_nodes) for node in graph.nodes)
+    return Cut(fx.GraphModule(model, graph).eval(), layer, tokens, activations)
 
 
 def _owner(node: fx.Node) -> str:

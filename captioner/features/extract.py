@@ -26,6 +26,7 @@ from captioner.features.forward import PictureEncoder, core_count, resolve_devic
 from captioner.features.layout import FORMAT_VERSION, FeatureWriter, Layout, create_features, storage_size
 from captioner.features.preprocess import Preprocessing
 from captioner.features.ranks import LocalProcesses, Rank, Torchrun, end_with_parent
+from captioner.features.readers import available_memory
 from captioner.features.store import FeatureStore
 from captioner.features.torchvision_compat import torchvision
 from captioner.features.weights import BUNDLED_DATASET
@@ -38,6 +39,7 @@ from captioner.sidecar import Sidecar
 
 _MOST_WORKERS = 16
 _GROWING = "features.h5"
+_ACTIVATION_BYTES = 3 << 29
 
 
 def extract(parameters: ExtractParameters, runtime: RuntimeParameters, encoder: str, images: str | Path, out: str | Path, dataset: str | None = None) -> None:
@@ -91,6 +93,7 @@ def _lead(
         click.echo(f"{out}: already there with the same parameters and pictures", err=True)
         if torchrun:
             torchrun.tell("begin", json.dumps({**begin, "finished": True}))
+            torchrun.hear_all("finished", stop.raise_if_requested)
         return
     made_with = {"torch": torch.__version__, "torchvision": torchvision.__version__, "pillow": PIL.__version__}
     with Sidecar(out, {**facts, "made_with": made_with}) as sidecar, ExitStack() as stack:
@@ -111,10 +114,9 @@ def _lead(
             others = stack.enter_context(LocalProcesses(world, task))
         _share(parameters, runtime, store, path, model, device, rank, stop, others)
         if torchrun:
-            for number in range(1, world):
-                torchrun.hear(f"finished/{number}", stop.raise_if_requested)
+            torchrun.hear_all("finished", stop.raise_if_requested)
         if others:
-            others.wait()
+            others.wait(stop.raise_if_requested)
         layout = Layout(path)
         if not layout.done.all() or layout.size < layout.expected_size:
             raise CaptionerError(f"{path}: {int((~layout.done).sum())} rows are missing after the work; run the same command again")
@@ -144,11 +146,11 @@ def _share(
 
             def between(count: int) -> bool:
                 progress.advance(count)
-                if others:
+                if others and not stop.requested:
                     others.check()
                 return not stop.requested
 
-            extract_blocks(blocks, decoder, encode, writer, runtime.threads or cores, between)
+            extract_blocks(blocks, decoder, encode, writer, _threads(runtime.threads or cores, model, parameters), between)
             stop.raise_if_requested()
 
 
@@ -198,6 +200,12 @@ def _processes(runtime: RuntimeParameters, device: torch.device) -> int:
     if runtime.processes:
         return runtime.processes
     return torch.cuda.device_count() if device.type == "cuda" and runtime.device in ("auto", "cuda") else 1
+
+
+def _threads(wanted: int, model: Encoder, parameters: ExtractParameters) -> int:
+    """As many of the wanted threads as memory has room for: each holds the activations of a batch of its own."""
+    batch = 4 * model.activations * parameters.batch_size * (parameters.image_size / 224) ** 2  # bytes, were all of it float32
+    return max(1, min(wanted, int(max(_ACTIVATION_BYTES, available_memory() / 4) // batch)))
 
 
 def _join(task: dict[str, Any]) -> None:

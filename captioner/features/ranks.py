@@ -60,6 +60,11 @@ class Torchrun:
             time.sleep(_POLL_SECONDS)
         return self._store.get(name).decode()
 
+    def hear_all(self, key: str, between: Callable[[], None]) -> None:
+        """Return once every other rank has told ``key``."""
+        for number in range(1, self.rank.world):
+            self.hear(f"{key}/{number}", between)
+
 
 class LocalProcesses:
     """The other processes of an extraction on this machine; they end when this one does, however it ends."""
@@ -92,9 +97,10 @@ class LocalProcesses:
             if process.poll():
                 raise CaptionerError(f"extraction process {number} of {len(self._processes) + 1} ended with status {process.returncode}; see its message above")
 
-    def wait(self) -> None:
-        """Return once all of them are finished."""
+    def wait(self, between: Callable[[], None]) -> None:
+        """Return once all of them are finished; ``between`` is called while waiting and may raise."""
         while any(process.poll() is None for process in self._processes):
+            between()
             self.check()
             time.sleep(_POLL_SECONDS)
         self.check()

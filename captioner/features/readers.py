@@ -194,7 +194,7 @@ def open_reader(path: Path, offset: int, shape: tuple[int, int, int, int], where
         if device.type == "cuda" and size < 0.6 * torch.cuda.mem_get_info(device)[0]:  # the rest is for the model and its activations
             where = "gpu"
         else:
-            where = "ram" if size < 0.8 * _available_memory() else "disk"
+            where = "ram" if size < 0.8 * available_memory() else "disk"
     if where == "gpu":
         if device.type == "cpu":
             raise CaptionerError("runtime.features_on=gpu needs a GPU and runtime.device is cpu; use ram, disk or auto")
@@ -207,7 +207,7 @@ def open_reader(path: Path, offset: int, shape: tuple[int, int, int, int], where
     return (RamReader if where == "ram" else DiskReader)(path, offset, shape, pin=device.type == "cuda")
 
 
-def _available_memory() -> int:
+def available_memory() -> int:
     """Bytes that this process may still use: the machine's available memory, or its control group's limit where that is lower."""
     available = 1 << 62
     try:

@@ -10,6 +10,9 @@ from torch import Tensor, nn
 
 from captioner.errors import CaptionerError
 from captioner.features.encoders import Encoder, build_classifier, build_encoder, check_grid, cut, known_encoders
+from captioner.features.extract import _threads
+from captioner.features.folding import fold_batch_norms
+from captioner.parameters.schema import ExtractParameters
 
 
 def _pooled(head: str) -> Callable[[nn.Module, Tensor], Tensor]:
@@ -49,8 +52,10 @@ def cheap_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     def fill(tensor: Tensor, *_: object, **__: object) -> Tensor:
         fan_in = max(1, tensor[0].numel()) if tensor.ndim > 1 else 100
         with torch.no_grad():
-            flat = tensor.view(-1)
-            flat.copy_(table.repeat(-(-len(flat) // len(table)))[: len(flat)]).mul_((2 / fan_in) ** 0.5)
+            flat, scaled = tensor.view(-1), table * (2 / fan_in) ** 0.5
+            whole = len(flat) // len(table)
+            flat[: whole * len(table)].view(whole, len(table)).copy_(scaled)
+            flat[whole * len(table) :].copy_(scaled[: len(flat) - whole * len(table)])
         return tensor
 
     for name in ("kaiming_uniform_", "kaiming_normal_", "normal_", "trunc_normal_", "xavier_uniform_", "uniform_"):
@@ -61,8 +66,7 @@ def cheap_weights(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_cut_and_head_make_the_classifier(name: str, cheap_weights: None) -> None:
     channels, side, head = CLASSIFIERS[name]
     model = build_classifier(name, "random", 1)
-    body, layer, tokens = cut(model)
-    encoder = Encoder(name, body, layer, tokens, "native")
+    encoder = Encoder(name, cut(model), "native")
     pictures = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(2))
     with torch.inference_mode():
         features = encoder(pictures)  # (1, P, C)
@@ -75,6 +79,10 @@ def test_cut_and_head_make_the_classifier(name: str, cheap_weights: None) -> Non
         else:  # the head of a vision transformer looks at the class token alone; the grid is all the other tokens
             patches = torch.cat([model.class_token, model._process_input(pictures)], dim=1)
             torch.testing.assert_close(features, model.encoder(patches)[:, 1:], rtol=1e-4, atol=1e-5)
+        fold_batch_norms(encoder)
+        torch.testing.assert_close(encoder(pictures), features, rtol=1e-3, atol=1e-4 * float(features.abs().max()))
+    left = [type(module).__name__ for module in encoder.modules()].count("BatchNorm2d")
+    assert left == {"densenet201": 102}.get(name, 0)  # DenseNet normalises before its convolutions, only half of them after another one
     assert not any(parameter.requires_grad for parameter in encoder.parameters()) and not encoder.training
 
 
@@ -127,3 +135,12 @@ def test_picture_size() -> None:
     assert build_encoder("squeezenet1_1", image_size=128).grid == (7, 7)
     with pytest.raises(CaptionerError, match="takes no pictures of 200x200"):
         build_encoder("vit_b_32", image_size=200)
+
+
+def test_activations_bound_the_threads() -> None:
+    encoder = build_encoder("squeezenet1_1")
+    assert encoder.activations >= 64 * 111 * 111 + 3 * 224 * 224  # its first convolution: output and input
+    parameters = ExtractParameters(batch_size=32)
+    assert _threads(2, encoder, parameters) == 2
+    encoder.activations = 10**12
+    assert _threads(64, encoder, parameters) == 1

@@ -98,7 +98,7 @@ def test_rows_outside_the_file_are_refused(path: Path, where: str, rows: list[in
 
 
 def test_auto_leaves_memory_for_others(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("captioner.features.readers._available_memory", lambda: 1000)
+    monkeypatch.setattr("captioner.features.readers.available_memory", lambda: 1000)
     assert FeatureStore.open(path).reader("auto").where == "disk"
 
 
