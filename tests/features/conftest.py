@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from captioner.features.extract import extract
 from captioner.images.store import write_images
 from captioner.parameters.schema import ExtractParameters, RuntimeParameters
 from tests.data import ROOT
@@ -93,3 +94,11 @@ def program(images: Path, out: Path, sync: float = 3.0, memory: bool = False, ru
 
 def run(command: list[str], environment: dict) -> subprocess.CompletedProcess:
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="session")
+def plain(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Features of all pictures with three views."""
+    out = tmp_path_factory.mktemp("features") / "plain.h5"
+    extract(quick(views=3), runtime(), ENCODER, images, out)
+    return out
