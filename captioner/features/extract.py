@@ -22,7 +22,7 @@ from captioner.errors import CaptionerError
 from captioner.features.blocks import blocks_to_do, extract_blocks
 from captioner.features.decoding import Decoder
 from captioner.features.encoders import Encoder, build_encoder, check_grid
-from captioner.features.forward import PictureEncoder, core_count, resolve_device, resolve_precision
+from captioner.features.forward import PictureEncoder, core_count, keep_freed_memory, resolve_device, resolve_precision
 from captioner.features.layout import FORMAT_VERSION, FeatureWriter, Layout, create_features, storage_size
 from captioner.features.preprocess import Preprocessing
 from captioner.features.ranks import LocalProcesses, Rank, Torchrun, end_with_parent
@@ -138,6 +138,7 @@ def _share(
         total = sum(min(parameters.batch_size, len(store) - first) for first in range(rank.rank * parameters.batch_size, len(store), rank.world * parameters.batch_size))
         done = total - sum(count for _, count in blocks)
         encode = PictureEncoder(model, device, resolve_precision(parameters.precision, device))
+        keep_freed_memory()
         workers = runtime.workers or min(cores, _MOST_WORKERS)
         with (
             Decoder(store, preprocessing(parameters), parameters.views, parameters.batch_size, workers) as decoder,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 
 import numpy as np
@@ -50,6 +51,21 @@ def resolve_precision(precision: str, device: torch.device) -> str:
 def core_count() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0))
+
+
+def keep_freed_memory() -> None:
+    """Let this process keep the memory of one batch for the next one.
+
+    glibc gives blocks of a convolution's size back to the kernel at once, which then has to clear them again for the next layer;
+    that costs a sixth of a CPU's time (measured with squeezenet1_1). Elsewhere than with glibc nothing happens.
+    """
+    trim_threshold, mmap_threshold, arenas = -1, -3, -8  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX of <malloc.h>
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return
+    for option, value in ((mmap_threshold, 1 << 30), (trim_threshold, (1 << 31) - 1), (arenas, 1)):
+        mallopt(option, value)
 
 
 class PictureEncoder:
