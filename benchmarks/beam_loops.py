@@ -34,7 +34,8 @@ def cached_loop(decoder: CaptionDecoder, features: Tensor, beam_size: int, max_l
             logits, state, _ = decoder.step(words.unsqueeze(0), state, memory)
             return logits[0], state
 
-        best.append(_search(decoder.start(memory, beam_size), step, lambda state, keep: state.select(keep.unsqueeze(0)), beam_size, max_length, alpha))
+        state = decoder.start(memory, beam_size)
+        best.append(_search(state, step, lambda state, keep: state.select(keep.unsqueeze(0)), beam_size, max_length, alpha))
     return best
 
 
@@ -59,7 +60,12 @@ def textbook_loop(decoder: CaptionDecoder, features: Tensor, beam_size: int, max
 
 
 def _search(
-    state: Any, step: Callable[[Tensor, Any], tuple[Tensor, Any]], select: Callable[[Any, Tensor], Any], beam_size: int, max_length: int, alpha: float
+    state: Any,
+    step: Callable[[Tensor, Any], tuple[Tensor, Any]],
+    select: Callable[[Any, Tensor], Any],
+    beam_size: int,
+    max_length: int,
+    alpha: float,
 ) -> Best:
     """Beam search of one picture; ``step`` takes words (k,) to logits (k, V)."""
     words = torch.full((beam_size,), START)

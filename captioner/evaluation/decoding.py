@@ -28,7 +28,9 @@ class SplitDecoder:
         device: where the arithmetic runs.
     """
 
-    def __init__(self, decoder: CaptionDecoder, store: FeatureStore, reader: FeatureReader, parameters: EvaluateParameters, device: torch.device) -> None:
+    def __init__(
+        self, decoder: CaptionDecoder, store: FeatureStore, reader: FeatureReader, parameters: EvaluateParameters, device: torch.device
+    ) -> None:
         self.decoder, self.store, self.reader, self.parameters, self.device = decoder, store, reader, parameters, device
 
     def captions(
@@ -83,7 +85,13 @@ class SplitDecoder:
 
 @torch.no_grad()
 def teacher_forced(
-    decoder: CaptionDecoder, store: FeatureStore, reader: FeatureReader, captions: CaptionSet, split: str, vocabulary: Vocabulary, max_length: int
+    decoder: CaptionDecoder,
+    store: FeatureStore,
+    reader: FeatureReader,
+    captions: CaptionSet,
+    split: str,
+    vocabulary: Vocabulary,
+    max_length: int,
 ) -> dict[str, float]:
     """How well the true captions of a split are predicted, word by word, as validation in training measures it.
 

@@ -68,11 +68,15 @@ def write_evaluation(results: Path, evaluation: Evaluation, sheet: bytes, timing
         for name, content in files.items():
             write_atomically(results / name, content)
     except OSError as error:
-        raise CaptionerError(f"{results}: cannot be written ({error.strerror}); free the disk or mend its permissions and run again") from error
+        remedy = "free the disk or mend its permissions and run again"
+        raise CaptionerError(f"{results}: cannot be written ({error.strerror}); {remedy}") from error
 
 
 def metrics(evaluation: Evaluation) -> dict[str, Any]:
-    """The headline's scores by name, the validation's with ``val_`` before the name, and the signature. Fractions; cross entropy in nats."""
+    """The headline's scores by name, the validation's with ``val_`` before the name, and the signature.
+
+    Scores are fractions, cross entropies nats a token.
+    """
     headline, val = (evaluation.scores[split][evaluation.beam] for split in (evaluation.split, "val"))
     found: dict[str, Any] = {name: _round(value) for name, value in headline.overall.items()}
     found |= {name: _round(value) for name, value in evaluation.forced[evaluation.split].items()}
@@ -106,7 +110,8 @@ def per_image_csv(evaluation: Evaluation) -> str:
 
 def captions_json(evaluation: Evaluation) -> str:
     """COCO's results format, one picture a line."""
-    rows = [{"image_id": image, "caption": evaluation.vocabulary.decode(hypothesis.tokens)} for image, hypothesis in evaluation.hypotheses.items()]
+    decode = evaluation.vocabulary.decode
+    rows = [{"image_id": image, "caption": decode(hypothesis.tokens)} for image, hypothesis in evaluation.hypotheses.items()]
     return "[\n" + ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n]\n"
 
 

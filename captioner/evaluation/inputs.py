@@ -38,11 +38,12 @@ def load_inputs(models: Path, features: Path, captions: Path, images: Path, spli
         splits: the splits that will be scored.
 
     Raises:
-        CaptionerError: a file is missing or damaged; the features are of another encoder, other weights, another preprocessing or grid than the
-            model was trained on, or of other pictures than ``images`` (both fingerprints are named); a split has no picture; a picture of a
-            split is missing in the images or the features (its id is named).
+        CaptionerError: a file is missing or damaged; the features are of another encoder, other weights, another preprocessing or grid than
+            the model was trained on, or of other pictures than ``images`` (both fingerprints are named); a split has no picture; a picture
+            of a split is missing in the images or the features (its id is named).
     """
-    model, store, caption_set, image_store = load_model(models), FeatureStore.open(features), CaptionSet.load(captions), ImageStore.open(images)
+    model, store = load_model(models), FeatureStore.open(features)
+    caption_set, image_store = CaptionSet.load(captions), ImageStore.open(images)
     _check_features(store, model, models)
     if store.images_fingerprint != image_store.fingerprint:
         raise CaptionerError(
@@ -52,7 +53,8 @@ def load_inputs(models: Path, features: Path, captions: Path, images: Path, spli
     for split in splits:
         ids = caption_set.image_ids(split)
         if not ids:
-            raise CaptionerError(f"{caption_set.path}: no picture in the split {split}; {_REMEDIES[split]} and run the download stage again")
+            remedy = f"{_REMEDIES[split]} and run the download stage again"
+            raise CaptionerError(f"{caption_set.path}: no picture in the split {split}; {remedy}")
         image_store.rows(ids)
         store.rows(ids)
     return EvaluationInputs(model, store, caption_set, image_store)
@@ -68,10 +70,11 @@ def _check_features(store: FeatureStore, model: Model, models: Path) -> None:
     found, wanted = _facts_of_store(store), _facts_of_model(model)
     different = [name for name in wanted if wanted[name] != found[name]]
     if different:
+        differences = "; ".join(f"{name} is {_short(found[name])}, not {_short(wanted[name])}" for name in different)
         raise CaptionerError(
-            f"{store.path}: these features (fingerprint {fingerprint(found)[:12]}) are not of the kind that the model in {models} was trained on "
-            f"(fingerprint {fingerprint(wanted)[:12]}): {'; '.join(f'{name} is {_short(found[name])}, not {_short(wanted[name])}' for name in different)}; "
-            f"extract features with the model's settings, or train again"
+            f"{store.path}: these features (fingerprint {fingerprint(found)[:12]}) are not of the kind that the model in {models} was "
+            f"trained on (fingerprint {fingerprint(wanted)[:12]}): {differences}; extract features with the model's settings, or train "
+            "again"
         )
 
 

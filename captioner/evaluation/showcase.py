@@ -26,7 +26,15 @@ from captioner.sidecar import write_atomically
 
 
 def showcase(
-    parameters: Parameters, models: Path, features: Path, captions: Path, images: Path, results: Path, out: Path, count: int = 4, seed: int = 1
+    parameters: Parameters,
+    models: Path,
+    features: Path,
+    captions: Path,
+    images: Path,
+    results: Path,
+    out: Path,
+    count: int = 4,
+    seed: int = 1,
 ) -> list[int]:
     """Draw ``count`` pictures of a finished run into the PNG ``out``.
 
@@ -42,7 +50,8 @@ def showcase(
     """
     metrics, written = _read(results / METRICS_FILE), _read(results / CAPTIONS)
     try:
-        split, beam, stated = metrics["signature"]["split"], int(metrics["signature"]["beam"]), {row["image_id"]: row["caption"] for row in written}
+        split, beam = metrics["signature"]["split"], int(metrics["signature"]["beam"])
+        stated = {row["image_id"]: row["caption"] for row in written}
     except (KeyError, TypeError, ValueError) as error:
         raise CaptionerError(f"{results}: its files are damaged ({error}); run the evaluate stage again") from error
     device = prepare_device(parameters.runtime.device, parameters.runtime.threads)
@@ -56,9 +65,11 @@ def showcase(
         caption = inputs.model.vocabulary.decode(found[image].tokens)
         if stated.get(image) != caption:
             raise CaptionerError(
-                f"{results / CAPTIONS}: picture {image} is {stated.get(image)!r} there, but the model says {caption!r} now; run the evaluate stage again"
+                f"{results / CAPTIONS}: picture {image} is {stated.get(image)!r} there, but the model says {caption!r} now; "
+                "run the evaluate stage again"
             )
-    title = f"{parameters.dataset}, {split} split: {len(chosen)} of {len(ids):,} pictures, drawn by lot, and where the decoder looked for each word"
+    which = f"{len(chosen)} of {len(ids):,} pictures of the {split} split of {parameters.dataset}, drawn by lot"
+    title = f"{which}, and where the decoder looked for each word"
     write_atomically(out, to_bytes(draw_sheet(examples(inputs, {image: found[image] for image in chosen}), title)))
     return chosen
 

@@ -13,8 +13,8 @@ from captioner.evaluation.lots import draw_lots
 from captioner.images.captions import CaptionSet
 
 _TITLES = {
-    "bleu_1": "BLEU-1", "bleu_2": "BLEU-2", "bleu_3": "BLEU-3", "bleu_4": "BLEU-4", "meteor": "METEOR", "rouge_l": "ROUGE-L", "cider_d": "CIDEr-D",
-    "cross_entropy": "cross entropy", "token_accuracy": "token accuracy",
+    "bleu_1": "BLEU-1", "bleu_2": "BLEU-2", "bleu_3": "BLEU-3", "bleu_4": "BLEU-4", "meteor": "METEOR", "rouge_l": "ROUGE-L",
+    "cider_d": "CIDEr-D", "cross_entropy": "cross entropy", "token_accuracy": "token accuracy",
 }  # fmt: skip
 _SHOWN = 3
 
@@ -60,14 +60,16 @@ def _scores(metrics: dict[str, Any], signature: dict[str, Any], sweep: list[dict
     if len(sweep) > 1:
         metric = signature["select_by"]
         column = f"val_{metric}"
-        lines += ["", f"  beam size, {_TITLES[metric]} on val: " + ", ".join(f"{row['beam_size']}: {float(row[column]):.4f}" for row in sweep)]
+        sizes = ", ".join(f"{row['beam_size']}: {float(row[column]):.4f}" for row in sweep)
+        lines += ["", f"  beam size, {_TITLES[metric]} on val: {sizes}"]
     return lines
 
 
 def _captions(generated: dict[int, str], captions: CaptionSet) -> list[str]:
     lines = [f"{min(_SHOWN, len(generated))} pictures drawn by lot:"]
     for image in draw_lots(list(generated), _SHOWN):
-        lines += [f"  {captions.file_name(image)}", f"    the model:   {generated[image]}", f"    a reference: {captions.captions(image)[0]}"]
+        lines += [f"  {captions.file_name(image)}", f"    the model:   {generated[image]}"]
+        lines.append(f"    a reference: {captions.captions(image)[0]}")
     return lines
 
 

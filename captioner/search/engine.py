@@ -151,12 +151,14 @@ def _collect(records: list[StepRecord], finished: _Finished, images: int) -> lis
         image, step, slot = (torch.cat(column)[order] for column in (finished.images, finished.steps, finished.slots))
         words, attention = unroll(records, image, step, slot)
         attention = attention.float().cpu() if attention is not None else None
-        facts = zip(image.tolist(), step.tolist(), words.tolist(), torch.cat(finished.totals)[order].tolist(), score[order].tolist(), strict=True)
-        for row, (picture, length, tokens, total, points) in enumerate(facts):
+        total = torch.cat(finished.totals)[order]
+        facts = zip(image.tolist(), step.tolist(), words.tolist(), total.tolist(), score[order].tolist(), strict=True)
+        for row, (picture, length, tokens, log_probability, points) in enumerate(facts):
             weights = attention[row, :length].clone() if attention is not None else None
-            captions[picture].append(Hypothesis(tuple(tokens[:length]), total, points, weights))
+            captions[picture].append(Hypothesis(tuple(tokens[:length]), log_probability, points, weights))
     if not all(captions):
         raise CaptionerError(
-            "caption search: no caption is possible under evaluate.min_length, evaluate.no_repeat_ngram and the vocabulary; lower the first or the second"
+            "caption search: no caption is possible under evaluate.min_length, evaluate.no_repeat_ngram and the vocabulary; "
+            "lower the first or the second"
         )
     return captions

@@ -52,7 +52,8 @@ def test_overlay_is_in_colour_where_attention_is():
 def make(words: int, size: tuple[int, int], attention: bool = True) -> Example:
     weights = np.random.default_rng(0).dirichlet(np.ones(6), size=words) if attention else None
     names = tuple(f"word{number}" for number in range(words))
-    return Example(Image.new("RGB", size, (10, 200, 90)), names, weights, (2, 3), WHOLE, "a reference " * 20, "a-very-long-file-name-" * 5 + ".jpg")
+    picture = Image.new("RGB", size, (10, 200, 90))
+    return Example(picture, names, weights, (2, 3), WHOLE, "a reference " * 20, "a-very-long-file-name-" * 5 + ".jpg")
 
 
 def test_sheet_of_all_shapes():

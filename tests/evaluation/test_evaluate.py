@@ -171,7 +171,12 @@ def test_batch_size(no_java, paths, tmp_path, monkeypatch):
     from captioner.evaluation import decoding
 
     asked, real = [], decoding.search
-    monkeypatch.setattr(decoding, "search", lambda decoder, memory, images, *rest, **more: asked.append(images) or real(decoder, memory, images, *rest, **more))
+
+    def search(decoder, memory, images, *rest, **more):
+        asked.append(images)
+        return real(decoder, memory, images, *rest, **more)
+
+    monkeypatch.setattr(decoding, "search", search)
     small.run(paths, tmp_path / "one", beam_sizes=[2], batch_size=5)
     assert asked[:5] == [5, 5, 5, 5, 2]  # 10 pictures of val, 12 of test; then those on the sheet again
     small.run(paths, tmp_path / "all", beam_sizes=[2], batch_size=64)

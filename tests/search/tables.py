@@ -72,7 +72,9 @@ def pictures(*numbers: int) -> Tensor:
     return torch.tensor(numbers, dtype=torch.float64).view(-1, 1, 1)
 
 
-def words(end: float = 0.0, a: float = 0.0, b: float = 0.0, c: float = 0.0, unk: float = 0.0, pad: float = 0.0, start: float = 0.0) -> list[float]:
+def words(
+    end: float = 0.0, a: float = 0.0, b: float = 0.0, c: float = 0.0, unk: float = 0.0, pad: float = 0.0, start: float = 0.0
+) -> list[float]:
     """One row of a table: <pad> <start> <end> <unk> a b c."""
     return [pad, start, end, unk, a, b, c]
 

@@ -56,8 +56,8 @@ def test_length_normalisation_counts_the_end():
     """a <end>: 0.5 * 0.6 = 0.30 over 2. b c a <end>: 0.5 * 0.8 * 0.8 * 0.9 = 0.288 over 4. Sum: the first; mean: the second."""
 
     def table(_: int, prefix: tuple[int, ...]) -> list[float]:
-        rows = {(): words(a=0.5 + 1e-9, b=0.5 - 1e-9), (A,): words(end=0.6, c=0.4), (B,): words(c=0.8, end=0.2), (B, C): words(a=0.8, end=0.2)}
-        rows[(B, C, A)] = words(end=0.9, a=0.1)
+        rows = {(): words(a=0.5 + 1e-9, b=0.5 - 1e-9), (A,): words(end=0.6, c=0.4), (B,): words(c=0.8, end=0.2)}
+        rows |= {(B, C): words(a=0.8, end=0.2), (B, C, A): words(end=0.9, a=0.1)}
         return rows.get(prefix, words(end=1.0))
 
     def best(alpha: float):
@@ -165,7 +165,8 @@ def test_batch_composition_and_order_change_nothing():
     order = [7, 3, 3, 11, 0, 5, 1, 10, 2, 4, 9, 8, 6]
     together = beam_search(TableDecoder(table), pictures(*order), beam_size=4, max_length=10, keep=4, attention=True)
     for number, hypotheses in zip(order, together, strict=True):
-        assert [(h.tokens, h.log_probability, h.score) for h in hypotheses] == [(h.tokens, h.log_probability, h.score) for h in alone[number]]
+        facts, expected = ([(h.tokens, h.log_probability, h.score) for h in found] for found in (hypotheses, alone[number]))
+        assert facts == expected
         assert all(torch.equal(a.attention, b.attention) for a, b in zip(hypotheses, alone[number], strict=True))
 
 
