@@ -188,7 +188,7 @@ class Trainer:
         save_state(self.folder, f"{self.epoch:06d}-{self.step:09d}", tensors, state)
 
     def restore(self) -> bool:
-        """Go back to the newest saved state; False where there is none."""
+        """Go back to the newest saved state; False where there is none that fits this decoder (its code may have changed since)."""
         found = load_state(self.folder)
         if found is None:
             return False
@@ -197,7 +197,10 @@ class Trainer:
         for name, tensor in tensors.items():
             part, _, rest = name.partition(".")
             parts[part][rest] = tensor
-        self.decoder.load_state_dict(parts["weights"], strict=False)
+        if {name: tensor.shape for name, tensor in parts["weights"].items()} != {name: tensor.shape for name, tensor in self._trained()}:
+            click.echo("train: the saved state is of a decoder with other layers; starting afresh", err=True)
+            return False
+        self.decoder.load_state_dict(parts["weights"], strict=False)  # frozen word vectors are not among them
         self.best = {name: tensor.to(self.device) for name, tensor in parts["best"].items()}
         restore_optimizer(self.optimizer, parts["optimizer"])
         torch.set_rng_state(parts["random"]["cpu"])

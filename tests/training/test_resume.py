@@ -17,7 +17,7 @@ import pytest
 from captioner.errors import CaptionerError, Interrupted
 from captioner.parameters import Parameters
 from captioner.sidecar import Sidecar
-from captioner.training.checkpoint import load_state
+from captioner.training.checkpoint import load_state, save_state
 from tests.training.small import make_data, result_bytes, run, small_parameters, with_runtime
 
 ROOT = Path(__file__).parents[2]
@@ -167,6 +167,24 @@ def test_resumes_exactly_from_every_kind_of_place(
     newest = max((tmp_path / "models.partial").glob("*.state"))
     newest.write_bytes(newest.read_bytes()[:-100])
     run(tmp_path, data, PARAMETERS)
+    assert result_bytes(tmp_path) == result_bytes(whole[0])
+
+
+def test_a_state_of_other_layers_is_not_resumed(
+    data: dict[str, Path], whole: tuple[Path, float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """As after an update of the code between two runs: tensors of other names or shapes never reach the optimiser."""
+    monkeypatch.setattr(Sidecar, "finish", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, data, PARAMETERS)
+    monkeypatch.undo()
+    folder = tmp_path / "models.partial"
+    tensors, state = load_state(folder)
+    name = next(name for name in tensors if name.startswith("weights."))
+    tensors[name] = tensors[name][:1].clone()
+    save_state(folder, "999999-000000000", tensors, state)
+    run(tmp_path, data, PARAMETERS)
+    assert "other layers; starting afresh" in capsys.readouterr().err
     assert result_bytes(tmp_path) == result_bytes(whole[0])
 
 
