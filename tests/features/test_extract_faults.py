@@ -183,6 +183,7 @@ def _kill_and_resume(tmp_path: Path, kills: int, pictures: int, seed: int) -> No
         message = process.communicate(timeout=60)[1]
         if process.returncode == 0:
             break
+        assert process.returncode == -signal.SIGKILL, message
         survived += 1
         if partial.exists():
             now = int(Layout(partial).done.sum())
