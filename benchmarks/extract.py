@@ -125,7 +125,7 @@ def peak_memory() -> int:
 
 @click.command(help=__doc__)
 @click.option("--encoders", default="squeezenet1_1,resnet50", show_default=True)
-@click.option("--pictures", default=640, show_default=True)
+@click.option("--pictures", default=1280, show_default=True)
 @click.option("--repeats", default=5, show_default=True)
 @click.option("--device", default="auto", show_default=True)
 @click.option("--precision", default="auto", show_default=True)

@@ -130,6 +130,8 @@ def _decode(store: ImageStore, preprocessing: Preprocessing, row: int, views: in
 def _work(task: dict) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):  # the parent decides when work ends; these may reach the whole group
         signal.signal(number, signal.SIG_IGN)
+    if hasattr(os, "sched_setscheduler"):  # a batch job does not push the encoder off its core whenever a slot is free, with all that lies in the core's cache
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
     store, preprocessing, shape = ImageStore.open(task["images"]), Preprocessing(**task["preprocessing"]), task["shape"]
     ring = np.frombuffer(mmap.mmap(task["memory"], int(np.prod(shape))), dtype=np.uint8).reshape(shape)
     while job := os.read(task["jobs"], _JOB.size):

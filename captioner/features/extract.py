@@ -22,7 +22,7 @@ from captioner.errors import CaptionerError
 from captioner.features.blocks import blocks_to_do, extract_blocks
 from captioner.features.decoding import Decoder
 from captioner.features.encoders import Encoder, build_encoder, check_grid
-from captioner.features.forward import PictureEncoder, core_count, keep_freed_memory, resolve_device, resolve_precision
+from captioner.features.forward import CPU_BATCH, PictureEncoder, core_count, keep_freed_memory, resolve_device, resolve_precision
 from captioner.features.layout import FORMAT_VERSION, FeatureWriter, Layout, create_features, storage_size
 from captioner.features.preprocess import Preprocessing
 from captioner.features.ranks import LocalProcesses, Rank, Torchrun, end_with_parent
@@ -205,7 +205,7 @@ def _processes(runtime: RuntimeParameters, device: torch.device) -> int:
 
 def _threads(wanted: int, model: Encoder, parameters: ExtractParameters) -> int:
     """As many of the wanted threads as memory has room for: each holds the activations of a batch of its own."""
-    batch = 4 * model.activations * parameters.batch_size * (parameters.image_size / 224) ** 2  # bytes, were all of it float32
+    batch = 4 * model.activations * min(CPU_BATCH, parameters.batch_size) * (parameters.image_size / 224) ** 2  # bytes, were all of it float32
     return max(1, min(wanted, int(max(_ACTIVATION_BYTES, available_memory() / 4) // batch)))
 
 

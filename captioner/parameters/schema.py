@@ -41,7 +41,7 @@ class DownloadParameters:
 class ExtractParameters:
     """How a picture becomes a grid of features."""
 
-    version: int = option(1, "raised when this stage's result changes for the same parameters", low=1)
+    version: int = option(2, "raised when this stage's result changes for the same parameters", low=1)
     seed: int = option(1, "draws the augmented views, and the weights where they are random", low=0)
     weights: str = option("bundled", "bundled, imagenet, random, or the path of a state dict or of a folder of <encoder>.pth|.safetensors")
     fit: str = option("squash", "how a picture becomes square: squash keeps the edges, crop keeps the aspect", choices=("squash", "crop"))

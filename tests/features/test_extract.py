@@ -93,7 +93,7 @@ def test_each_parameter_has_its_effect(images: Path, tmp_path: Path, two_views: 
 
 
 def test_version_and_block_size_make_another_file(images: Path, tmp_path: Path, two_views: FeatureStore) -> None:
-    for number, change in enumerate(({"version": 2}, {"batch_size": 5})):
+    for number, change in enumerate(({"version": 3}, {"batch_size": 5})):
         extract(quick(**{"views": 2, **change}), runtime(), ENCODER, images, tmp_path / f"{number}.h5")
         assert FeatureStore.open(tmp_path / f"{number}.h5").fingerprint != two_views.fingerprint
     assert {*CHANGES, "version", "batch_size"} == {field.name for field in fields(ExtractParameters)}
