@@ -47,8 +47,8 @@ def _look(file: Path) -> tuple[str, str]:
 
 
 def _summary(kind: str, content: object) -> str:
-    mark = content.attrs.get("fingerprint", "none")
-    mark = (mark.decode(errors="replace") if isinstance(mark, bytes) else str(mark))[:12]  # images.h5 has it as fixed-length text
+    mark = content.attrs.get("fingerprint", b"none")
+    mark = (mark.decode(errors="replace") if isinstance(mark, bytes) else str(mark))[:12]
     if kind == "images":
         return f"{content['image_id'].shape[0]:,} pictures in {content['jpeg'].shape[0] / 1e6:,.1f} MB, fingerprint {mark}"
     shape = " x ".join(f"{length:,}" for length in content["features"].shape)

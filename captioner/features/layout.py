@@ -21,7 +21,7 @@ from captioner.errors import CaptionerError
 from captioner.fingerprint import canonical_json, fingerprint
 from captioner.sidecar import sync_folder
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 2: texts of a fixed length (one damaged bit in the heap of variable ones makes the HDF5 library crash)
 PAGE = 4096
 _ROOM_FOR_METADATA = 1 << 20
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's RGB pixels, the input of every torchvision classifier
@@ -121,8 +121,12 @@ def _lay_out(path: Path, shape: tuple[int, int, int, int], ids: np.ndarray, fact
             "grid": np.asarray(facts["grid"], dtype=np.int64),
             **{key: facts[key] for key in ("encoder", "layer", "weights_name", "weights_sha256", "views")},
         }
-        for key in sorted(attributes):
-            file.attrs[key] = attributes[key]
+        for key, value in sorted(attributes.items()):
+            if isinstance(value, str):
+                text = value.encode()
+                file.attrs.create(key, text, dtype=h5py.string_dtype("utf-8", max(1, len(text))))
+            else:
+                file.attrs[key] = value
     descriptor = os.open(path, os.O_RDWR)
     try:  # the file is sparse until now: take the disk space before the work, not in its middle
         os.posix_fallocate(descriptor, 0, os.fstat(descriptor).st_size)
@@ -171,7 +175,7 @@ class Layout:
         if features.external or features.is_virtual or features.id.get_offset() is None or done.id.get_offset() is None:
             raise ValueError("features are not stored contiguously in this file")
         self.offset, self.done_offset = int(features.id.get_offset()), int(done.id.get_offset())
-        self.attributes = {key: value for key, value in file.attrs.items()}
+        self.attributes = {key: value.decode() if isinstance(value, bytes) else value for key, value in file.attrs.items()}
         self.facts = json.loads(self.attributes["facts"])
         if not isinstance(self.facts, dict) or set(DEFAULT_FACTS) - set(self.facts):
             raise ValueError("its facts are not whole")

@@ -43,7 +43,7 @@ def test_plain_h5py_reads_the_layout_of_the_design(path: Path, features: np.ndar
         assert file["image_id"].dtype == np.int64 and file["done"].dtype == np.uint8 and file["done"][...].all()
         assert file["features"].id.get_offset() % 4096 == 0
         attributes = dict(file.attrs)
-    assert attributes["encoder"] == "alexnet" and attributes["grid"].tolist() == [2, 3] and attributes["views"] == 2 and attributes["format_version"] == 1
+    assert attributes["encoder"] == b"alexnet" and attributes["grid"].tolist() == [2, 3] and attributes["views"] == 2 and attributes["format_version"] == 2
 
 
 def test_same_content_same_bytes(path: Path, features: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,8 +132,8 @@ def test_verify_names_every_fault(path: Path) -> None:
     _edit(path, layout.offset + 4 * layout.row_size, np.array([np.nan], "<f2").tobytes())
     _edit(path, layout.done_offset + 7, b"\0")
     with h5py.File(path, "r+") as file:
-        file.attrs["encoder"] = "resnet18"
-        file.attrs["fingerprint"] = "f" * 64
+        file.attrs["encoder"] = np.bytes_("resnet18")
+        file.attrs["fingerprint"] = np.bytes_("f" * 64)
     text = "\n".join(verify_features(path))
     assert "2 images have non-finite features (77, 1099511627776)" in text
     assert "1 of 17 rows were never written" in text
