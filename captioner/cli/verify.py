@@ -41,7 +41,7 @@ def _look(file: Path) -> tuple[str, str]:
                     return kind, _summary(kind, content)
     except FileNotFoundError:
         raise CaptionerError(f"{file}: not there; check the path") from None
-    except (OSError, RuntimeError, KeyError, ValueError) as error:
+    except (OSError, RuntimeError, LookupError, ValueError, TypeError) as error:
         raise CaptionerError(f"{file}: truncated or no HDF5 file ({error}); make it again with the stage that makes it") from error
     raise CaptionerError(f"{file}: neither an images nor a features file (no data set 'jpeg' or 'features'); give data/<dataset>/images.h5 or features/<encoder>.h5")
 

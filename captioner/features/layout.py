@@ -156,7 +156,7 @@ class Layout:
         try:
             with h5py.File(self.path, "r") as file:
                 self._read(file)
-        except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+        except (OSError, LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:
             raise CaptionerError(f"{path}: no whole features file ({_first_line(error)}); delete it and run the extract stage again") from error
         self.size = os.stat(self.path).st_size
 
@@ -177,8 +177,11 @@ class Layout:
         self.offset, self.done_offset = int(features.id.get_offset()), int(done.id.get_offset())
         self.attributes = {key: value.decode() if isinstance(value, bytes) else value for key, value in file.attrs.items()}
         self.facts = json.loads(self.attributes["facts"])
-        if not isinstance(self.facts, dict) or set(DEFAULT_FACTS) - set(self.facts):
-            raise ValueError("its facts are not whole")
+        if "fingerprint" not in self.attributes or not isinstance(self.facts, dict) or set(DEFAULT_FACTS) - set(self.facts):
+            raise ValueError("its fingerprint or facts are not whole")
+        rows, columns = self.facts["grid"]
+        if not all(isinstance(size, int) for size in (rows, columns, self.facts["views"])):
+            raise ValueError("its grid or views are no numbers")
         self.image_ids = file["image_id"][...].astype(np.int64)
         self.done = done[...].astype(bool)
 

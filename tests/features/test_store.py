@@ -12,7 +12,9 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 
+from captioner.cli.verify import command as verify
 from captioner.errors import CaptionerError
 from captioner.features.layout import DEFAULT_FACTS, FeatureWriter, Layout, create_features
 from captioner.features.store import FeatureStore, write_features
@@ -141,6 +143,24 @@ def test_verify_names_every_fault(path: Path) -> None:
     assert "encoder is 'resnet18'" in text
     with pytest.raises(CaptionerError, match="1 of 17 rows"):
         FeatureStore.open(path)
+
+
+def test_a_damaged_bit_is_refused_or_named_and_never_crashes(path: Path) -> None:
+    """Any bit outside the features, of which one may be flipped and still be a number."""
+    whole, layout, generator = path.read_bytes(), Layout(path), np.random.default_rng(0)
+    inside = range(layout.offset, layout.offset + layout.row_size * layout.shape[0])
+    places = [place for place in range(len(whole)) if place not in inside]
+    refused = 0
+    for place in generator.choice(places, 1500, replace=False):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << generator.integers(8)
+        path.write_bytes(damaged)
+        refused += CliRunner().invoke(verify, [str(path)], catch_exceptions=False).exit_code != 0
+        try:
+            FeatureStore.open(path)
+        except CaptionerError:
+            pass
+    assert refused > 300
 
 
 @pytest.mark.parametrize("kept", [0.9, 0.02, 0.0])
