@@ -32,7 +32,7 @@ def cached_loop(decoder: CaptionDecoder, features: Tensor, beam_size: int, max_l
 
         def step(words: Tensor, state: Any) -> tuple[Tensor, Any]:
             logits, state, _ = decoder.step(words.unsqueeze(0), state, memory)
-            return logits[0], state
+            return logits, state
 
         state = decoder.start(memory, beam_size)
         best.append(_search(state, step, lambda state, keep: state.select(keep.unsqueeze(0)), beam_size, max_length, alpha))
@@ -52,7 +52,7 @@ def textbook_loop(decoder: CaptionDecoder, features: Tensor, beam_size: int, max
         def step(words: Tensor, state: Any) -> tuple[Tensor, Any]:
             memory = decoder.encode(picture.expand(len(words), -1, -1))
             logits, state, _ = decoder.step(words.unsqueeze(1), state, memory)
-            return logits[:, 0], state
+            return logits, state
 
         state = decoder.start(decoder.encode(picture.expand(beam_size, -1, -1)), 1)
         best.append(_search(state, step, lambda state, keep: state.images(keep), beam_size, max_length, alpha))

@@ -83,26 +83,37 @@ class CaptionDecoder(nn.Module):
         """The state before START, for K hypotheses of each picture."""
         return State(tuple(tensor.unsqueeze(1).expand(-1, hypotheses, -1) for tensor in self._initial(memory)))
 
-    def step(self, words: Tensor, state: State, memory: Memory) -> tuple[Tensor, State, Tensor]:
+    def step(self, words: Tensor, state: State, memory: Memory, live: Tensor | None = None) -> tuple[Tensor, State, Tensor]:
         """One word further.
 
         Args:
             words: (I, K) int64, the last word of each hypothesis, START at first.
             state: of the hypotheses.
             memory: of the pictures.
+            live: (R,) int64, the hypotheses that go on, numbered image * K + k and rising; None: all of them.
 
         Returns:
-            Logits (I, K, V), a fresh tensor; the next state; attention weights (I, K, P).
+            Logits (R, V) of the live hypotheses, a fresh tensor; the next state; attention weights (I, K, P). What the last two
+            say of the other hypotheses means nothing.
         """
         images, hypotheses = words.shape
-        rows = [tensor.reshape(images * hypotheses, -1) for tensor in state.tensors]
-        word = self.dropout(self.embedding(words.reshape(-1)))  # (I * K, D)
+
+        def pick(tensor: Tensor) -> Tensor:  # (I, K, ...) -> (R, ...)
+            rows = tensor.reshape(images * hypotheses, *tensor.shape[2:])
+            return rows if live is None else rows.index_select(0, live)
+
+        def spread(rows: Tensor) -> Tensor:  # (R, N) -> (I, K, N)
+            if live is not None:
+                rows = rows.new_zeros(images * hypotheses, rows.shape[1]).index_copy_(0, live, rows)
+            return rows.view(images, hypotheses, -1)
+
+        rows = [pick(tensor) for tensor in state.tensors]
+        word = self.dropout(self.embedding(pick(words)))  # (R, D)
         query, gate, hidden = self.recurrent(rows[0]).split(self._columns, 1)
-        context, weights = self.attention(query.view(images, hypotheses, -1), memory.keys, memory.values, memory.mean)
-        context = context.reshape(images * hypotheses, -1) * torch.sigmoid(gate)  # (I * K, E)
+        context, weights = self.attention(spread(query), memory.keys, memory.values, memory.mean)
+        context = pick(context) * torch.sigmoid(gate)  # (R, E)
         rows = self.cell.combine(self.word(word) + self.context(context), hidden, rows)
-        logits = self.vocabulary(self._output(rows[0], context, word))
-        return logits.view(images, hypotheses, -1), State(tuple(row.view(images, hypotheses, -1) for row in rows)), weights
+        return self.vocabulary(self._output(rows[0], context, word)), State(tuple(spread(row) for row in rows)), weights
 
     def forward(self, features: Tensor, tokens: Tensor) -> TeacherForced:
         """Teacher forcing (Williams and Zipser 1989): predict every word from the true ones before it.

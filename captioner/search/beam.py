@@ -25,23 +25,33 @@ class BeamStrategy:
     def __init__(self, beam_size: int) -> None:
         self.beam_size = beam_size
 
-    def choose(self, logits: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def choose(self, logits: Tensor, offsets: Tensor, live: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Rank the continuations of every picture.
 
         Args:
-            logits: (J, K', V), minus infinity where banned.
-            offsets: (J, K'), what makes a logit the log-probability of the whole continued hypothesis.
+            logits: (R, V) of the live hypotheses, minus infinity where banned.
+            offsets: (R,), what makes a logit the log-probability of the whole continued hypothesis.
+            live: (J, K') bool, the R hypotheses that they belong to.
 
         Returns:
             Log-probabilities (J, K) in falling order, parents (J, K) int64 in 0..K'-1, words (J, K) int64. Where fewer than K
             continuations exist the rest have minus infinity.
         """
-        pictures, _, vocabulary = logits.shape
+        vocabulary = logits.shape[1]
         if vocabulary >= 4 * _BLOCK and self.beam_size <= vocabulary // _BLOCK:
-            totals, flat = _top_of_blocks(logits, offsets, self.beam_size)
+            totals, flat = _top_of_blocks(logits, offsets, live, self.beam_size)
         else:
-            totals, flat = _top((logits + offsets.unsqueeze(-1)).reshape(pictures, -1), self.beam_size)
+            totals, flat = _top(_spread(logits + offsets.unsqueeze(1), live).flatten(1), self.beam_size)
         return totals, flat.div(vocabulary, rounding_mode="floor"), flat.remainder(vocabulary)
+
+
+def _spread(rows: Tensor, live: Tensor) -> Tensor:
+    """Rows (R, ...) at their places in (J, K', ...), minus infinity at the others."""
+    if len(rows) == live.numel():
+        return rows.view(*live.shape, *rows.shape[1:])
+    spread = rows.new_full((*live.shape, *rows.shape[1:]), -math.inf)
+    spread[live] = rows
+    return spread
 
 
 def _top(scores: Tensor, size: int) -> tuple[Tensor, Tensor]:
@@ -54,8 +64,8 @@ def _top(scores: Tensor, size: int) -> tuple[Tensor, Tensor]:
     return totals, places
 
 
-def _top_of_blocks(logits: Tensor, offsets: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """The ``size`` best of each picture's (K', V) in two stages, without a (J, K', V) copy.
+def _top_of_blocks(logits: Tensor, offsets: Tensor, live: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """The ``size`` best of each picture's (K', V) in two stages, without a (J, K', V) tensor.
 
     The best ``size`` words lie in the ``size`` blocks with the largest maxima. A maximum over V is a fast pass over memory, where
     a top-K over V sorts; what is sorted here is some V / 128 maxima, then 128 words a chosen block.
@@ -63,21 +73,22 @@ def _top_of_blocks(logits: Tensor, offsets: Tensor, size: int) -> tuple[Tensor, 
     Returns:
         Totals (J, size) in falling order and places (J, size) in the flattened (K' * V).
     """
-    pictures, _, vocabulary = logits.shape
+    vocabulary = logits.shape[1]
     whole = vocabulary // _BLOCK
-    maxima = logits[..., : whole * _BLOCK].unflatten(-1, (whole, _BLOCK)).amax(-1)  # (J, K', whole)
+    maxima = logits[:, : whole * _BLOCK].unflatten(1, (whole, _BLOCK)).amax(2)  # (R, whole)
     if whole * _BLOCK < vocabulary:
-        maxima = torch.cat([maxima, logits[..., whole * _BLOCK :].amax(-1, keepdim=True)], dim=-1)
-    blocks = maxima.shape[-1]
-    _, chosen = (maxima + offsets.unsqueeze(-1)).view(pictures, -1).topk(size, dim=-1)  # (J, size) in K' * blocks
+        maxima = torch.cat([maxima, logits[:, whole * _BLOCK :].amax(1, keepdim=True)], dim=1)
+    blocks = maxima.shape[1]
+    _, chosen = _spread(maxima + offsets.unsqueeze(1), live).flatten(1).topk(size, dim=1)  # (J, size) in K' * blocks
     parents = chosen.div(blocks, rounding_mode="floor")
-    words = (chosen.remainder(blocks) * _BLOCK).unsqueeze(-1) + torch.arange(_BLOCK, device=logits.device)  # (J, size, 128)
+    words = (chosen.remainder(blocks) * _BLOCK).unsqueeze(2) + torch.arange(_BLOCK, device=logits.device)  # (J, size, 128)
     beyond = words >= vocabulary
-    places = parents.unsqueeze(-1) * vocabulary + words.clamp(max=vocabulary - 1)
-    scores = logits.reshape(pictures, -1).gather(1, places.view(pictures, -1)).view_as(places)
-    scores = (scores + offsets.gather(1, parents).unsqueeze(-1)).masked_fill(beyond, -math.inf)
-    totals, best = scores.view(pictures, -1).topk(size, dim=-1)
-    return totals, places.view(pictures, -1).gather(1, best)
+    words = words.clamp(max=vocabulary - 1)
+    row = (live.view(-1).cumsum(0) - 1).clamp(min=0).view(live.shape).gather(1, parents)  # (J, size) in R; any for what does not live
+    scores = logits.reshape(-1)[row.unsqueeze(2) * vocabulary + words]
+    scores = (scores + _spread(offsets, live).gather(1, parents).unsqueeze(2)).masked_fill(beyond, -math.inf)
+    totals, best = scores.flatten(1).topk(size, dim=1)
+    return totals, (parents.unsqueeze(2) * vocabulary + words).flatten(1).gather(1, best)
 
 
 @torch.no_grad()

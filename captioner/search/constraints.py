@@ -31,8 +31,8 @@ class Constraints:
         """Forget what was; ``images`` pictures with one empty hypothesis each."""
         self._history = torch.zeros(images, 1, 0, dtype=torch.int64, device=device) if self.no_repeat_ngram else None
 
-    def apply(self, logits: Tensor, length: int) -> None:
-        """Ban in place. ``logits`` (J, K, V) of the word after ``length`` words."""
+    def apply(self, logits: Tensor, length: int, live: Tensor | None = None) -> None:
+        """Ban in place. ``logits`` (R, V) of the word after ``length`` words, for the hypotheses ``live`` (R,) of J * K; None: all."""
         if length >= self.max_length:
             end = logits[..., END].clone()
             logits.fill_(-math.inf)
@@ -44,7 +44,8 @@ class Constraints:
         if length < self.min_length:
             logits[..., END] = -math.inf
         if self._history is not None and length >= self.no_repeat_ngram:
-            self._ban_repeats(logits)
+            history = self._history.flatten(0, 1)  # (J * K, t)
+            self._ban_repeats(logits, history if live is None else history[live])
 
     def advance(self, parents: Tensor, words: Tensor) -> None:
         """The hypotheses now continue ``parents`` (J, K) by ``words`` (J, K)."""
@@ -57,10 +58,10 @@ class Constraints:
         if self._history is not None:
             self._history = self._history[images]
 
-    def _ban_repeats(self, logits: Tensor) -> None:
+    def _ban_repeats(self, logits: Tensor, history: Tensor) -> None:
         size = self.no_repeat_ngram
-        windows = self._history.unfold(-1, size, 1)  # (J, K, t - size + 1, size), every n-gram so far
-        recent = self._history[..., self._history.shape[-1] - size + 1 :].unsqueeze(-2)  # (J, K, 1, size - 1)
-        repeats = (windows[..., :-1] == recent).all(-1)  # (J, K, t - size + 1): it began with the words that stand last now
+        windows = history.unfold(-1, size, 1)  # (R, t - size + 1, size), every n-gram so far
+        recent = history[..., history.shape[-1] - size + 1 :].unsqueeze(-2)  # (R, 1, size - 1)
+        repeats = (windows[..., :-1] == recent).all(-1)  # (R, t - size + 1): it began with the words that stand last now
         # a window that does not match points at <pad>, which is banned as it is
         logits.scatter_(-1, torch.where(repeats, windows[..., -1], PAD), -math.inf)

@@ -33,8 +33,9 @@ class StepDecoder(Protocol):
     def start(self, memory: Memory, hypotheses: int) -> State:
         """The state before <start>, for K = ``hypotheses`` of each picture."""
 
-    def step(self, words: Tensor, state: State, memory: Memory) -> tuple[Tensor, State, Tensor | None]:
-        """Words (I, K) int64 -> logits (I, K, V), the next state, attention weights (I, K, P) or None.
+    def step(self, words: Tensor, state: State, memory: Memory, live: Tensor | None) -> tuple[Tensor, State, Tensor | None]:
+        """Words (I, K) int64 -> logits (R, V), the next state, attention weights (I, K, P) or None.
 
-        The logits are a fresh tensor: search writes into it.
+        Only the hypotheses ``live`` (R,) int64, numbered image * K + k and rising, go on (None: all, R = I * K); nobody reads what
+        the state and the weights say of the others. The logits are a fresh tensor: search writes into it.
         """

@@ -76,9 +76,9 @@ def test_step_by_step_gives_the_logits_of_teacher_forcing(decoder: str, attentio
     state, steps = model.start(memory, 4), []
     for step in range(tokens.shape[2] - 1):
         logits, state, weights = model.step(tokens[:, :, step], state, memory)
-        assert logits.shape == (3, 4, VOCABULARY) and weights.shape == (3, 4, POSITIONS)
+        assert logits.shape == (3 * 4, VOCABULARY) and weights.shape == (3, 4, POSITIONS)
         torch.testing.assert_close(weights.sum(-1), torch.ones(3, 4, dtype=torch.float64))
-        steps.append(logits)
+        steps.append(logits.view(3, 4, -1))
     together = torch.stack(steps, 2)  # (I, K, T, V)
     for (i, k), logits in expected.items():
         torch.testing.assert_close(together[i, k, : len(logits)], logits, rtol=1e-10, atol=1e-12)
@@ -93,12 +93,26 @@ def test_hypotheses_and_pictures_can_be_picked_and_reordered() -> None:
     logits, _, _ = model.step(words, state.select(index), memory)
     pictures = torch.tensor([2, 0])
     some, _, _ = model.step(words[pictures], state.select(index).images(pictures), memory.select(pictures))
-    torch.testing.assert_close(some, logits[pictures])
+    torch.testing.assert_close(some, logits.view(3, 3, -1)[pictures].flatten(0, 1))
     for i in range(3):
         for k in range(3):
             one = torch.tensor([i])
             alone, _, _ = model.step(words[i, k].view(1, 1), state.images(one).select(index[i, k].view(1, 1)), memory.select(one))
-            torch.testing.assert_close(alone[0, 0], logits[i, k])
+            torch.testing.assert_close(alone[0], logits[3 * i + k])
+
+
+@pytest.mark.parametrize(("decoder", "attention"), KINDS)
+def test_hypotheses_that_do_not_go_on_change_nothing_for_the_others(decoder: str, attention: str) -> None:
+    model, features, tokens = make_decoder(decoder, attention), make_features(3), make_tokens([[2, 3], [4, 1], [3, 2]])
+    memory = model.encode(features)
+    _, state, _ = model.step(tokens[:, :, 0], model.start(memory, 2), memory)
+    live = torch.tensor([1, 2, 5])
+    expected, all_states, all_weights = model.step(tokens[:, :, 1], state, memory)
+    logits, states, weights = model.step(tokens[:, :, 1], state, memory, live)
+    torch.testing.assert_close(logits, expected[live])
+    torch.testing.assert_close(weights.flatten(0, 1)[live], all_weights.flatten(0, 1)[live])
+    for ours, theirs in zip(states.tensors, all_states.tensors, strict=True):
+        torch.testing.assert_close(ours.flatten(0, 1)[live], theirs.flatten(0, 1)[live])
 
 
 @pytest.mark.parametrize("decoder", ["gru", "lstm"])

@@ -48,7 +48,7 @@ class TableDecoder:
     def start(self, memory: TableMemory, hypotheses: int) -> TableState:
         return TableState(torch.zeros(len(memory.numbers), hypotheses, 0, dtype=torch.int64))
 
-    def step(self, words: Tensor, state: TableState, memory: TableMemory) -> tuple[Tensor, TableState, Tensor]:
+    def step(self, words: Tensor, state: TableState, memory: TableMemory, live: Tensor | None) -> tuple[Tensor, TableState, Tensor]:
         assert words.shape == state.prefixes.shape[:2] and len(words) == len(memory.numbers)
         self.batches.append(len(words))
         prefixes = torch.cat([state.prefixes, words.unsqueeze(-1)], dim=-1)
@@ -57,7 +57,9 @@ class TableDecoder:
             tables = [torch.as_tensor(self._probabilities(number, tuple(row[1:])), dtype=self.dtype) for row in rows]
             logits.append(torch.stack(tables).log())
             weights.append([[float(number), float(len(row) - 1), float(row[-1])] for row in rows])
-        return torch.stack(logits), TableState(prefixes), torch.tensor(weights)
+        assert live is None or not (prefixes.flatten(0, 1)[live] == END).any()  # nothing is computed for what has ended
+        together = torch.cat(logits)
+        return together if live is None else together[live], TableState(prefixes), torch.tensor(weights)
 
     def _probabilities(self, number: int, prefix: tuple[int, ...]) -> Sequence[float] | Tensor:
         if END not in prefix:

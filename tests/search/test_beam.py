@@ -219,7 +219,8 @@ def test_values_that_are_not_finite_are_an_error():
 
 
 @pytest.mark.parametrize("vocabulary", [512, 513, 1000, 1279, 9500])
-def test_blocks_give_the_same_as_sorting_everything(vocabulary):
+@pytest.mark.parametrize("some_closed", [False, True])
+def test_blocks_give_the_same_as_sorting_everything(vocabulary, some_closed):
     generator = torch.Generator().manual_seed(vocabulary)
     logits = torch.randn(6, 4, vocabulary, generator=generator)
     logits[..., :4] = -math.inf
@@ -229,8 +230,12 @@ def test_blocks_give_the_same_as_sorting_everything(vocabulary):
     logits[2, 1:] = -math.inf
     offsets = torch.randn(6, 4, generator=generator)
     offsets[3, 2] = -math.inf
-    totals, places = _top_of_blocks(logits, offsets, 4)
-    expected, expected_places = _top((logits + offsets.unsqueeze(-1)).view(6, -1), 4)
+    live = torch.ones(6, 4, dtype=torch.bool)
+    if some_closed:
+        live[0, 1] = live[3, 2:] = live[4, 0] = False
+    totals, places = _top_of_blocks(logits[live], offsets[live], live, 4)
+    every = (logits + offsets.unsqueeze(-1)).masked_fill(~live.unsqueeze(-1), -math.inf)
+    expected, expected_places = _top(every.view(6, -1), 4)
     assert torch.equal(totals, expected)
     finite = expected > -math.inf
     assert torch.equal(places[finite], expected_places[finite])

@@ -85,9 +85,9 @@ def test_constraints_that_leave_nothing_are_an_error():
 
 
 def test_bans_are_written_in_place():
-    logits = torch.zeros(1, 2, 7)
+    logits = torch.zeros(2, 7)
     Constraints(max_length=5, min_length=1).apply(logits, 0)
-    assert logits[0, 0].tolist() == [-math.inf, -math.inf, -math.inf, -math.inf, 0, 0, 0]
-    logits = torch.zeros(1, 2, 7)
+    assert logits[0].tolist() == [-math.inf, -math.inf, -math.inf, -math.inf, 0, 0, 0]
+    logits = torch.zeros(2, 7)
     Constraints(max_length=5).apply(logits, 5)
-    assert logits[0, 1].isfinite().tolist() == [False, False, True, False, False, False, False]
+    assert logits[1].isfinite().tolist() == [False, False, True, False, False, False, False]

@@ -68,7 +68,7 @@ def test_stored_model_has_the_best_epochs_cross_entropy(data: dict[str, Path], b
             caption = row[row != 0]
             for word, target in zip(caption, caption[1:]):
                 logits, state, _ = model.decoder.step(torch.tensor([[int(word)]]), state, memory)
-                total -= torch.log_softmax(logits[0, 0].double(), 0)[int(target)].item()
+                total -= torch.log_softmax(logits[0].double(), 0)[int(target)].item()
                 correct += int(logits.argmax()) == target
                 count += 1
             assert caption[0] == START and caption[-1] == END
