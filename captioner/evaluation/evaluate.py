@@ -43,8 +43,10 @@ def evaluate(parameters: Parameters, models: Path, features: Path, captions: Pat
         )
     begin = time.monotonic()
     device = prepare_device(parameters.runtime.device, parameters.runtime.threads)
-    splits = tuple(dict.fromkeys(("val", options.split)))
-    inputs = load_inputs(Path(models), Path(features), Path(captions), Path(images), splits)
+    inputs = load_inputs(Path(models), Path(features), Path(captions), Path(images), ("val", options.split))
+    splits, headline = inputs.splits, inputs.splits[-1]
+    if options.split == "auto" and headline == "val":
+        click.echo(f"warning: {captions} has no test pictures; the scores are for the validation split, which chose the beam size too", err=True)
     decoder, vocabulary, longest = inputs.model.decoder.to(device), inputs.model.vocabulary, int(inputs.model.config["max_length"])
     ids = {split: inputs.captions.image_ids(split) for split in splits}
     with inputs.store.reader("auto", "cpu") as reader:
@@ -52,12 +54,12 @@ def evaluate(parameters: Parameters, models: Path, features: Path, captions: Pat
         with Progress("evaluate: beam search", len(sizes) * sum(map(len, ids.values())), "captions") as progress:
             found = {split: searcher.captions(ids[split], sizes, progress.advance) for split in splits}
         forced = {split: teacher_forced(decoder, inputs.store, reader, inputs.captions, split, vocabulary, longest) for split in splits}
-        scores = _score(inputs, found, splits if options.select_by == "meteor" else (options.split,))
+        scores = _score(inputs, found, splits if options.select_by == "meteor" else (headline,))
         beam = choose_beam({size: scores["val"][size].overall for size in sizes}, options.select_by)
-        chosen = draw_lots(ids[options.split], _EXAMPLES)
-        shown = searcher.with_attention(ids[options.split], chosen, beam)
+        chosen = draw_lots(ids[headline], _EXAMPLES)
+        shown = searcher.with_attention(ids[headline], chosen, beam)
     title = (
-        f"{parameters.dataset}, {options.split} split, {inputs.model.config['encoder']} + {decoder.config.decoder}, beam {beam}: "
+        f"{parameters.dataset}, {headline} split, {inputs.model.config['encoder']} + {decoder.config.decoder}, beam {beam}: "
         f"{len(chosen)} pictures drawn by lot, and where the decoder looked for each word"
     )
     sheet = draw_sheet(examples(inputs, {image: shown[image] for image in chosen}), title)
@@ -67,7 +69,7 @@ def evaluate(parameters: Parameters, models: Path, features: Path, captions: Pat
     }  # fmt: skip
     write_evaluation(
         Path(results),
-        Evaluation(options.split, beam, scores, forced, found[options.split][beam], vocabulary, inputs.captions, facts),
+        Evaluation(headline, beam, scores, forced, found[headline][beam], vocabulary, inputs.captions, facts),
         to_bytes(sheet),
         {"seconds": round(time.monotonic() - begin, 3)},
     )

@@ -23,19 +23,21 @@ class EvaluationInputs:
         store: features of all pictures of the splits.
         captions: references and splits.
         images: the pictures.
+        splits: those that will be scored, ``auto`` resolved.
     """
 
     model: Model
     store: FeatureStore
     captions: CaptionSet
     images: ImageStore
+    splits: tuple[str, ...]
 
 
 def load_inputs(models: Path, features: Path, captions: Path, images: Path, splits: tuple[str, ...]) -> EvaluationInputs:
     """Read and check.
 
     Args:
-        splits: the splits that will be scored.
+        splits: the splits that will be scored; ``auto`` is test where there are test pictures, else val.
 
     Raises:
         CaptionerError: a file is missing or damaged; the features are of another encoder, other weights, another preprocessing or grid than
@@ -50,6 +52,8 @@ def load_inputs(models: Path, features: Path, captions: Path, images: Path, spli
             f"{store.path}: its features are of other pictures (fingerprint {store.images_fingerprint[:12]}) than {image_store.path} "
             f"(fingerprint {image_store.fingerprint[:12]}); run the extract stage again"
         )
+    auto = "test" if caption_set.image_ids("test") else "val"
+    splits = tuple(dict.fromkeys(auto if split == "auto" else split for split in splits))
     for split in splits:
         ids = caption_set.image_ids(split)
         if not ids:
@@ -57,11 +61,11 @@ def load_inputs(models: Path, features: Path, captions: Path, images: Path, spli
             raise CaptionerError(f"{caption_set.path}: no picture in the split {split}; {remedy}")
         image_store.rows(ids)
         store.rows(ids)
-    return EvaluationInputs(model, store, caption_set, image_store)
+    return EvaluationInputs(model, store, caption_set, image_store, splits)
 
 
 _REMEDIES = {
-    "test": "set evaluate.split=val, or take a data set with test pictures",
+    "test": "set evaluate.split=auto, or take a data set with test pictures",
     "val": "the beam size is chosen on it: set download.val_share, or mark pictures as val,",
 }
 

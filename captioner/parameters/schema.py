@@ -99,7 +99,7 @@ class EvaluateParameters:
     length_normalisation: float = option(1.0, "a hypothesis' log-probability is divided by its length to this power; 0: plain sum", low=0, high=5)
     no_repeat_ngram: int = option(0, "no n-gram of this size twice in a caption; 0: allowed", low=0, high=20)
     select_by: str = option("cider_d", "validation metric that chooses the headline beam size", choices=("bleu_4", "cider_d", "rouge_l", "meteor"))
-    split: str = option("test", "the split that the headline scores are for", choices=("test", "val"))
+    split: str = option("auto", "the split that the headline scores are for; auto: test where the data set has test pictures, else val", choices=("auto", "test", "val"))
     batch_size: int = option(64, "pictures searched at once", low=1)
 
 

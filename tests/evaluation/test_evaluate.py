@@ -167,6 +167,13 @@ def test_split(no_java, paths, tmp_path):
     assert metrics["cider_d"] == metrics["val_cider_d"] and metrics["cross_entropy"] == metrics["val_cross_entropy"]
 
 
+def test_without_test_pictures_the_scores_are_for_validation(no_java, tmp_path, capsys):
+    paths = small.make_run(tmp_path, {split: numbers for split, numbers in small.SPLITS.items() if split != "test"})
+    results = small.run(paths, tmp_path / "results")
+    assert read_metrics(results)["signature"]["split"] == "val" and list(read_captions(results)) == list(small.SPLITS["val"])
+    assert "no test pictures; the scores are for the validation split" in capsys.readouterr().err
+
+
 def test_batch_size(no_java, paths, tmp_path, monkeypatch):
     from captioner.evaluation import decoding
 
@@ -247,7 +254,7 @@ def test_features_of_other_pictures_are_refused(no_java, tmp_path):
 def test_a_split_without_pictures_is_an_error(no_java, tmp_path, missing):
     other = small.make_run(tmp_path / "other", splits={split: numbers for split, numbers in small.SPLITS.items() if split != missing})
     with pytest.raises(CaptionerError, match=f"no picture in the split {missing}"):
-        small.run(other, tmp_path / "results")
+        small.run(other, tmp_path / "results", split="test")
 
 
 def test_a_missing_picture_is_an_error_that_names_it(no_java, paths, tmp_path):
