@@ -108,7 +108,7 @@ def _fetched(
                 failures += 1
                 # looked at here already: with the network down, an error after the first hundreds, not after a day
                 check_missing(
-                    failures, total, "could not be fetched", "download.source=urls", parameters.max_missing, f"{url}: {result.reason}"
+                    failures, total, "could not be fetched", "download.from=urls", parameters.max_missing, f"{url}: {result.reason}"
                 )
             else:
                 todo[number][position] = FetchedSource(result)

@@ -127,7 +127,7 @@ def _read(parameters: DownloadParameters, runtime: RuntimeParameters, manifest: 
         return read_custom(Path(parameters.captions).expanduser(), root)
     if manifest.layout == "flickr":
         return read_flickr(manifest, root)
-    return read_coco(manifest, root, parameters.source == "urls", lambda archive: _fetch(archive, runtime, stop))
+    return read_coco(manifest, root, parameters.from_ == "urls", lambda archive: _fetch(archive, runtime, stop))
 
 
 def _fetch(archive: Archive, runtime: RuntimeParameters, stop: StopSignal) -> Path:

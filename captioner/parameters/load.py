@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from captioner.errors import CaptionerError
-from captioner.parameters.schema import Parameters
+from captioner.parameters.schema import Parameters, parameter_name
 
 
 def load_parameters(path: str | Path = "params.yaml") -> Parameters:
@@ -45,17 +45,18 @@ def _parse(kind: type, content: Any, source: str, prefix: str) -> Any:
     if not isinstance(content, dict):
         raise CaptionerError(f"{source}: {prefix.rstrip('.') or 'the file'} is {content!r}; it must be a mapping of names to values")
     hints = typing.get_type_hints(kind)
-    fields = {field.name: field for field in dataclasses.fields(kind)}
+    fields = {parameter_name(field): field for field in dataclasses.fields(kind)}
     values = {}
     for key, value in content.items():
         name = f"{prefix}{key}"
         if key not in fields:
             near = _nearest(name)
             raise CaptionerError(f"{source}: unknown parameter {name}={value!r}; " + (f"did you mean {near}?" if near else f"known: {', '.join(fields)}"))
-        if dataclasses.is_dataclass(hints[key]):
-            values[key] = _parse(hints[key], value, source, f"{name}.")
+        field = fields[key].name
+        if dataclasses.is_dataclass(hints[field]):
+            values[field] = _parse(hints[field], value, source, f"{name}.")
         else:
-            values[key] = _check(value, hints[key], fields[key], f"{source}: {name}={value!r}")
+            values[field] = _check(value, hints[field], fields[key], f"{source}: {name}={value!r}")
     return kind(**values)
 
 
@@ -77,7 +78,7 @@ def parameter_names(kind: type, prefix: str = "") -> typing.Iterator[str]:
         if dataclasses.is_dataclass(hints[field.name]):
             yield from parameter_names(hints[field.name], f"{prefix}{field.name}.")
         else:
-            yield f"{prefix}{field.name}"
+            yield f"{prefix}{parameter_name(field)}"
 
 
 def _check(value: Any, hint: Any, field: dataclasses.Field, where: str) -> Any:

@@ -6,7 +6,7 @@ leaves out are rare options; ``-S '+train.x=...'`` adds them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import Field, dataclass, field
 from typing import Any
 
 
@@ -18,6 +18,11 @@ def option(default: Any, help: str, *, choices: tuple | None = None, low: float 
     return field(default=default, metadata=metadata)
 
 
+def parameter_name(field: Field) -> str:
+    """The name in params.yaml: the field's, without the underscore that sets it apart from a word of Python (``from_``)."""
+    return field.name.rstrip("_")
+
+
 @dataclass(frozen=True)
 class DownloadParameters:
     """Where pictures and captions come from, and how pictures are stored."""
@@ -26,7 +31,7 @@ class DownloadParameters:
     seed: int = option(1, "draws the bundled scenes and the 85/15 split", low=0)
     root: str | None = option(None, "folder with a local copy of the data set, complete or partial; null: bundled or from the network")
     captions: str = option("sources/custom.csv", "for dataset=custom: CSV or JSONL of image,caption[,split]; images are relative to root or to this file")
-    source: str = option("archives", "COCO over the network: the official archives, or picture by picture from their URLs", choices=("archives", "urls"))
+    from_: str = option("archives", "COCO over the network: the official archives, or picture by picture from their URLs", choices=("archives", "urls"))
     split: str = option("own", "own: the data set's; karpathy: fetched; or the path of a Karpathy-style dataset_*.json")
     limit: int = option(0, "only the first N pictures of each split, for trials; 0: all", low=0)
     image_size: int = option(256, "shorter side of the stored JPEGs in pixels; pictures are never enlarged", low=32, high=2048)
@@ -115,7 +120,7 @@ class RuntimeParameters:
     download_cache: str = option("~/.cache/captioner", "folder where downloaded archives are kept")
     retries: int = option(5, "attempts for each download before it fails", low=1, high=100)
     timeout: float = option(30.0, "seconds without a byte before a download attempt is given up", low=0.1)
-    connections: int = option(16, "pictures downloaded at once (download.source=urls)", low=1, high=256)
+    connections: int = option(16, "pictures downloaded at once (download.from=urls)", low=1, high=256)
     processes: int = option(0, "processes of extraction on one machine; 0: one a GPU, one on a CPU", low=0, high=64)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Iterator
 
-from captioner.parameters.schema import Parameters
+from captioner.parameters.schema import Parameters, parameter_name
 
 
 def rows(section: Any, prefix: str = "") -> Iterator[str]:
@@ -19,7 +19,7 @@ def rows(section: Any, prefix: str = "") -> Iterator[str]:
         rules = field.metadata
         bounds = " … ".join("" if bound is None else f"{bound:g}" for bound in (rules["low"], rules["high"]))
         allowed = ", ".join(rules["choices"]) if rules["choices"] else bounds if bounds.strip(" …") else ""
-        yield f"| `{prefix}{field.name}` | `{_shown(value)}` | {allowed} | {rules['help']} |"
+        yield f"| `{prefix}{parameter_name(field)}` | `{_shown(value)}` | {allowed} | {rules['help']} |"
     for value, name in nested:
         yield from rows(value, name)
 

@@ -227,7 +227,7 @@ def test_urls_give_the_same_bytes(root, tmp_path, monkeypatch):
     away = tmp_path / "away"
     shutil.copytree(root / "annotations", away / "annotations")
     asked = served(monkeypatch, root)
-    out = run(tmp_path / "out", "coco2017", root=away, source="urls")
+    out = run(tmp_path / "out", "coco2017", root=away, from_="urls")
     assert hashes(out)["images.h5"] == hashes(run(tmp_path / "a", "coco2017", root=root))["images.h5"]
     assert len(asked) == 12
 
@@ -237,7 +237,7 @@ def test_urls_complete_a_partial_copy(root, tmp_path, monkeypatch):
     shutil.copytree(root, partial)
     (partial / "train2017" / "000000000003.jpg").unlink()
     asked = served(monkeypatch, root)
-    run(tmp_path / "out", "coco2017", root=partial, source="urls")
+    run(tmp_path / "out", "coco2017", root=partial, from_="urls")
     assert asked == ["http://localhost/train2017/000000000003.jpg"]
 
 
@@ -245,8 +245,8 @@ def test_dead_urls_are_listed_and_too_many_are_tried_again(root, tmp_path, monke
     shutil.copytree(root / "annotations", tmp_path / "away" / "annotations")
     served(monkeypatch, root, dead=("000000000003.jpg",))
     with pytest.raises(CaptionerError, match="1 of 12 listed pictures could not be fetched .*000000000003.jpg: 404 Not Found"):
-        run(tmp_path / "out", "coco2017", root=tmp_path / "away", source="urls")
-    out = run(tmp_path / "out", "coco2017", root=tmp_path / "away", source="urls", max_missing=0.1)
+        run(tmp_path / "out", "coco2017", root=tmp_path / "away", from_="urls")
+    out = run(tmp_path / "out", "coco2017", root=tmp_path / "away", from_="urls", max_missing=0.1)
     assert skipped(out) == {"000000000003.jpg": "not fetched: 404 Not Found"}
 
 

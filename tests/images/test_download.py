@@ -71,7 +71,7 @@ def test_effect_of_captions(tmp_path, table):
 
 
 @effect
-def test_effect_of_source(tmp_path, monkeypatch):
+def test_effect_of_from_(tmp_path, monkeypatch):
     """Which of the two ways over the network is asked; test_coco.py looks at what they bring."""
     asked = []
 
@@ -83,13 +83,13 @@ def test_effect_of_source(tmp_path, monkeypatch):
     monkeypatch.setattr("captioner.images.fetch.fetch_many", lambda urls, **_: asked.append(urls[0]) or (item for item in ()))
     for source in ("archives", "urls"):
         with pytest.raises(CaptionerError, match="no network"):
-            run(tmp_path / "out", "coco2017", source=source)
+            run(tmp_path / "out", "coco2017", from_=source)
     assert asked == ["http://images.cocodataset.org/annotations/annotations_trainval2017.zip"] * 2
     root = coco_set(tmp_path / "coco")
     shutil.rmtree(root / "val2017")
-    assert sizes(run(tmp_path / "a", "coco2017", root=root, source="archives"))[2] == 0
+    assert sizes(run(tmp_path / "a", "coco2017", root=root, from_="archives"))[2] == 0
     with pytest.raises(CaptionerError):
-        run(tmp_path / "b", "coco2017", root=root, source="urls")
+        run(tmp_path / "b", "coco2017", root=root, from_="urls")
     assert asked[-1] == "http://localhost/val2017/000000000501.jpg"
 
 
@@ -181,7 +181,7 @@ def test_network_parameters_reach_the_fetcher(tmp_path, monkeypatch):
     root = coco_set(tmp_path / "coco")
     (root / "train2017" / "000000000003.jpg").unlink()
     with pytest.raises(CaptionerError):
-        run(tmp_path / "out", "coco2017", RuntimeParameters(workers=1, retries=7, timeout=2.5, connections=3), root=root, source="urls")
+        run(tmp_path / "out", "coco2017", RuntimeParameters(workers=1, retries=7, timeout=2.5, connections=3), root=root, from_="urls")
     assert seen == {"retries": 7, "timeout": 2.5, "connections": 3}
 
     def fetch(url, target, **options):

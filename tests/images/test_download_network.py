@@ -101,7 +101,7 @@ def test_pictures_by_url(http_server, root, tmp_path):  # noqa: F811
         "000000000501.jpg": {"always": Truncate(0.5)},
     }
     away = online(http_server, root, tmp_path / "away", faults)
-    out = run(tmp_path / "out", "coco2017", runtime(tmp_path, workers=2), root=away, source="urls", max_missing=0.2)
+    out = run(tmp_path / "out", "coco2017", runtime(tmp_path, workers=2), root=away, from_="urls", max_missing=0.2)
     assert set(skipped(out)) == {"000000000002.jpg", "000000000501.jpg"} and "404" in skipped(out)["000000000002.jpg"]
     store = ImageStore.open(out / "images.h5")
     assert store.image_ids.tolist() == [1, 3, 4, 5, 6, 7, 8, 502, 503, 504]
@@ -113,9 +113,9 @@ def test_pictures_by_url(http_server, root, tmp_path):  # noqa: F811
 def test_dead_pictures_are_tried_again_by_the_next_run(http_server, root, tmp_path):  # noqa: F811
     away = online(http_server, root, tmp_path / "away", {"000000000002.jpg": None})
     with pytest.raises(CaptionerError, match="1 of 12 listed pictures could not be fetched .*404"):
-        run(tmp_path / "out", "coco2017", runtime(tmp_path), root=away, source="urls")
+        run(tmp_path / "out", "coco2017", runtime(tmp_path), root=away, from_="urls")
     http_server.add("/train2017/000000000002.jpg", (root / "train2017" / "000000000002.jpg").read_bytes())
-    out = run(tmp_path / "out", "coco2017", runtime(tmp_path), root=away, source="urls")
+    out = run(tmp_path / "out", "coco2017", runtime(tmp_path), root=away, from_="urls")
     assert hashes(out)["images.h5"] == hashes(run(tmp_path / "a", "coco2017", root=root))["images.h5"]
 
 
