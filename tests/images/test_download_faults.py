@@ -60,7 +60,13 @@ def start(program, out, workers=1):
 
 def finished(out):
     """Finished blocks: name -> time of writing in ns."""
-    return {path.name: path.stat().st_mtime_ns for path in (out / "images.h5.partial").glob("block-*.json")}
+    times = {}
+    for path in (out / "images.h5.partial").glob("block-*.json"):
+        try:
+            times[path.name] = path.stat().st_mtime_ns
+        except FileNotFoundError:  # the run is at its end and takes its sidecar away
+            pass
+    return times
 
 
 def wait_for_blocks(process, out, count):
