@@ -19,7 +19,6 @@ class _Stack:
     def __init__(self, rows: int, weight: Tensor) -> None:
         self.rows, self.used = rows, 0
         self.weight = weight.detach()
-        self.transposed = self.weight.t().contiguous()  # (M, N): products with it are a fifth faster
         self.inputs: Tensor | None = None
         self.gradients: Tensor | None = None
 
@@ -82,8 +81,8 @@ class _Product(torch.autograd.Function):
         ctx.save_for_backward(x)
         ctx.stack, ctx.columns, ctx.rows = stack, columns, slice(first, first + len(x))
         if base.dim() == 1:
-            return torch.addmm(base, x, stack.transposed).split(columns, 1)
-        return base[ctx.rows].addmm_(x, stack.transposed).split(columns, 1)
+            return torch.addmm(base, x, stack.weight.t()).split(columns, 1)
+        return base[ctx.rows].addmm_(x, stack.weight.t()).split(columns, 1)
 
     @staticmethod
     @once_differentiable
