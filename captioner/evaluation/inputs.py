@@ -23,7 +23,7 @@ class EvaluationInputs:
         store: features of all pictures of the splits.
         captions: references and splits.
         images: the pictures.
-        splits: those that will be scored, ``auto`` resolved.
+        splits: those that will be scored, in the order asked for, ``auto`` resolved.
     """
 
     model: Model

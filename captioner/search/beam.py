@@ -25,13 +25,14 @@ class BeamStrategy:
     def __init__(self, beam_size: int) -> None:
         self.beam_size = beam_size
 
-    def choose(self, logits: Tensor, offsets: Tensor, live: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def choose(self, logits: Tensor, offsets: Tensor, numbers: Tensor, shape: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
         """Rank the continuations of every picture.
 
         Args:
             logits: (R, V) of the live hypotheses, minus infinity where banned.
             offsets: (R,), what makes a logit the log-probability of the whole continued hypothesis.
-            live: (J, K') bool, the R hypotheses that they belong to.
+            numbers: (R,) int64, the hypotheses that they belong to, numbered picture * K' + k.
+            shape: (J, K') of all hypotheses.
 
         Returns:
             Log-probabilities (J, K) in falling order, parents (J, K) int64 in 0..K'-1, words (J, K) int64. Where fewer than K
@@ -39,19 +40,17 @@ class BeamStrategy:
         """
         vocabulary = logits.shape[1]
         if vocabulary >= 4 * _BLOCK and self.beam_size <= vocabulary // _BLOCK:
-            totals, flat = _top_of_blocks(logits, offsets, live, self.beam_size)
+            totals, flat = _top_of_blocks(logits, offsets, numbers, shape, self.beam_size)
         else:
-            totals, flat = _top(_spread(logits + offsets.unsqueeze(1), live).flatten(1), self.beam_size)
+            totals, flat = _top(_spread(logits + offsets.unsqueeze(1), numbers, shape).flatten(1), self.beam_size)
         return totals, flat.div(vocabulary, rounding_mode="floor"), flat.remainder(vocabulary)
 
 
-def _spread(rows: Tensor, live: Tensor) -> Tensor:
-    """Rows (R, ...) at their places in (J, K', ...), minus infinity at the others."""
-    if len(rows) == live.numel():
-        return rows.view(*live.shape, *rows.shape[1:])
-    spread = rows.new_full((*live.shape, *rows.shape[1:]), -math.inf)
-    spread[live] = rows
-    return spread
+def _spread(rows: Tensor, numbers: Tensor, shape: tuple[int, int]) -> Tensor:
+    """Rows (R, ...) at their places ``numbers`` in (J, K', ...), minus infinity at the others."""
+    if len(rows) < math.prod(shape):
+        rows = rows.new_full((math.prod(shape), *rows.shape[1:]), -math.inf).index_copy_(0, numbers, rows)
+    return rows.unflatten(0, shape)
 
 
 def _top(scores: Tensor, size: int) -> tuple[Tensor, Tensor]:
@@ -64,7 +63,7 @@ def _top(scores: Tensor, size: int) -> tuple[Tensor, Tensor]:
     return totals, places
 
 
-def _top_of_blocks(logits: Tensor, offsets: Tensor, live: Tensor, size: int) -> tuple[Tensor, Tensor]:
+def _top_of_blocks(logits: Tensor, offsets: Tensor, numbers: Tensor, shape: tuple[int, int], size: int) -> tuple[Tensor, Tensor]:
     """The ``size`` best of each picture's (K', V) in two stages, without a (J, K', V) tensor.
 
     The best ``size`` words lie in the ``size`` blocks with the largest maxima. A maximum over V is a fast pass over memory, where
@@ -79,14 +78,15 @@ def _top_of_blocks(logits: Tensor, offsets: Tensor, live: Tensor, size: int) -> 
     if whole * _BLOCK < vocabulary:
         maxima = torch.cat([maxima, logits[:, whole * _BLOCK :].amax(1, keepdim=True)], dim=1)
     blocks = maxima.shape[1]
-    _, chosen = _spread(maxima + offsets.unsqueeze(1), live).flatten(1).topk(size, dim=1)  # (J, size) in K' * blocks
+    _, chosen = _spread(maxima + offsets.unsqueeze(1), numbers, shape).flatten(1).topk(size, dim=1)  # (J, size) in K' * blocks
     parents = chosen.div(blocks, rounding_mode="floor")
     words = (chosen.remainder(blocks) * _BLOCK).unsqueeze(2) + torch.arange(_BLOCK, device=logits.device)  # (J, size, 128)
     beyond = words >= vocabulary
     words = words.clamp(max=vocabulary - 1)
-    row = (live.view(-1).cumsum(0) - 1).clamp(min=0).view(live.shape).gather(1, parents)  # (J, size) in R; any for what does not live
+    rows = numbers.new_zeros(math.prod(shape)).index_copy_(0, numbers, torch.arange(len(numbers), device=logits.device))  # in R; 0 for the others
+    row = rows.view(shape).gather(1, parents)  # (J, size)
     scores = logits.reshape(-1)[row.unsqueeze(2) * vocabulary + words]
-    scores = (scores + _spread(offsets, live).gather(1, parents).unsqueeze(2)).masked_fill(beyond, -math.inf)
+    scores = (scores + _spread(offsets, numbers, shape).gather(1, parents).unsqueeze(2)).masked_fill(beyond, -math.inf)
     totals, best = scores.flatten(1).topk(size, dim=1)
     return totals, (parents.unsqueeze(2) * vocabulary + words).flatten(1).gather(1, best)
 

@@ -29,8 +29,8 @@ class Strategy(Protocol):
 
     beam_size: int
 
-    def choose(self, logits: Tensor, offsets: Tensor, live: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits (R, V), offsets (R,), live (J, K') bool -> totals (J, K), falling; parents (J, K); words (J, K)."""
+    def choose(self, logits: Tensor, offsets: Tensor, numbers: Tensor, shape: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits (R, V) and offsets (R,) of the hypotheses ``numbers`` (R,) of ``shape`` (J, K') -> totals (J, K), falling; parents; words."""
 
 
 class _Finished:
@@ -96,14 +96,15 @@ def search(
     state = decoder.start(memory, 1)  # all hypotheses begin alike: one is enough for the first step
     constraints.begin(images, device)
     for step in range(longest + 1):
-        live_slots = totals > -math.inf  # (J, K'): closed slots and pictures that are done cost nothing from here on
-        numbers = None if live_slots.all() else live_slots.view(-1).nonzero().squeeze(1)  # (R,)
-        logits, state, weights = decoder.step(words, state, memory, numbers)  # (R, V)
+        flat = totals.reshape(-1)
+        numbers = (flat > -math.inf).nonzero().squeeze(1)  # (R,): closed slots and pictures that are done cost nothing from here on
+        some = numbers if len(numbers) < len(flat) else None
+        logits, state, weights = decoder.step(words, state, memory, some)  # (R, V)
         if logits.dtype in (torch.float16, torch.bfloat16):
             logits = logits.float()
-        offsets = totals[live_slots] - _log_sum_exp(logits)  # (R,); before the bans, so that a ban changes no probability
-        constraints.apply(logits, step, numbers)
-        values, parents, words = strategy.choose(logits, offsets, live_slots)  # (J, K)
+        offsets = flat[numbers] - _log_sum_exp(logits)  # (R,); before the bans, so that a ban changes no probability
+        constraints.apply(logits, step, some)
+        values, parents, words = strategy.choose(logits, offsets, numbers, totals.shape)  # (J, K)
         if values.isnan().any():
             raise CaptionerError("caption search: the model gives values that are not finite; its training diverged, train it again")
         chosen = (torch.arange(size, device=device) < slots) & (values > -math.inf)

@@ -233,7 +233,7 @@ def test_blocks_give_the_same_as_sorting_everything(vocabulary, some_closed):
     live = torch.ones(6, 4, dtype=torch.bool)
     if some_closed:
         live[0, 1] = live[3, 2:] = live[4, 0] = False
-    totals, places = _top_of_blocks(logits[live], offsets[live], live, 4)
+    totals, places = _top_of_blocks(logits[live], offsets[live], live.view(-1).nonzero().squeeze(1), (6, 4), 4)
     every = (logits + offsets.unsqueeze(-1)).masked_fill(~live.unsqueeze(-1), -math.inf)
     expected, expected_places = _top(every.view(6, -1), 4)
     assert torch.equal(totals, expected)
