@@ -10,6 +10,7 @@ import importlib.util
 from pathlib import Path
 
 import torch
+from torch import library
 
 _SCHEMAS = {
     "nms": "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
@@ -21,23 +22,23 @@ def _operators_load() -> bool:
     """True where torchvision's own compiled operators load; they bring their schemas, and a second definition would clash."""
     found = importlib.util.find_spec("torchvision")  # looks for the package without importing it
     for folder in (found.submodule_search_locations or ()) if found else ():
-        for library in sorted(Path(folder).glob("_C*.so")):
+        for operators in sorted(Path(folder).glob("_C*.so")):
             try:
-                torch.ops.load_library(str(library))
+                torch.ops.load_library(str(operators))
                 return True
             except OSError:
                 continue
     return False
 
 
-def _define_missing() -> torch.library.Library | None:
+def _define_missing() -> library.Library | None:
     if _operators_load():
         return None
-    library = torch.library.Library("torchvision", "FRAGMENT")
+    fragment = library.Library("torchvision", "FRAGMENT")
     for name, schema in _SCHEMAS.items():
         if not hasattr(torch.ops.torchvision, name):
-            library.define(schema)
-    return library
+            fragment.define(schema)
+    return fragment
 
 
 _library = _define_missing()  # kept: its definitions live as long as it does
