@@ -91,6 +91,7 @@ class TrainParameters:
     plateau_patience: int = option(1, "epochs without a better validation cross entropy before the learning rates fall", low=0)
     plateau_factor: float = option(0.5, "factor by which the learning rates fall on a plateau", low=0.01, high=1)
     patience: int = option(4, "epochs without a better validation cross entropy before training stops", low=1)
+    label_smoothing: float = option(0.0, "share of the target distribution that is spread over all words", low=0, high=0.99)
     doubly_stochastic: float = option(0.0, "weight of the penalty that makes attention look everywhere once (Xu et al. 2015, section 4.2.1)", low=0)
 
 

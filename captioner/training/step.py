@@ -35,7 +35,9 @@ def training_step(
     """
     hidden, weights, packing = decoder.hidden(features, tokens)
     count = packing.targets.numel()
-    loss, total = vocabulary_loss(decoder.vocabulary, hidden, packing.targets, 1 / count)
+    loss, entropies = vocabulary_loss(
+        decoder.vocabulary, hidden, packing.targets, 1 / count, smoothing=parameters.label_smoothing
+    )
     if parameters.doubly_stochastic:
         loss = loss + parameters.doubly_stochastic * attention_coverage(weights, packing)
     optimizer.zero_grad(set_to_none=True)
@@ -43,7 +45,7 @@ def training_step(
     if parameters.clip:
         clip_gradients([parameter for group in optimizer.param_groups for parameter in group["params"]], parameters.clip)
     optimizer.step()
-    return total, count
+    return entropies.sum(), count
 
 
 def clip_gradients(parameters: list[Tensor], largest: float) -> None:

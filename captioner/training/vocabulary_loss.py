@@ -17,7 +17,9 @@ _BLOCK_BYTES = 24 << 20  # larger ones are given back to the system and cleared 
 _GPU_BLOCKS = 16  # times as large on a GPU, which wants large products and keeps its memory
 
 
-def vocabulary_loss(layer: nn.Linear, hidden: Tensor, targets: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+def vocabulary_loss(
+    layer: nn.Linear, hidden: Tensor, targets: Tensor, scale: float, weights: Tensor | None = None, smoothing: float = 0.0
+) -> tuple[Tensor, Tensor]:
     """Cross entropy of ``layer(hidden)``.
 
     Args:
@@ -25,38 +27,58 @@ def vocabulary_loss(layer: nn.Linear, hidden: Tensor, targets: Tensor, scale: fl
         hidden: (M, H).
         targets: (M,) int64.
         scale: what the loss is multiplied with, 1 / tokens for a mean.
+        weights: (M,) what each token's loss is multiplied with, of any sign (an advantage, in REINFORCE); None: 1.
+        smoothing: the share of the target distribution that is spread over all V words (Szegedy et al. 2016, section 7).
 
     Returns:
-        The scaled loss, a scalar to backpropagate from, and the cross entropy in nats summed over the targets, detached.
+        The scaled, weighted and smoothed loss, a scalar to backpropagate from; and the cross entropy of each target in nats, (M,),
+        neither smoothed nor weighted, detached.
     """
-    return _VocabularyLoss.apply(hidden, layer.weight, layer.bias, targets, scale)
+    return _VocabularyLoss.apply(hidden, layer.weight, layer.bias, targets, scale, weights, smoothing)
 
 
 class _VocabularyLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, scale: float, weights: Tensor | None, smoothing: float
+    ) -> tuple[Tensor, Tensor]:
         room = _BLOCK_BYTES * (1 if hidden.device.type == "cpu" else _GPU_BLOCKS)
         blocks = -(-len(hidden) * len(weight) * hidden.element_size() // room)
         rows = -(-len(hidden) // blocks)
         logits = hidden.new_empty(rows, len(weight))
         gradients = torch.empty_like(hidden), torch.zeros_like(weight) if blocks > 1 else torch.empty_like(weight), torch.zeros_like(bias)
-        total = hidden.new_zeros(())
-        for block, wanted, gradient in zip(hidden.split(rows), targets.unsqueeze(1).split(rows), gradients[0].split(rows)):
+        entropies = hidden.new_empty(len(hidden))
+        loss = hidden.new_zeros(())
+        for first in range(0, len(hidden), rows):
+            part = slice(first, first + rows)
+            block, wanted, entropy = hidden[part], targets[part].unsqueeze(1), entropies[part]
             slope = torch.addmm(bias, block, weight.t(), out=logits[: len(block)])  # (R, V)
-            margin = slope.amax(1, keepdim=True) - slope.gather(1, wanted)
+            highest = slope.amax(1, keepdim=True)
+            margin = highest - slope.gather(1, wanted)
+            spread = highest.squeeze(1) - slope.mean(1) if smoothing else None
             torch.softmax(slope, 1, out=slope)
-            total += (margin - slope.amax(1, keepdim=True).log()).sum()  # log-sum-exp is the highest logit less the log of its probability
-            slope.scatter_add_(1, wanted, slope.new_full((), -1.0).expand_as(wanted))  # d loss / d logits = softmax - one-hot
-            torch.mm(slope, weight, out=gradient)
+            rest = slope.amax(1).log().neg_()  # log-sum-exp is the highest logit less the log of its probability
+            torch.add(margin.squeeze(1), rest, out=entropy)
+            smooth = torch.lerp(entropy, spread + rest, smoothing) if smoothing else entropy
+            loss += (smooth if weights is None else smooth * weights[part]).sum()
+            slope.scatter_add_(1, wanted, slope.new_full((), smoothing - 1.0).expand_as(wanted))  # d loss / d logits = softmax - one-hot
+            if smoothing:
+                slope.sub_(smoothing / len(weight))
+            if weights is not None:
+                slope.mul_(weights[part].unsqueeze(1))
+            torch.mm(slope, weight, out=gradients[0][part])
             gradients[1].addmm_(slope.t(), block, beta=int(blocks > 1))
             gradients[2].add_(slope.sum(0))
         ctx.save_for_backward(*(tensor.mul_(scale) for tensor in gradients))
-        ctx.mark_non_differentiable(total)
-        return total * scale, total
+        ctx.mark_non_differentiable(entropies)
+        return loss * scale, entropies
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         if gradient.device.type == "cpu" and gradient == 1:
-            return (*ctx.saved_tensors, None, None)
-        return (*(tensor * gradient for tensor in ctx.saved_tensors), None, None)
+            return (*ctx.saved_tensors, *_NO_GRADIENTS)
+        return (*(tensor * gradient for tensor in ctx.saved_tensors), *_NO_GRADIENTS)
+
+
+_NO_GRADIENTS = (None,) * 4

@@ -18,17 +18,24 @@ from tests.decoder.examples import make_tokens
 
 @pytest.mark.parametrize("block_bytes", [1, 700, 1 << 20])
 @pytest.mark.parametrize("factor", [1.0, 2.5])
-def test_vocabulary_loss_is_layer_and_cross_entropy(monkeypatch: pytest.MonkeyPatch, block_bytes: int, factor: float) -> None:
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_vocabulary_loss_is_layer_and_cross_entropy(
+    monkeypatch: pytest.MonkeyPatch, block_bytes: int, factor: float, smoothing: float, weighted: bool
+) -> None:
     monkeypatch.setattr("captioner.training.vocabulary_loss._BLOCK_BYTES", block_bytes)
     torch.manual_seed(0)
     layer = nn.Linear(6, 11).double()
     hidden, targets = torch.randn(9, 6, dtype=torch.float64, requires_grad=True), torch.randint(11, (9,))
-    expected = F.cross_entropy(layer(hidden), targets, reduction="sum")
-    expected_gradients = torch.autograd.grad(factor * expected / 9, [hidden, layer.weight, layer.bias])
-    loss, summed = vocabulary_loss(layer, hidden, targets, 1 / 9)
+    weights = torch.randn(9, dtype=torch.float64) if weighted else None  # an advantage may be negative
+    logits = layer(hidden)
+    each = F.cross_entropy(logits, targets, reduction="none", label_smoothing=smoothing)
+    expected = (each if weights is None else each * weights).sum()
+    expected_gradients = torch.autograd.grad(factor * expected / 9, [hidden, layer.weight, layer.bias], retain_graph=True)
+    loss, entropies = vocabulary_loss(layer, hidden, targets, 1 / 9, weights, smoothing)
     torch.testing.assert_close(loss, expected / 9)
-    torch.testing.assert_close(summed, expected.detach())
-    assert not summed.requires_grad
+    torch.testing.assert_close(entropies, F.cross_entropy(logits, targets, reduction="none").detach())
+    assert not entropies.requires_grad
     (factor * loss).backward()
     for one, two in zip((hidden.grad, layer.weight.grad, layer.bias.grad), expected_gradients):
         torch.testing.assert_close(one, two)
