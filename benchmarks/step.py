@@ -21,7 +21,8 @@ from captioner.decoder import CaptionDecoder, DecoderConfig, build_decoder
 from captioner.decoder.packing import Packing
 from captioner.device import prepare_device
 from captioner.parameters import TrainParameters
-from captioner.training.step import build_optimizer, training_step
+from captioner.training.optimizers import build_optimizer, set_rates
+from captioner.training.step import training_step
 from captioner.training.vocabulary_loss import vocabulary_loss
 from captioner.vocabulary.vocabulary import END, START
 
@@ -64,10 +65,11 @@ def our_step(sizes: Sizes, device: torch.device, decoder_name: str = "lstm") -> 
     )  # fmt: skip
     decoder = build_decoder(config).to(device).train()
     optimizer = build_optimizer(decoder, options)
+    set_rates(optimizer, (options.learning_rate, options.projection_learning_rate))
     features, tokens = make_batch(sizes, device)
 
     def step() -> int:
-        total, _ = training_step(decoder, optimizer, features, tokens, options)
+        total, _ = training_step(decoder, optimizer, [(features, tokens)], options)
         total.item()
         return sizes.images * sizes.captions
 
@@ -95,6 +97,7 @@ def ceiling(sizes: Sizes, device: torch.device) -> Callable[[], int]:
     options = TrainParameters(hidden_size=sizes.hidden)
     _, decoder = our_step(sizes, device)
     optimizer = build_optimizer(decoder, options)
+    set_rates(optimizer, (options.learning_rate, options.projection_learning_rate))
     features, tokens = make_batch(sizes, device)
     targets = Packing.of(tokens, device).targets
     hidden = torch.randn(len(targets), sizes.hidden, device=device, requires_grad=True)

@@ -75,7 +75,7 @@ class Sidecar:
     def __init__(self, out: str | Path, facts: dict[str, Any]) -> None:
         self.out = Path(out)
         self.folder = self.out.with_name(self.out.name + ".partial")
-        self.facts = facts
+        self.facts = json.loads(json.dumps(facts))  # tuples as the lists that come back from the file
         self.fingerprint = fingerprint(facts)
         self.resumed = False
         self._lock: int | None = None
@@ -144,7 +144,7 @@ class Sidecar:
                 found = json.loads(facts_file.read_text())
             except ValueError:
                 found = {}
-        self.resumed = found == json.loads(json.dumps(self.facts))
+        self.resumed = found == self.facts
         if self.resumed:
             click.echo(f"{self.out}: going on with unfinished work ({self.fingerprint[:12]})", err=True)
             return

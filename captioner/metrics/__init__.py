@@ -1,5 +1,5 @@
 """Scores of captions against references: BLEU, METEOR, ROUGE-L, CIDEr-D."""
 
-from captioner.metrics.scores import METRICS, Scorer, Scores, score
+from captioner.metrics.scores import METRICS, References, Scorer, Scores, score
 
-__all__ = ["METRICS", "Scorer", "Scores", "score"]
+__all__ = ["METRICS", "References", "Scorer", "Scores", "score"]

@@ -34,6 +34,19 @@ class Scores:
     signature: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class References:
+    """References tokenized once, for captions that are scored against them again and again; ``Scorer.references`` makes them.
+
+    Attributes:
+        texts: image id -> captions as written.
+        tokens: image id -> the same, tokenized.
+    """
+
+    texts: Mapping[Hashable, Sequence[str]]
+    tokens: Mapping[Hashable, list[str]]
+
+
 class Scorer:
     """Scores any number of caption sets; METEOR, which takes seconds to read its tables, is started once for all of them.
 
@@ -58,14 +71,21 @@ class Scorer:
         if self._meteor:
             self._meteor.close()
 
-    def score(self, references: Mapping[Hashable, Sequence[str]], candidates: Mapping[Hashable, str]) -> Scores:
+    def references(self, references: Mapping[Hashable, Sequence[str]]) -> References:
+        """Tokenize references that ``score`` will get more than once."""
+        tokens = iter(_tokenize([text for texts in references.values() for text in texts], self._java))
+        return References(references, {key: [next(tokens) for _ in texts] for key, texts in references.items()})
+
+    def score(self, references: Mapping[Hashable, Sequence[str]] | References, candidates: Mapping[Hashable, str]) -> Scores:
         """Score one caption for each image against that image's references; see the function ``score``."""
-        _check(references, candidates)
-        tokens = iter(_tokenize([text for key in candidates for text in (candidates[key], *references[key])], self._java))
+        known = references if isinstance(references, References) else None
+        texts = known.texts if known else references
+        _check(texts, candidates)
+        tokens = iter(_tokenize([text for key in candidates for text in (candidates[key], *(() if known else texts[key]))], self._java))
         ours, theirs = [], []
         for key in candidates:
             ours.append(next(tokens))
-            theirs.append([next(tokens) for _ in references[key]])
+            theirs.append(known.tokens[key] if known else [next(tokens) for _ in texts[key]])
         if not any(text for group in theirs for text in group):
             raise CaptionerError("references: none of them has a word; give captions in words")
         if self._meteor is None:

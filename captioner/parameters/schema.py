@@ -72,6 +72,9 @@ class VocabParameters:
     dimension: int = option(50, "size of a word vector; glove has 50, 100, 200, 300", low=1, high=4096)
 
 
+VALIDATION_METRICS = ("val_cross_entropy", "val_token_accuracy", "val_bleu_4", "val_cider_d")
+
+
 @dataclass(frozen=True)
 class TrainParameters:
     """The decoder and how it learns."""
@@ -85,12 +88,24 @@ class TrainParameters:
     batch_size: int = option(64, "captions in a step", low=1)
     captions_per_image: int = option(0, "captions of one picture in a step: 0 all of them, 1 independent draws", low=0)
     epochs: int = option(6, "the most epochs", low=1)
-    learning_rate: float = option(2e-3, "Adam, decoder", low=0)
-    projection_learning_rate: float = option(2e-3, "Adam, feature projection", low=0)
+    optimizer: str = option("adam", "how gradients become steps", choices=("adam", "adamw", "sgd", "rmsprop", "adagrad"))
+    learning_rate: float = option(2e-3, "decoder", low=0)
+    projection_learning_rate: float = option(2e-3, "feature projection", low=0)
+    weight_decay: float = option(0.0, "of weights, not of biases, norms, word vectors, positions; an L2 penalty, with adamw decoupled from the gradient", low=0)
+    momentum: float = option(0.0, "sgd and rmsprop only", low=0, high=0.9999)
+    accumulate: int = option(1, "batches that make one step of the optimiser", low=1)
+    ema: float = option(0.0, "decay of a moving average of the weights, which is validated and published, for example 0.999; 0: none", low=0, high=0.999999)
+    warmup_steps: int = option(0, "steps in which the learning rates rise from nothing", low=0)
+    step_every: int = option(0, "steps after which the learning rates fall by step_factor, again and again; 0: never", low=0)
+    step_factor: float = option(0.5, "factor of step_every", low=0, high=1)
+    cosine: bool = option(False, "the learning rates fall along a cosine, to zero at the end of the last of train.epochs")
     clip: float = option(10.0, "largest gradient norm; 0: no clipping", low=0)
-    plateau_patience: int = option(1, "epochs without a better validation cross entropy before the learning rates fall", low=0)
+    plateau_on: tuple[str, ...] = option(["val_cross_entropy"], "figures that each make the learning rates fall when they stop improving", choices=VALIDATION_METRICS)
+    plateau_patience: int = option(1, "epochs without an improvement (of a figure of plateau_on) before the learning rates fall", low=0)
     plateau_factor: float = option(0.5, "factor by which the learning rates fall on a plateau", low=0.01, high=1)
-    patience: int = option(4, "epochs without a better validation cross entropy before training stops", low=1)
+    select_by: str = option("val_cross_entropy", "the figure by which the best epoch is chosen, whose weights are published", choices=VALIDATION_METRICS)
+    patience: int = option(4, "epochs without an improvement of select_by before training stops", low=1)
+    gap_patience: int = option(0, "epochs in a row in which validation minus training cross entropy grew before training stops; 0: no limit", low=0)
     label_smoothing: float = option(0.0, "share of the target distribution that is spread over all words", low=0, high=0.99)
     doubly_stochastic: float = option(0.0, "weight of the penalty that makes attention look everywhere once (Xu et al. 2015, section 4.2.1)", low=0)
 

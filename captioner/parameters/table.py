@@ -32,7 +32,7 @@ def table() -> str:
 def _shown(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
-    return "null" if value is None else str(list(value)) if isinstance(value, tuple) else f"{value:g}" if isinstance(value, float) else str(value)
+    return "null" if value is None else f"[{', '.join(map(str, value))}]" if isinstance(value, tuple) else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from captioner.images.captions import CaptionSet
 from captioner.vocabulary.tokenizer import tokenize
 from captioner.vocabulary.vocabulary import END, PAD, START, Vocabulary
 
-T = TypeVar("T")
+S, T = TypeVar("S"), TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -151,10 +151,15 @@ class BatchLoader:
 
     def stream(self, batches: Iterable[Batch]) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches one after another, the next one read in a thread while the last is worked on."""
-        return _ahead(self.load, batches)
+        return ahead(self.load, batches)
+
+    def stream_groups(self, groups: Iterable[list[Batch]]) -> Iterator[list[tuple[Tensor, Tensor]]]:
+        """The same for batches that belong together."""
+        return ahead(lambda group: [self.load(batch) for batch in group], groups)
 
 
-def _ahead(work: Callable[[Batch], T], items: Iterable[Batch]) -> Iterator[T]:
+def ahead(work: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
+    """``work`` done on one item after another, in a thread on the next while the caller uses the last."""
     with ThreadPoolExecutor(1, thread_name_prefix="batches") as pool:
         waiting = None
         for item in items:

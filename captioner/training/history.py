@@ -9,12 +9,15 @@ from typing import Any
 
 from captioner.sidecar import write_atomically
 
-COLUMNS = ("epoch", "learning_rate", "projection_learning_rate", "train_cross_entropy", "val_cross_entropy", "val_token_accuracy", "tokens")
+def write_history(folder: Path, rows: list[dict[str, Any]], best_epoch: int, stopped: str, trained_parameters: int) -> None:
+    """Write ``history.csv`` and ``metrics.json``; neither holds a time.
 
-
-def write_history(folder: Path, rows: list[dict[str, Any]], best_epoch: int, trained_parameters: int) -> None:
-    """Write ``history.csv`` and ``metrics.json``. Cross entropies are in nats a token; neither file holds a time."""
-    lines = [",".join(COLUMNS), *(",".join(_shown(row[name]) for name in COLUMNS) for row in rows)]
+    Args:
+        rows: an epoch each, with the same keys: epoch, the learning rates of its last step, train_cross_entropy and val_cross_entropy
+            in nats a token, val_token_accuracy, val_bleu_4 and val_cider_d where the run computed them, tokens.
+        stopped: why training ended.
+    """
+    lines = [",".join(rows[0]), *(",".join(map(_shown, row.values())) for row in rows)]
     write_atomically(folder / "history.csv", "\n".join(lines) + "\n")
     best = rows[best_epoch - 1]
     metrics = {
@@ -25,6 +28,8 @@ def write_history(folder: Path, rows: list[dict[str, Any]], best_epoch: int, tra
         "val_cross_entropy": round(best["val_cross_entropy"], 6),
         "val_perplexity": round(math.exp(min(best["val_cross_entropy"], 700)), 4),
         "val_token_accuracy": round(best["val_token_accuracy"], 6),
+        **{name: round(best[name], 6) for name in ("val_bleu_4", "val_cider_d") if name in best},
+        "stopped": stopped,
     }
     write_atomically(folder / "metrics.json", json.dumps(metrics, indent=1) + "\n")
 

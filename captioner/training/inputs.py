@@ -27,7 +27,7 @@ class Inputs:
         embeddings: (V, D) float32 word vectors.
         train, val: captions as tokens.
         train_rows, val_rows: the features' row of each of their images.
-        captions_fingerprint: of the captions file.
+        captions: all captions as written.
     """
 
     store: FeatureStore
@@ -37,7 +37,7 @@ class Inputs:
     val: CaptionTable
     train_rows: np.ndarray
     val_rows: np.ndarray
-    captions_fingerprint: str
+    captions: CaptionSet
 
 
 def load_inputs(parameters: Parameters, features: Path, captions: Path, vocab: Path, embeddings: Path) -> Inputs:
@@ -53,7 +53,7 @@ def load_inputs(parameters: Parameters, features: Path, captions: Path, vocab: P
     vectors = load_embeddings(embeddings, vocabulary)
     max_length = vocabulary.max_length or parameters.vocab.max_length
     train, val = (CaptionTable.build(caption_set, split, vocabulary, max_length) for split in ("train", "val"))
-    return Inputs(store, vocabulary, vectors, train, val, store.rows(train.image_ids), store.rows(val.image_ids), caption_set.fingerprint)
+    return Inputs(store, vocabulary, vectors, train, val, store.rows(train.image_ids), store.rows(val.image_ids), caption_set)
 
 
 def load_embeddings(path: Path, vocabulary: Vocabulary) -> np.ndarray:

@@ -1,11 +1,12 @@
-"""The training loop: teacher forcing with Adam, validation after every epoch, states saved so that a killed run goes on exactly."""
+"""The training loop: epochs of steps, validation after each, states saved so that a killed run goes on exactly."""
 
 from __future__ import annotations
 
 import math
 import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Sequence
 
 import click
 import torch
@@ -16,94 +17,141 @@ from captioner.errors import CaptionerError
 from captioner.interrupts import StopSignal
 from captioner.parameters import TrainParameters
 from captioner.progress import Progress
-from captioner.training.batches import BatchLoader, epoch_batches, ordered_batches
-from captioner.training.checkpoint import load_state, optimizer_tensors, restore_optimizer, save_state
-from captioner.training.loss import correct_tokens, summed_cross_entropy
-from captioner.training.schedule import Patience, Plateau
-from captioner.training.step import build_optimizer, training_step
+from captioner.training.batches import Batch, BatchLoader, epoch_batches
+from captioner.training.optimizers import Average, build_optimizer, set_rates
+from captioner.training.phases import Phase
+from captioner.training.schedule import Patience, Plateau, growing_gaps, lower_is_better, step_scale
+from captioner.training.state import Position, restore_run, save_run, trained_weights
+from captioner.training.validation import Validator, scores_wanted
 
-_VALIDATION_CAPTIONS = 320  # in a batch; decides the last bits of the validation figures, so it is no parameter of the machine
+STOP_FILE = "STOP"
 _STEPS_ON_TRUST = 20  # a GPU would wait for the processor at every look at the loss
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a run works on, and where.
+
+    Attributes:
+        train: the batches' source.
+        validator: measures the decoder after each epoch.
+        seed: order of the pictures.
+        views: stored views a picture.
+        folder: where states are saved, and where a file ``STOP`` ends training.
+        device: of the decoder.
+        checkpoint_seconds: between saved states within an epoch.
+    """
+
+    train: BatchLoader
+    validator: Validator
+    seed: int
+    views: int
+    folder: Path
+    device: torch.device
+    checkpoint_seconds: float
 
 
 class Trainer:
     """One training run, from its first step or from a saved state to its end.
 
     Args:
-        decoder: freshly drawn or to be restored, on ``device``.
-        parameters: how it learns.
-        seed: order of the pictures.
-        views: stored views a picture.
-        train, val: the batches' sources.
-        folder: where states are saved.
-        checkpoint_seconds: between saved states within an epoch.
+        decoder: freshly drawn or to be restored.
+        options: how it learns.
+        phases: what it does, one after another.
+        setting: what with.
 
     Attributes:
-        history: one row an epoch.
-        best_epoch: the epoch with the lowest validation cross entropy, from 1; 0 before the first.
-        seconds: time of each epoch.
+        at: where the run stands, with its history.
+        best: the best weights so far, by name.
     """
 
-    def __init__(
-        self, decoder: CaptionDecoder, parameters: TrainParameters, seed: int, views: int, train: BatchLoader, val: BatchLoader,
-        folder: Path, device: torch.device, checkpoint_seconds: float,
-    ) -> None:  # fmt: skip
-        self.decoder, self.parameters, self.seed, self.views = decoder, parameters, seed, views
-        self.train, self.val, self.folder, self.device = train, val, folder, device
-        self.checkpoint_seconds = checkpoint_seconds
-        self.optimizer = build_optimizer(decoder, parameters)
-        self.plateau = Plateau(parameters.plateau_patience, parameters.plateau_factor)
-        self.patience = Patience(parameters.patience)
-        self.epoch, self.step, self.loss_sum, self.token_sum = 1, 0, 0.0, 0
-        self.history: list[dict[str, Any]] = []
-        self.seconds: list[float] = []
-        self.best_epoch = 0
+    def __init__(self, decoder: CaptionDecoder, options: TrainParameters, phases: Sequence[Phase], setting: Setting) -> None:
+        self.decoder, self.options, self.phases, self.setting = decoder, options, phases, setting
+        self.at = Position()
         self.best: dict[str, Tensor] = {}
+        self._scored = scores_wanted(options)
         self._unread: list[Tensor] = []
         self._lap = time.monotonic()
+        self._begin_phase()
 
     @property
-    def finished(self) -> bool:
-        """All epochs are done, or validation has not improved for long enough."""
-        return self.epoch > self.parameters.epochs or self.patience.waited >= self.parameters.patience
+    def phase(self) -> Phase:
+        """The one at work."""
+        return self.phases[self.at.phase]
 
     def run(self, stop: StopSignal) -> None:
-        """Train to the end.
+        """Train to the end; the decoder then has the best weights.
 
         Raises:
             CaptionerError: the loss is not finite, or a state cannot be saved; the last saved state remains.
             Interrupted: a signal came; the state is saved.
         """
-        self._set_rates()
-        while not self.finished:
-            self._train_epoch(stop)
-            self._finish_epoch(*self._validate(stop))
+        while not self.at.stopped:
+            by_file = self._train_epoch(stop)
+            if by_file and self.at.history:
+                self.at.stopped = "by file"
+            else:
+                self._finish_epoch(self._validate(stop), by_file)
             self.save()
             stop.raise_if_requested()
         self.decoder.load_state_dict(self.best, strict=False)  # frozen word vectors are not among them
 
-    def _train_epoch(self, stop: StopSignal) -> None:
-        options = self.parameters
-        batches = epoch_batches(self.train.table, options.batch_size, options.captions_per_image, self.views, self.seed, self.epoch)
-        done = sum(int((batch.captions >= 0).sum()) for batch in batches[: self.step])
+    def _begin_phase(self) -> None:
+        """A fresh optimiser and fresh schedules, from the best weights so far; the best epoch stays the best until it is outdone."""
+        options, at = self.options, self.at
+        at.first_epoch, at.steps = at.epoch, 0
+        self.patience = Patience(options.patience)
+        if self.best:
+            self.decoder.load_state_dict(self.best, strict=False)
+            self.patience.update(lower_is_better(at.history[at.best_epoch - 1], self.phase.select_by))
+        self.optimizer = build_optimizer(self.decoder, options)
+        self.average = Average(trained_weights(self.decoder), options.ema) if options.ema else None
+        self.plateaus = {metric: Plateau(options.plateau_patience, options.plateau_factor) for metric in options.plateau_on}
+
+    def _train_epoch(self, stop: StopSignal) -> bool:
+        """The steps of an epoch that are not done yet, up to the one after which a stop file is found; True where one is."""
+        at, options, setting = self.at, self.options, self.setting
+        batches = epoch_batches(setting.train.table, options.batch_size, options.captions_per_image, setting.views, setting.seed, at.epoch)
+        groups = [batches[first : first + options.accumulate] for first in range(0, len(batches), options.accumulate)]
+        todo = groups[at.step :]
         self.decoder.train()
         self._lap = saved = time.monotonic()
-        if len(self.seconds) < self.epoch:
-            self.seconds.append(0.0)
-        with Progress(f"train epoch {self.epoch}/{options.epochs}", len(self.train.table), "captions", done) as progress:
-            for batch, (features, tokens) in zip(batches[self.step :], self.train.stream(batches[self.step :])):
-                total, count = training_step(self.decoder, self.optimizer, features.to(self.device, non_blocking=True), tokens, options)
-                self._unread.append(total)
-                self.token_sum += count
-                self.step += 1
-                if self.device.type == "cpu" or len(self._unread) >= _STEPS_ON_TRUST:
+        if len(at.seconds) < at.epoch:
+            at.seconds.append(0.0)
+        label = f"{self.phase.name} epoch {at.epoch}/{at.first_epoch - 1 + self.phase.epochs}"
+        with Progress(label, len(setting.train.table), "captions", sum(map(_captions, groups[: at.step]))) as progress:
+            for group, loaded in zip(todo, setting.train.stream_groups(todo)):
+                self._step(loaded, at.step / len(groups))
+                if setting.device.type == "cpu" or len(self._unread) >= _STEPS_ON_TRUST:
                     self._read_losses()
-                progress.advance(int((batch.captions >= 0).sum()), f"cross entropy {self.loss_sum / max(self.token_sum, 1):.3f}")
-                if stop.requested or time.monotonic() - saved >= self.checkpoint_seconds:
+                progress.advance(_captions(group), f"cross entropy {at.loss_sum / max(at.token_sum, 1):.3f}")
+                if stop.requested or time.monotonic() - saved >= setting.checkpoint_seconds:
                     self.save()
                     saved = time.monotonic()
                     stop.raise_if_requested()
+                if self._stop_file():
+                    break
         self._read_losses()
+        return self._stop_file()
+
+    def _step(self, batches: list[tuple[Tensor, Tensor]], done: float) -> None:
+        """One step of the optimiser, ``done`` of the epoch before it."""
+        at = self.at
+        scale = step_scale(self.options, at.steps, (at.epoch - at.first_epoch + done) / self.phase.epochs)
+        for plateau in self.plateaus.values():
+            scale *= plateau.scale
+        at.rates = [rate * scale for rate in self.phase.rates]
+        set_rates(self.optimizer, at.rates)
+        total, count = self.phase.step(self.decoder, self.optimizer, batches, self.options)
+        if self.average:
+            self.average.update(at.steps)
+        self._unread.append(total)
+        at.token_sum += count
+        at.step += 1
+        at.steps += 1
+
+    def _stop_file(self) -> bool:
+        return (self.setting.folder / STOP_FILE).exists()
 
     def _read_losses(self) -> None:
         """Add up the losses of the last steps and refuse one that is not finite, before any state with its update is saved."""
@@ -112,102 +160,102 @@ class Trainer:
         for row, value in enumerate(torch.stack(self._unread).tolist()):
             if not math.isfinite(value):
                 raise CaptionerError(
-                    f"training: the loss is {value} at epoch {self.epoch}, step {self.step - len(self._unread) + row + 1}; "
+                    f"training: the loss is {value} at epoch {self.at.epoch}, step {self.at.step - len(self._unread) + row + 1}; "
                     "lower train.learning_rate or "
-                    f"train.clip, or check the features (the state saved before it stays in {self.folder})"
+                    f"train.clip, or check the features (the state saved before it stays in {self.setting.folder})"
                 )
-            self.loss_sum += value
+            self.at.loss_sum += value
         self._unread.clear()
 
-    @torch.no_grad()
-    def _validate(self, stop: StopSignal) -> tuple[float, float]:
-        """Cross entropy (nats a token) and token accuracy on the validation split."""
+    def _validate(self, stop: StopSignal) -> dict[str, float]:
+        """The figures of the epoch's weights, or of their average, on the validation split."""
         self.decoder.eval()
-        total, correct, count = 0.0, 0, 0
-        for features, tokens in self.val.stream(ordered_batches(self.val.table, _VALIDATION_CAPTIONS)):
-            if stop.requested:
-                self.save()
-                stop.raise_if_requested()
-            outputs = self.decoder(features.to(self.device, non_blocking=True), tokens)
-            total += summed_cross_entropy(outputs).item()
-            correct += int(correct_tokens(outputs))
-            count += outputs.targets.numel()
-        if not math.isfinite(total):
-            raise CaptionerError(
-                f"training: the validation cross entropy is {total} after epoch {self.epoch}; lower train.learning_rate or train.clip "
-                f"(the state saved before it stays in {self.folder})"
-            )
-        return total / count, correct / count
+        if self.average:
+            with self.average.in_place():
+                figures = self._figures(stop)
+        else:
+            figures = self._figures(stop)
+        if figures is None:  # the weights are in their place again
+            self.save()
+            stop.raise_if_requested()
+        return figures
 
-    def _finish_epoch(self, cross_entropy: float, accuracy: float) -> None:
-        rates = [group["lr"] for group in self.optimizer.param_groups]
+    def _figures(self, stop: StopSignal) -> dict[str, float] | None:
+        figures = self.setting.validator.teacher_forced(self.decoder, stop)
+        if figures is None:
+            return None
+        if not math.isfinite(figures["val_cross_entropy"]):
+            raise CaptionerError(
+                f"training: the validation cross entropy is {figures['val_cross_entropy']} after epoch {self.at.epoch}; lower "
+                f"train.learning_rate or train.clip (the state saved before it stays in {self.setting.folder})"
+            )
+        if not self._scored:
+            return figures
+        scores = self.setting.validator.scores(self.decoder, stop)
+        return None if scores is None else figures | scores
+
+    def _finish_epoch(self, figures: dict[str, float], by_file: bool) -> None:
+        """Record an epoch, keep its weights where they are the best, and go on to the next one, the next phase or the end."""
+        at = self.at
         row = {
-            "epoch": self.epoch, "learning_rate": rates[0], "projection_learning_rate": rates[1],
-            "train_cross_entropy": self.loss_sum / self.token_sum, "val_cross_entropy": cross_entropy, "val_token_accuracy": accuracy,
-            "tokens": self.token_sum,
+            "epoch": at.epoch, "learning_rate": at.rates[0], "projection_learning_rate": at.rates[1],
+            "train_cross_entropy": at.loss_sum / at.token_sum, **figures, "tokens": at.token_sum,
         }  # fmt: skip
-        self.history.append(row)
-        if self.patience.update(cross_entropy):
-            self.best_epoch = self.epoch
-            self.best = {name: tensor.detach().clone() for name, tensor in self._trained()}
-        self.plateau.update(cross_entropy)
-        self._set_rates()
-        mark = " (best)" if self.best_epoch == self.epoch else ""
+        at.history.append(row)
+        if self.patience.update(lower_is_better(row, self.phase.select_by)):
+            at.best_epoch = at.epoch
+            weights = self.average.tensors if self.average else trained_weights(self.decoder)
+            self.best = {name: tensor.detach().clone() for name, tensor in weights.items()}
+        for metric, plateau in self.plateaus.items():
+            plateau.update(lower_is_better(row, metric))
+        mark = " (best)" if at.best_epoch == at.epoch else ""
+        scores = f", BLEU-4 {row['val_bleu_4']:.4f}, CIDEr-D {row['val_cider_d']:.4f}" if self._scored else ""
         click.echo(
-            f"epoch {self.epoch}: cross entropy {row['train_cross_entropy']:.4f} train, {cross_entropy:.4f} val{mark}, "
-            f"token accuracy {accuracy:.4f} val",
+            f"epoch {at.epoch}: cross entropy {row['train_cross_entropy']:.4f} train, {row['val_cross_entropy']:.4f} val{mark}, "
+            f"token accuracy {row['val_token_accuracy']:.4f}{scores} val",
             err=True,
         )
-        self.epoch, self.step, self.loss_sum, self.token_sum = self.epoch + 1, 0, 0.0, 0
+        at.epoch, at.step, at.loss_sum, at.token_sum = at.epoch + 1, 0, 0.0, 0
+        ended = self._phase_ended()
+        if by_file:
+            at.stopped = "by file"
+        elif ended and at.phase + 1 == len(self.phases):
+            at.stopped = ended
+        elif ended:
+            at.phase += 1
+            self._begin_phase()
 
-    def _set_rates(self) -> None:
-        """Learning rates from the parameters and the plateau's scale."""
-        for group, rate in zip(self.optimizer.param_groups, (self.parameters.learning_rate, self.parameters.projection_learning_rate)):
-            group["lr"] = rate * self.plateau.scale
-
-    def _trained(self) -> Iterator[tuple[str, Tensor]]:
-        """Names and tensors that training changes."""
-        return ((name, parameter) for name, parameter in self.decoder.named_parameters() if parameter.requires_grad)
+    def _phase_ended(self) -> str:
+        """Why the phase is over; empty where it is not."""
+        at, options = self.at, self.options
+        if at.epoch - at.first_epoch >= self.phase.epochs:
+            return "epochs"
+        if self.patience.waited >= options.patience:
+            return "patience"
+        if options.gap_patience and growing_gaps(at.history[at.first_epoch - 1 :]) >= options.gap_patience:
+            return "gap"
+        return ""
 
     def save(self) -> None:
         """Save everything that the rest of the run depends on."""
         self._read_losses()
         now = time.monotonic()
-        self.seconds[-1] += now - self._lap
+        self.at.seconds[-1] += now - self._lap
         self._lap = now
-        tensors = {f"weights.{name}": tensor for name, tensor in self._trained()}
-        tensors |= {f"best.{name}": tensor for name, tensor in self.best.items()}
-        tensors |= {f"optimizer.{name}": tensor for name, tensor in optimizer_tensors(self.optimizer).items()}
-        tensors["random.cpu"] = torch.get_rng_state()
-        if self.device.type == "cuda":
-            tensors["random.cuda"] = torch.cuda.get_rng_state(self.device)
-        state = {
-            "epoch": self.epoch, "step": self.step, "loss_sum": self.loss_sum, "token_sum": self.token_sum, "history": self.history,
-            "seconds": self.seconds, "best_epoch": self.best_epoch, "plateau": self.plateau.state(), "patience": self.patience.state(),
-        }  # fmt: skip
-        save_state(self.folder, f"{self.epoch:06d}-{self.step:09d}", tensors, state)
+        schedules = {"patience": self.patience.state(), "plateaus": {metric: plateau.state() for metric, plateau in self.plateaus.items()}}
+        save_run(self.setting.folder, self.decoder, self.optimizer, self.average, self.best, self.at, schedules)
 
     def restore(self) -> bool:
-        """Go back to the newest saved state; False where there is none that fits this decoder (its code may have changed since)."""
-        found = load_state(self.folder)
+        """Go back to the newest saved state; False where there is none that fits."""
+        found = restore_run(self.setting.folder, self.decoder, self.optimizer, self.average)
         if found is None:
             return False
-        tensors, state = found
-        parts: dict[str, dict[str, Tensor]] = {"weights": {}, "best": {}, "optimizer": {}, "random": {}}
-        for name, tensor in tensors.items():
-            part, _, rest = name.partition(".")
-            parts[part][rest] = tensor
-        if {name: tensor.shape for name, tensor in parts["weights"].items()} != {name: tensor.shape for name, tensor in self._trained()}:
-            click.echo("train: the saved state is of a decoder with other layers; starting afresh", err=True)
-            return False
-        self.decoder.load_state_dict(parts["weights"], strict=False)  # frozen word vectors are not among them
-        self.best = {name: tensor.to(self.device) for name, tensor in parts["best"].items()}
-        restore_optimizer(self.optimizer, parts["optimizer"])
-        torch.set_rng_state(parts["random"]["cpu"])
-        if self.device.type == "cuda" and "cuda" in parts["random"]:
-            torch.cuda.set_rng_state(parts["random"]["cuda"], self.device)
-        self.epoch, self.step, self.loss_sum, self.token_sum = state["epoch"], state["step"], state["loss_sum"], state["token_sum"]
-        self.history, self.seconds, self.best_epoch = state["history"], state["seconds"], state["best_epoch"]
-        self.plateau.restore(state["plateau"])
-        self.patience.restore(state["patience"])
+        self.at, self.best, schedules = found
+        self.patience.restore(schedules["patience"])
+        for metric, plateau in self.plateaus.items():
+            plateau.restore(schedules["plateaus"][metric])
         return True
+
+
+def _captions(group: Sequence[Batch]) -> int:
+    return sum(int((batch.captions >= 0).sum()) for batch in group)

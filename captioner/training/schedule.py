@@ -1,9 +1,43 @@
-"""When learning rates fall and when training stops: both look at the validation cross entropy of each epoch."""
+"""When learning rates rise and fall and when training stops: by the figures of each epoch, and by the number of the step alone."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Mapping, Sequence
+
+from captioner.parameters import TrainParameters
+
+
+def lower_is_better(row: Mapping[str, Any], metric: str) -> float:
+    """An epoch's figure ``metric``, turned round where more is better."""
+    return row[metric] if metric.endswith("cross_entropy") else -row[metric]
+
+
+def step_scale(options: TrainParameters, step: int, done: float) -> float:
+    """What the learning rates are multiplied with at a step: warm-up, steps and cosine, themselves multiplied.
+
+    Args:
+        step: steps of the optimiser before this one.
+        done: share of all epochs that is done, in 0..1; the cosine (Loshchilov and Hutter 2017, without restarts) is 1 at 0 and 0 at 1.
+    """
+    scale = 1.0
+    if step < options.warmup_steps:
+        scale *= (step + 1) / options.warmup_steps
+    if options.step_every:
+        scale *= options.step_factor ** (step // options.step_every)
+    if options.cosine:
+        scale *= (1 + math.cos(math.pi * done)) / 2
+    return scale
+
+
+def growing_gaps(rows: Sequence[Mapping[str, Any]]) -> int:
+    """How many epochs in a row, up to the last, the gap of validation over training cross entropy grew."""
+    gaps = [row["val_cross_entropy"] - row["train_cross_entropy"] for row in rows]
+    count = 0
+    for before, after in zip(gaps, gaps[1:]):
+        count = count + 1 if after > before else 0
+    return count
 
 
 @dataclass

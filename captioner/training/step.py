@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Sequence
+
 import torch
 from torch import Tensor
 
@@ -9,43 +11,46 @@ from captioner.decoder import CaptionDecoder
 from captioner.parameters import TrainParameters
 from captioner.training.loss import attention_coverage
 from captioner.training.vocabulary_loss import vocabulary_loss
-
-
-def build_optimizer(decoder: CaptionDecoder, parameters: TrainParameters) -> torch.optim.Optimizer:
-    """Adam (Kingma and Ba 2015) with two groups: the decoder, then the feature projection."""
-    projection = decoder.projection_parameters()
-    apart = {id(parameter) for parameter in projection}
-    rest = [parameter for parameter in decoder.parameters() if parameter.requires_grad and id(parameter) not in apart]
-    return torch.optim.Adam(
-        [{"params": rest, "lr": parameters.learning_rate}, {"params": projection, "lr": parameters.projection_learning_rate}], fused=True
-    )
+from captioner.vocabulary.vocabulary import PAD
 
 
 def training_step(
-    decoder: CaptionDecoder, optimizer: torch.optim.Optimizer, features: Tensor, tokens: Tensor, parameters: TrainParameters
+    decoder: CaptionDecoder, optimizer: torch.optim.Optimizer, batches: Sequence[tuple[Tensor, Tensor]], parameters: TrainParameters
 ) -> tuple[Tensor, int]:
-    """Teacher forcing, backward pass, clipping, update.
+    """Teacher forcing and backward pass of one batch after another, then clipping and one update.
+
+    The loss is the sum over all tokens of the step, divided by their number: several batches are to it what one large one would be.
 
     Args:
-        features: (I, P, C) on the decoder's device.
-        tokens: (I, K, T + 1) int64.
+        batches: features (I, P, C) on any device and tokens (I, K, T + 1) int64 of each.
 
     Returns:
-        The batch's cross entropy summed over its tokens, a detached scalar, and how many tokens that is.
+        The cross entropy summed over the step's tokens, a detached scalar, and how many tokens that is.
     """
-    hidden, weights, packing = decoder.hidden(features, tokens)
-    count = packing.targets.numel()
+    lengths = [(tokens != PAD).sum(-1) - 1 for _, tokens in batches]  # targets of each caption; -1 where there is none
+    count = sum(int(length.clamp(min=0).sum()) for length in lengths)
+    captions = [int((length > 0).sum()) for length in lengths]
+    optimizer.zero_grad(set_to_none=True)
+    entropies = [
+        _backward(decoder, features, tokens, count, share / sum(captions), parameters)
+        for (features, tokens), share in zip(batches, captions)
+    ]
+    if parameters.clip:
+        clip_gradients([parameter for group in optimizer.param_groups for parameter in group["params"]], parameters.clip)
+    optimizer.step()
+    return sum(entropies[1:], entropies[0]), count
+
+
+def _backward(decoder: CaptionDecoder, features: Tensor, tokens: Tensor, count: int, share: float, parameters: TrainParameters) -> Tensor:
+    """Add a batch's gradients; its summed cross entropy. ``count`` is of the whole step, ``share`` the batch's share of its captions."""
+    hidden, weights, packing = decoder.hidden(features.to(decoder.vocabulary.weight.device, non_blocking=True), tokens)
     loss, entropies = vocabulary_loss(
         decoder.vocabulary, hidden, packing.targets, 1 / count, smoothing=parameters.label_smoothing
     )
     if parameters.doubly_stochastic:
-        loss = loss + parameters.doubly_stochastic * attention_coverage(weights, packing)
-    optimizer.zero_grad(set_to_none=True)
+        loss = loss + parameters.doubly_stochastic * share * attention_coverage(weights, packing)
     loss.backward()
-    if parameters.clip:
-        clip_gradients([parameter for group in optimizer.param_groups for parameter in group["params"]], parameters.clip)
-    optimizer.step()
-    return entropies.sum(), count
+    return entropies.sum()
 
 
 def clip_gradients(parameters: list[Tensor], largest: float) -> None:

@@ -20,8 +20,10 @@ from captioner.training.batches import BatchLoader
 from captioner.training.encoder_file import save_encoder
 from captioner.training.history import write_history, write_timing
 from captioner.training.inputs import Inputs, load_inputs
-from captioner.training.loop import Trainer
+from captioner.training.loop import Setting, Trainer
 from captioner.training.model_files import ENCODER, save_model
+from captioner.training.phases import build_phases
+from captioner.training.validation import Validator
 
 VERSION = 1  # raised when training gives another result for the same parameters, so that unfinished work is not mixed
 
@@ -32,7 +34,8 @@ def train(parameters: Parameters, features: Path, captions: Path, vocab: Path, e
     Args:
         parameters: all of them; ``train``, ``decoder``, ``attention``, ``seed`` decide the result.
         features, captions, vocab, embeddings: inputs.
-        models: folder to make, with ``model.safetensors`` and ``config.json``; unfinished work is in ``<models>.partial``.
+        models: folder to make, with ``model.safetensors`` and ``config.json``; unfinished work is in ``<models>.partial``;
+            a file ``STOP`` made there ends training after the step at work, with the best model so far.
         results: folder for ``history.csv``, ``metrics.json`` and ``timing.json``.
 
     Raises:
@@ -47,11 +50,11 @@ def train(parameters: Parameters, features: Path, captions: Path, vocab: Path, e
         torch.manual_seed(parameters.seed)
         decoder = build_decoder(_config(parameters, inputs), torch.from_numpy(inputs.embeddings)).to(device)
         with inputs.store.reader(parameters.runtime.features_on, device) as reader:
-            trainer = Trainer(
-                decoder, parameters.train, parameters.seed, inputs.store.views,
-                BatchLoader(inputs.train, inputs.train_rows, reader), BatchLoader(inputs.val, inputs.val_rows, reader),
-                sidecar.folder, device, parameters.runtime.checkpoint_seconds,
+            setting = Setting(
+                BatchLoader(inputs.train, inputs.train_rows, reader), Validator(inputs, reader, device), parameters.seed,
+                inputs.store.views, sidecar.folder, device, parameters.runtime.checkpoint_seconds,
             )  # fmt: skip
+            trainer = Trainer(decoder, parameters.train, build_phases(parameters.train), setting)
             save_encoder(sidecar.folder, inputs.store, parameters.extract)  # before the work, so that other weights are refused at once
             trainer.restore()
             trainer.run(stop)
@@ -78,8 +81,8 @@ def _publish(
     if sidecar.path(ENCODER).exists():
         shutil.copyfile(sidecar.path(ENCODER), draft / ENCODER)
     trained = sum(parameter.numel() for parameter in decoder.parameters() if parameter.requires_grad)
-    write_history(results, trainer.history, trainer.best_epoch, trained)
-    write_timing(results, trainer.seconds, len(inputs.train))
+    write_history(results, trainer.at.history, trainer.at.best_epoch, trainer.at.stopped, trained)
+    write_timing(results, trainer.at.seconds, len(inputs.train))
     sidecar.publish("models", models)
     sidecar.finish()
 
@@ -90,7 +93,7 @@ def _facts(parameters: Parameters, inputs: Inputs) -> dict[str, Any]:
         "version": VERSION,
         "dataset": parameters.dataset,
         "features": inputs.store.fingerprint,
-        "captions": inputs.captions_fingerprint,
+        "captions": inputs.captions.fingerprint,
         "vocabulary": inputs.vocabulary.fingerprint,
         "embeddings": hashlib.sha256(inputs.embeddings.tobytes()).hexdigest(),
         "decoder": parameters.decoder,

@@ -36,7 +36,7 @@ def test_other_weights_than_the_features_are_refused_before_training(tmp_path: P
     own = build_encoder("squeezenet1_1", "random", 7)
     torch.save(own.body.state_dict(), tmp_path / "own.pth")
     data = make_data(tmp_path / "data", images=20, weights_name="file", weights_sha256="0123456789abcdef" * 4)
-    monkeypatch.setattr("captioner.training.loop.training_step", None)
+    monkeypatch.setattr("captioner.training.phases.training_step", None)
     with pytest.raises(CaptionerError, match=f"{own.weights_sha256[:12]}.*0123456789ab"):
         run(tmp_path, data, with_weights(tmp_path / "own.pth"))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import pickle
 import random
@@ -146,7 +147,7 @@ def test_resumes_exactly_from_every_kind_of_place(
     data: dict[str, Path], whole: tuple[Path, float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_after: int
 ) -> None:
     """Stopped after so many saved states (in the first epoch, after it, in a later one), with the newest state torn."""
-    from captioner.training import loop
+    from captioner.training import state as state_module
 
     saved = []
 
@@ -159,11 +160,11 @@ def test_resumes_exactly_from_every_kind_of_place(
         if len(saved) == stop_after:
             raise PowerCut
 
-    original = loop.save_state
-    monkeypatch.setattr(loop, "save_state", save_and_stop)
+    original = state_module.save_state
+    monkeypatch.setattr(state_module, "save_state", save_and_stop)
     with pytest.raises(PowerCut):
         run(tmp_path, data, PARAMETERS)
-    monkeypatch.setattr(loop, "save_state", original)
+    monkeypatch.setattr(state_module, "save_state", original)
     newest = max((tmp_path / "models.partial").glob("*.state"))
     newest.write_bytes(newest.read_bytes()[:-100])
     run(tmp_path, data, PARAMETERS)
@@ -195,20 +196,19 @@ def test_stopped_while_publishing_trains_nothing_again(
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, data, PARAMETERS)
     monkeypatch.undo()
-    monkeypatch.setattr("captioner.training.loop.training_step", None)  # calling it would fail
+    monkeypatch.setattr("captioner.training.phases.training_step", None)  # calling it would fail
     run(tmp_path, data, PARAMETERS)
     assert result_bytes(tmp_path) == result_bytes(whole[0])
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("where", ["captioner.training.loop.training_step", "captioner.training.loop.correct_tokens"])
+@pytest.mark.parametrize("where", ["captioner.training.phases.training_step", "captioner.training.validation.correct_tokens"])
 def test_a_signal_finishes_the_step_and_saves(
     data: dict[str, Path], whole: tuple[Path, float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, where: str
 ) -> None:
     """The signal comes in the third training step or in the first validation; nothing else would be saved there."""
-    from captioner.training import loop
-
-    calls, original = [], getattr(loop, where.rpartition(".")[2])
+    module, _, name = where.rpartition(".")
+    calls, original = [], getattr(importlib.import_module(module), name)
 
     def signalled(*arguments: object) -> object:
         calls.append(1)

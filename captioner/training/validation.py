@@ -1,0 +1,89 @@
+"""What an epoch is judged by: cross entropy and token accuracy, and where a parameter asks for them, scores of greedy captions."""
+
+from __future__ import annotations
+
+import importlib.util
+from functools import cached_property
+
+import torch
+
+from captioner.decoder import CaptionDecoder
+from captioner.errors import CaptionerError
+from captioner.features.store import FeatureReader
+from captioner.interrupts import StopSignal
+from captioner.metrics import References, Scorer
+from captioner.parameters import TrainParameters
+from captioner.search import beam_search
+from captioner.training.batches import BatchLoader, ordered_batches
+from captioner.training.inputs import Inputs
+from captioner.training.loss import correct_tokens, summed_cross_entropy
+
+_CAPTIONS = 320  # in a batch; decides the last bits of the figures, so it is no parameter of the machine
+_PICTURES = 64  # searched at once, as evaluation does by default
+SCORED = ("val_bleu_4", "val_cider_d")
+
+
+def scores_wanted(options: TrainParameters) -> bool:
+    """Whether a parameter asks for scores of captions.
+
+    Raises:
+        CaptionerError: one does, and pycocoevalcap is not installed.
+    """
+    asked = [(name, metric) for name, metrics in (("select_by", (options.select_by,)), ("plateau_on", options.plateau_on)) for metric in metrics if metric in SCORED]
+    if asked and importlib.util.find_spec("pycocoevalcap") is None:
+        name, metric = asked[0]
+        raise CaptionerError(
+            f"train.{name}={metric}: this figure needs pycocoevalcap, which is not installed here; pip install pycocoevalcap==1.2, "
+            "or take val_cross_entropy or val_token_accuracy"
+        )
+    return bool(asked)
+
+
+class Validator:
+    """Measures a decoder, which must be in eval mode, on the validation split.
+
+    Args:
+        inputs: captions and features.
+        reader: of the features.
+        device: where the arithmetic runs.
+    """
+
+    def __init__(self, inputs: Inputs, reader: FeatureReader, device: torch.device) -> None:
+        self._inputs, self._reader, self._device = inputs, reader, device
+        self._loader = BatchLoader(inputs.val, inputs.val_rows, reader)
+
+    @torch.no_grad()
+    def teacher_forced(self, decoder: CaptionDecoder, stop: StopSignal) -> dict[str, float] | None:
+        """``val_cross_entropy`` in nats a token and ``val_token_accuracy``; None where ``stop`` was requested meanwhile."""
+        total, correct, count = 0.0, 0, 0
+        for features, tokens in self._loader.stream(ordered_batches(self._loader.table, _CAPTIONS)):
+            if stop.requested:
+                return None
+            outputs = decoder(features.to(self._device, non_blocking=True), tokens)
+            total += summed_cross_entropy(outputs).item()
+            correct += int(correct_tokens(outputs))
+            count += outputs.targets.numel()
+        return {"val_cross_entropy": total / count, "val_token_accuracy": correct / count}
+
+    def scores(self, decoder: CaptionDecoder, stop: StopSignal) -> dict[str, float] | None:
+        """``val_bleu_4`` and ``val_cider_d`` of greedy captions, as the stage ``evaluate`` scores them at beam 1 by default."""
+        image_ids = list(self._references.texts)
+        captions: dict[int, str] = {}
+        for first in range(0, len(image_ids), _PICTURES):
+            if stop.requested:
+                return None
+            batch = image_ids[first : first + _PICTURES]
+            features = self._reader.read(self._inputs.store.rows(batch)).to(self._device)
+            for image, hypotheses in zip(batch, beam_search(decoder, features, beam_size=1), strict=True):
+                captions[image] = self._inputs.vocabulary.decode(hypotheses[0].tokens)
+        overall = self._scorer.score(self._references, captions).overall
+        return {name: overall[name.removeprefix("val_")] for name in SCORED}
+
+    @cached_property
+    def _scorer(self) -> Scorer:
+        return Scorer(meteor=False)  # looks for Java, which takes a moment
+
+    @cached_property
+    def _references(self) -> References:
+        captions = self._inputs.captions
+        return self._scorer.references({image: captions.captions(image) for image in captions.image_ids("val")})
