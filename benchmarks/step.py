@@ -1,6 +1,6 @@
 """One training step of the soft-attention LSTM, against a textbook loop and against the ceiling that its large products set.
 
-    python -m benchmarks.step [--threads N] [--repeats R] [--profile]
+    python -m benchmarks.step [--threads N] [--repeats R] [--profile fp32|bf16]
 
 Both decoders see the same 80 captions of 16 pictures: 49x2048 features, a vocabulary of 9,500 words, 512 hidden units, lengths of 9 to 19
 words. The ceiling is the vocabulary layer with its loss, the feature projection and the optimiser alone, forward and backward.
@@ -27,6 +27,7 @@ from captioner.training.vocabulary_loss import vocabulary_loss
 from captioner.vocabulary.vocabulary import END, START
 
 TEXTBOOK_TARGET, CEILING_TARGET = 5.0, 0.5
+PRECISIONS = ("fp32", "bf16")
 
 
 @dataclass(frozen=True)
@@ -55,12 +56,12 @@ def make_batch(sizes: Sizes, device: torch.device) -> tuple[Tensor, Tensor]:
     return features.to(device), tokens
 
 
-def our_step(sizes: Sizes, device: torch.device, decoder_name: str = "lstm") -> tuple[Callable[[], int], CaptionDecoder]:
+def our_step(sizes: Sizes, device: torch.device, precision: str) -> tuple[Callable[[], int], CaptionDecoder]:
     """The program's own training step; the function returns how many captions it did."""
     torch.manual_seed(0)
-    options = TrainParameters(hidden_size=sizes.hidden)
+    options = TrainParameters(hidden_size=sizes.hidden, precision=precision)
     config = DecoderConfig(
-        decoder_name, "soft", sizes.vocabulary, 50, sizes.channels, sizes.positions, options.feature_size,
+        "lstm", "soft", sizes.vocabulary, 50, sizes.channels, sizes.positions, options.feature_size,
         options.hidden_size, options.attention_size,
     )  # fmt: skip
     decoder = build_decoder(config).to(device).train()
@@ -92,10 +93,10 @@ def textbook(sizes: Sizes, device: torch.device) -> Callable[[], int]:
     return step
 
 
-def ceiling(sizes: Sizes, device: torch.device) -> Callable[[], int]:
-    """Vocabulary layer and loss over the real tokens, feature projection, and the optimiser over every parameter."""
+def ceiling(sizes: Sizes, device: torch.device, precision: str) -> Callable[[], int]:
+    """Vocabulary layer and loss over the real tokens, feature projection, and the optimiser over every parameter, in the same precision."""
     options = TrainParameters(hidden_size=sizes.hidden)
-    _, decoder = our_step(sizes, device)
+    _, decoder = our_step(sizes, device, precision)
     optimizer = build_optimizer(decoder, options)
     set_rates(optimizer, (options.learning_rate, options.projection_learning_rate))
     features, tokens = make_batch(sizes, device)
@@ -109,8 +110,9 @@ def ceiling(sizes: Sizes, device: torch.device) -> Callable[[], int]:
         for layer in (decoder.vocabulary, decoder.projection):
             layer.zero_grad(set_to_none=True)
         hidden.grad = None
-        values = decoder.projection(features.float())
-        loss, _ = vocabulary_loss(decoder.vocabulary, hidden, targets, 1 / len(targets))
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+            values = decoder.projection(features.float()).float()
+            loss, _ = vocabulary_loss(decoder.vocabulary, hidden, targets, 1 / len(targets))
         torch.autograd.backward([loss, values], [None, upstream])
         optimizer.step()
         loss.item()
@@ -120,19 +122,24 @@ def ceiling(sizes: Sizes, device: torch.device) -> Callable[[], int]:
 
 
 def run(sizes: Sizes, device: torch.device, repeats: int) -> list[dict]:
-    """Measure all three in turn."""
-    ours, _ = our_step(sizes, device)
-    rates = measure({"ours": ours, "textbook": textbook(sizes, device), "ceiling": ceiling(sizes, device)}, repeats)
+    """Measure all of them in turn, ours and the ceiling in both precisions; the textbook loop knows only fp32."""
+    steps = {"textbook": textbook(sizes, device)}
+    for precision in PRECISIONS:
+        steps[f"ours {precision}"], _ = our_step(sizes, device, precision)
+        steps[f"ceiling {precision}"] = ceiling(sizes, device, precision)
+    rates = measure(steps, repeats)
     facts = {"threads": torch.get_num_threads(), "device": str(device)}
-    return [
-        result("training step / textbook loop", rates["ours"], rates["textbook"], TEXTBOOK_TARGET, "captions/s", **facts),
-        result("training step / ceiling", rates["ours"], rates["ceiling"], CEILING_TARGET, "captions/s", **facts),
-    ]
+    rows = []
+    for precision in PRECISIONS:
+        ours, highest = rates[f"ours {precision}"], rates[f"ceiling {precision}"]
+        rows.append(result(f"training step {precision} / textbook loop fp32", ours, rates["textbook"], TEXTBOOK_TARGET, "captions/s", **facts))
+        rows.append(result(f"training step {precision} / ceiling {precision}", ours, highest, CEILING_TARGET, "captions/s", **facts))
+    return rows
 
 
-def profile(sizes: Sizes, device: torch.device, steps: int = 10) -> str:
+def profile(sizes: Sizes, device: torch.device, precision: str, steps: int = 10) -> str:
     """Where a step's time goes, as torch.profiler's table of operators by their own time."""
-    step, _ = our_step(sizes, device)
+    step, _ = our_step(sizes, device, precision)
     step()
     activities = [torch.profiler.ProfilerActivity.CPU] + ([torch.profiler.ProfilerActivity.CUDA] if device.type == "cuda" else [])
     with torch.profiler.profile(activities=activities) as profiler:
@@ -147,13 +154,13 @@ def profile(sizes: Sizes, device: torch.device, steps: int = 10) -> str:
 @click.option("--threads", default=0, help="threads of arithmetic; 0: all cores")
 @click.option("--repeats", default=7, help="rounds")
 @click.option("--device", default="cpu")
-@click.option("--profile", "profiled", is_flag=True, help="also print where the time goes")
+@click.option("--profile", "profiled", type=click.Choice(PRECISIONS), help="also print where the time goes in this precision")
 @click.option("--small", is_flag=True, help="tiny sizes, to try the benchmark itself")
-def main(threads: int, repeats: int, device: str, profiled: bool, small: bool) -> None:
+def main(threads: int, repeats: int, device: str, profiled: str | None, small: bool) -> None:
     chosen = prepare_device(device, threads)
     sizes = Sizes(4, 2, 9, 32, 50, 16, 3, 6) if small else Sizes()
     if profiled:
-        print(profile(sizes, chosen))
+        print(profile(sizes, chosen, profiled))
     print_results(run(sizes, chosen, repeats))
 
 

@@ -13,12 +13,18 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 
+def product_dtype(tensor: Tensor) -> torch.dtype:
+    """The dtype that autocast gives matrix products on the tensor's device; the tensor's own where it is off."""
+    kind = tensor.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else tensor.dtype
+
+
 class _Stack:
     """Inputs (R, M) and output gradients (R, N) of all calls, filled by their backward passes."""
 
     def __init__(self, rows: int, weight: Tensor) -> None:
         self.rows, self.used = rows, 0
-        self.weight = weight.detach()
+        self.weight = weight.detach().to(product_dtype(weight))
         self.inputs: Tensor | None = None
         self.gradients: Tensor | None = None
 
@@ -35,6 +41,8 @@ class _Stack:
 
 class DeferredLinear:
     """Rows of x W^T + b, a few at a time; make a new one for each pass over a sequence.
+
+    Under autocast the products are of its dtype; what goes in and comes out keeps the weight's.
 
     Args:
         weight: W, (N, M).
@@ -63,14 +71,16 @@ class _Anchor(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, base: Tensor, stack: _Stack) -> Tensor:
-        ctx.stack, ctx.is_bias = stack, base.dim() == 1
+        ctx.stack, ctx.is_bias, ctx.dtype = stack, base.dim() == 1, weight.dtype
         return weight.new_zeros(())
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, _: Tensor) -> tuple[Tensor | None, ...]:
         inputs, gradients = ctx.stack.close()
-        return gradients.t() @ inputs, gradients.sum(0) if ctx.is_bias else gradients, None
+        dtype = ctx.dtype
+        base = gradients.sum(0, dtype=dtype) if ctx.is_bias else gradients.to(dtype)
+        return (gradients.t() @ inputs).to(dtype), base, None
 
 
 class _Product(torch.autograd.Function):
@@ -80,6 +90,9 @@ class _Product(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         ctx.save_for_backward(x)
         ctx.stack, ctx.columns, ctx.rows = stack, columns, slice(first, first + len(x))
+        if stack.weight.dtype != x.dtype:
+            product = x.to(stack.weight.dtype) @ stack.weight.t()
+            return (base + product if base.dim() == 1 else base[ctx.rows].add_(product)).split(columns, 1)
         if base.dim() == 1:
             return torch.addmm(base, x, stack.weight.t()).split(columns, 1)
         return base[ctx.rows].addmm_(x, stack.weight.t()).split(columns, 1)
@@ -93,4 +106,4 @@ class _Product(torch.autograd.Function):
         gradient = ctx.stack.gradients[ctx.rows]
         for part, block in zip(gradient.split(ctx.columns, 1), blocks):
             part.copy_(block)
-        return gradient @ ctx.stack.weight, gradient.new_zeros(()), None, None, None, None
+        return (gradient @ ctx.stack.weight).to(x.dtype), x.new_zeros(()), None, None, None, None

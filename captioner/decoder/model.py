@@ -77,7 +77,7 @@ class CaptionDecoder(nn.Module):
         if self.position is not None:
             values = values + self.position
         values = self.dropout(values)
-        return Memory(values, self.attention.keys(values), values.mean(1))
+        return Memory(values, self.attention.keys(values).to(values.dtype), values.mean(1))
 
     def start(self, memory: Memory, hypotheses: int) -> State:
         """The state before START, for K hypotheses of each picture."""
@@ -136,23 +136,24 @@ class CaptionDecoder(nn.Module):
         word = self.dropout(self.embedding(packing.inputs))  # (M, D)
         state = [tensor.index_select(0, packing.row_image) for tensor in self._initial(memory)]  # (B, H) each
         recurrent = DeferredLinear(self.recurrent.weight, self.recurrent.bias, len(word), self._columns)
-        entry = DeferredLinear(self.context.weight, self.word(word), len(word), self._columns[-1:])
+        entry = DeferredLinear(self.context.weight, self.word(word).to(word.dtype), len(word), self._columns[-1:])
         outputs, contexts, attention = [], [], []
-        for step in packing.steps:
-            state = [tensor[: step.rows] for tensor in state]
-            query, gate, hidden = recurrent(state[0])
-            context, weights = self._attend(query, memory, step)
-            context = context * torch.sigmoid(gate)  # (B_t, E)
-            (inputs,) = entry(context)
-            state = self.cell.combine(inputs, hidden, state)
-            outputs.append(state[0])
-            contexts.append(context)
-            attention.append(weights)
+        with torch.autocast(word.device.type, enabled=False):  # the deferred products keep its dtype; what is left is small
+            for step in packing.steps:
+                state = [tensor[: step.rows] for tensor in state]
+                query, gate, hidden = recurrent(state[0])
+                context, weights = self._attend(query, memory, step)
+                context = context * torch.sigmoid(gate)  # (B_t, E)
+                (inputs,) = entry(context)
+                state = self.cell.combine(inputs, hidden, state)
+                outputs.append(state[0])
+                contexts.append(context)
+                attention.append(weights)
         return self._output(torch.cat(outputs), torch.cat(contexts), word), torch.cat(attention), packing
 
     def _initial(self, memory: Memory) -> Sequence[Tensor]:
         """The cell's first state for each picture, (I, H) tensors."""
-        return torch.tanh(self.initial(memory.mean)).split(self.config.hidden_size, 1)
+        return torch.tanh(self.initial(memory.mean).to(memory.mean.dtype)).split(self.config.hidden_size, 1)
 
     def _attend(self, query: Tensor, memory: Memory, step: PackedStep) -> tuple[Tensor, Tensor]:
         """Query (B_t, A) -> context (B_t, E), weights (B_t, P). Empty slots of the block cost a little and never come back."""

@@ -86,6 +86,7 @@ class TrainParameters:
     dropout: float = option(0.1, "dropout on word vectors, projected features and before the vocabulary layer", low=0, high=0.95)
     tune_embeddings: bool = option(False, "also train the word vectors; false keeps them frozen")
     batch_size: int = option(64, "captions in a step", low=1)
+    precision: str = option("fp32", "arithmetic of the large matrix products in training; bf16 (not on every processor) is faster, states and sums stay fp32", choices=("fp32", "bf16"))
     captions_per_image: int = option(0, "captions of one picture in a step: 0 all of them, 1 independent draws", low=0)
     epochs: int = option(6, "the most epochs", low=1)
     optimizer: str = option("adam", "how gradients become steps", choices=("adam", "adamw", "sgd", "rmsprop", "adagrad"))

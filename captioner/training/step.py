@@ -43,10 +43,10 @@ def training_step(
 
 def _backward(decoder: CaptionDecoder, features: Tensor, tokens: Tensor, count: int, share: float, parameters: TrainParameters) -> Tensor:
     """Add a batch's gradients; its summed cross entropy. ``count`` is of the whole step, ``share`` the batch's share of its captions."""
-    hidden, weights, packing = decoder.hidden(features.to(decoder.vocabulary.weight.device, non_blocking=True), tokens)
-    loss, entropies = vocabulary_loss(
-        decoder.vocabulary, hidden, packing.targets, 1 / count, smoothing=parameters.label_smoothing
-    )
+    device = decoder.vocabulary.weight.device
+    with torch.autocast(device.type, torch.bfloat16, enabled=parameters.precision == "bf16"):
+        hidden, weights, packing = decoder.hidden(features.to(device, non_blocking=True), tokens)
+        loss, entropies = vocabulary_loss(decoder.vocabulary, hidden, packing.targets, 1 / count, smoothing=parameters.label_smoothing)
     if parameters.doubly_stochastic:
         loss = loss + parameters.doubly_stochastic * share * attention_coverage(weights, packing)
     loss.backward()

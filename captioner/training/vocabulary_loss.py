@@ -13,7 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from captioner.decoder.deferred import product_dtype
+
 _BLOCK_BYTES = 24 << 20  # larger ones are given back to the system and cleared anew at every step
+_CHUNK_BYTES = 2 << 20  # of logits on which softmax and loss work at a time, so that they stay in the processor's second cache
 _GPU_BLOCKS = 16  # times as large on a GPU, which wants large products and keeps its memory
 
 
@@ -42,33 +45,39 @@ class _VocabularyLoss(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, scale: float, weights: Tensor | None, smoothing: float
     ) -> tuple[Tensor, Tensor]:
-        room = _BLOCK_BYTES * (1 if hidden.device.type == "cpu" else _GPU_BLOCKS)
-        blocks = -(-len(hidden) * len(weight) * hidden.element_size() // room)
+        dtype = product_dtype(hidden)  # of the products; the softmax and all sums stay in the weight's own
+        factor, low_bias = weight.to(dtype), bias.to(dtype)
+        on_cpu = hidden.device.type == "cpu"
+        blocks = -(-len(hidden) * len(weight) * dtype.itemsize // (_BLOCK_BYTES * (1 if on_cpu else _GPU_BLOCKS)))
         rows = -(-len(hidden) // blocks)
-        logits = hidden.new_empty(rows, len(weight))
+        chunk = max(1, _CHUNK_BYTES // (len(weight) * hidden.element_size())) if on_cpu else rows
+        logits = hidden.new_empty(rows, len(weight), dtype=dtype)
+        scratch = None if dtype == weight.dtype else hidden.new_empty(min(chunk, rows), len(weight))
         gradients = torch.empty_like(hidden), torch.zeros_like(weight) if blocks > 1 else torch.empty_like(weight), torch.zeros_like(bias)
         entropies = hidden.new_empty(len(hidden))
         loss = hidden.new_zeros(())
         for first in range(0, len(hidden), rows):
             part = slice(first, first + rows)
-            block, wanted, entropy = hidden[part], targets[part].unsqueeze(1), entropies[part]
-            slope = torch.addmm(bias, block, weight.t(), out=logits[: len(block)])  # (R, V)
-            highest = slope.amax(1, keepdim=True)
-            margin = highest - slope.gather(1, wanted)
-            spread = highest.squeeze(1) - slope.mean(1) if smoothing else None
-            torch.softmax(slope, 1, out=slope)
-            rest = slope.amax(1).log().neg_()  # log-sum-exp is the highest logit less the log of its probability
-            torch.add(margin.squeeze(1), rest, out=entropy)
-            smooth = torch.lerp(entropy, spread + rest, smoothing) if smoothing else entropy
-            loss += (smooth if weights is None else smooth * weights[part]).sum()
-            slope.scatter_add_(1, wanted, slope.new_full((), smoothing - 1.0).expand_as(wanted))  # d loss / d logits = softmax - one-hot
-            if smoothing:
-                slope.sub_(smoothing / len(weight))
-            if weights is not None:
-                slope.mul_(weights[part].unsqueeze(1))
-            torch.mm(slope, weight, out=gradients[0][part])
-            gradients[1].addmm_(slope.t(), block, beta=int(blocks > 1))
-            gradients[2].add_(slope.sum(0))
+            block = hidden[part].to(dtype)
+            scores = torch.addmm(low_bias, block, factor.t(), out=logits[: len(block)])  # (R, V)
+            for start in range(0, len(block), chunk):
+                low = scores[start : start + chunk]
+                slope = low if scratch is None else scratch[: len(low)].copy_(low)
+                own = slice(first + start, first + start + len(low))
+                share = None if weights is None else weights[own]
+                entropy, smooth = _to_gradient(slope, targets[own].unsqueeze(1), share, smoothing)
+                entropies[own] = entropy
+                loss += (smooth if share is None else smooth * share).sum()
+                gradients[2].add_(slope.sum(0))
+                if scratch is not None:
+                    low.copy_(slope)
+            if dtype == weight.dtype:
+                torch.mm(scores, weight, out=gradients[0][part])
+                gradients[1].addmm_(scores.t(), block, beta=int(blocks > 1))
+            else:
+                gradients[0][part] = scores @ factor
+                product = scores.t() @ block
+                gradients[1].add_(product) if blocks > 1 else gradients[1].copy_(product)
         ctx.save_for_backward(*(tensor.mul_(scale) for tensor in gradients))
         ctx.mark_non_differentiable(entropies)
         return loss * scale, entropies
@@ -79,6 +88,23 @@ class _VocabularyLoss(torch.autograd.Function):
         if gradient.device.type == "cpu" and gradient == 1:
             return (*ctx.saved_tensors, *_NO_GRADIENTS)
         return (*(tensor * gradient for tensor in ctx.saved_tensors), *_NO_GRADIENTS)
+
+
+def _to_gradient(slope: Tensor, wanted: Tensor, weights: Tensor | None, smoothing: float) -> tuple[Tensor, Tensor]:
+    """Logits (R, V) become d loss / d logits in place; returns each row's cross entropy and its smoothed one, (R,)."""
+    highest = slope.amax(1, keepdim=True)
+    margin = highest - slope.gather(1, wanted)
+    spread = highest.squeeze(1) - slope.mean(1) if smoothing else None
+    torch.softmax(slope, 1, out=slope)
+    rest = slope.amax(1).log().neg_()  # log-sum-exp is the highest logit less the log of its probability
+    entropy = margin.squeeze(1) + rest
+    smooth = torch.lerp(entropy, spread + rest, smoothing) if smoothing else entropy
+    slope.scatter_add_(1, wanted, slope.new_full((), smoothing - 1.0).expand_as(wanted))  # d loss / d logits = softmax - one-hot
+    if smoothing:
+        slope.sub_(smoothing / slope.shape[1])
+    if weights is not None:
+        slope.mul_(weights.unsqueeze(1))
+    return entropy, smooth
 
 
 _NO_GRADIENTS = (None,) * 4

@@ -66,6 +66,24 @@ def test_deferred_linear_is_a_linear_layer(bias: bool) -> None:
         torch.testing.assert_close(one, two)
 
 
+@pytest.mark.parametrize("bias", [True, False])
+def test_deferred_linear_under_autocast(bias: bool) -> None:
+    """Numbers that bf16 holds exactly: the products are exact, and what comes out has the weight's dtype."""
+    torch.manual_seed(0)
+    weight, x = ((torch.randint(-4, 5, shape) / 4.0).requires_grad_() for shape in ((6, 3), (7, 3)))
+    base = torch.randint(-4, 5, (6,) if bias else (7, 6)).float().requires_grad_()
+    factor = torch.randint(-2, 3, (7, 6)).float()
+    with torch.autocast("cpu", torch.bfloat16):
+        layer = DeferredLinear(weight, base if bias else base.clone(), 7, (2, 4))
+    found = torch.cat([torch.cat(layer(rows), 1) for rows in x.split([3, 3, 1])])
+    expected = x @ weight.T + base
+    assert found.dtype == torch.float32 and torch.equal(found, expected)
+    expected_gradients = torch.autograd.grad((expected * factor).sum(), [weight, x, base])
+    (found * factor).sum().backward()
+    for one, two in zip((weight.grad, x.grad, base.grad), expected_gradients):
+        assert one.dtype == torch.float32 and torch.equal(one, two)
+
+
 def test_dropout_drops_the_given_share_and_keeps_the_mean() -> None:
     torch.manual_seed(0)
     layer = Dropout(0.25)

@@ -41,6 +41,26 @@ def test_vocabulary_loss_is_layer_and_cross_entropy(
         torch.testing.assert_close(one, two)
 
 
+@pytest.mark.parametrize("block_bytes", [700, 1 << 20])
+def test_vocabulary_loss_in_bf16_is_that_of_rounded_factors(monkeypatch: pytest.MonkeyPatch, block_bytes: int) -> None:
+    """Products of numbers that bf16 holds exactly, small enough to add up exactly: the result is that of fp32, the slopes rounded."""
+    monkeypatch.setattr("captioner.training.vocabulary_loss._BLOCK_BYTES", block_bytes)
+    torch.manual_seed(0)
+    layer = nn.Linear(6, 11)
+    layer.weight.data, layer.bias.data = torch.randint(-2, 3, (11, 6)) / 4.0, torch.randint(-2, 3, (11,)) / 4.0
+    hidden, targets = (torch.randint(-4, 5, (90, 6)) / 4.0).requires_grad_(), torch.randint(11, (90,))
+    expected = F.cross_entropy(layer(hidden), targets, reduction="none")
+    expected_gradients = torch.autograd.grad(expected.mean(), [hidden, layer.weight, layer.bias])
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, entropies = vocabulary_loss(layer, hidden, targets, 1 / 90)
+    torch.testing.assert_close(entropies, expected.detach())
+    assert loss.dtype == torch.float32
+    loss.backward()
+    for one, two in zip((hidden.grad, layer.weight.grad, layer.bias.grad), expected_gradients):
+        assert one.dtype == torch.float32
+        torch.testing.assert_close(one, two, rtol=0, atol=2**-7 * float(two.abs().max()))
+
+
 def test_vocabulary_loss_of_extreme_logits() -> None:
     """A wrong word that is certain costs its margin, and the gradient is that of the softmax."""
     layer = nn.Linear(1, 3)
