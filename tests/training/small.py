@@ -19,9 +19,14 @@ POSITIONS, CHANNELS = 4, 12
 
 
 def make_data(
-    folder: Path, images: int = 40, views: int = 1, encoder: str = "squeezenet1_1", seed: int = 0, **facts: Any
+    folder: Path, images: int = 40, views: int = 1, encoder: str = "squeezenet1_1", seed: int = 0, fingerprint: str = "0" * 64, **facts: Any
 ) -> dict[str, Path]:
-    """Write features, captions, vocabulary and word vectors; the keys are train's keyword arguments. A fifth of the pictures is val."""
+    """Write features, captions, vocabulary and word vectors; the keys are train's keyword arguments. A fifth of the pictures is val.
+
+    Args:
+        fingerprint: of the images file.
+        facts: of the features file.
+    """
     generator = np.random.default_rng(seed)
     folder.mkdir(parents=True, exist_ok=True)
     features = generator.normal(0, 0.3, (images, views, POSITIONS, CHANNELS)).astype(np.float16)
@@ -46,7 +51,7 @@ def make_data(
         name: folder / file
         for name, file in (("features", "f.h5"), ("captions", "captions.json"), ("vocab", "vocab.json"), ("embeddings", "e.npy"))
     }
-    write_features(paths["features"], features, [row["id"] for row in rows], {"encoder": encoder, "weights_name": "bundled", **facts})
+    write_features(paths["features"], features, [row["id"] for row in rows], {"encoder": encoder, "weights_name": "bundled", "images": fingerprint, **facts})
     write_captions(paths["captions"], rows, annotations, {})
     words = build_vocabulary(texts).words
     vocabulary = Vocabulary(words, [0] * len(words), {"max_length": 12})

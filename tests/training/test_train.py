@@ -100,7 +100,8 @@ def test_same_parameters_same_bytes_whatever_the_runtime(data: dict[str, Path], 
 CHANGES = {
     "hidden_size": 20, "attention_size": 9, "feature_size": 13, "position": "none", "dropout": 0.0, "tune_embeddings": True,
     "batch_size": 8, "captions_per_image": 1, "epochs": 2, "learning_rate": 0.002, "projection_learning_rate": 0.0, "clip": 0.01,
-    "doubly_stochastic": 1.0, "label_smoothing": 0.2, "precision": "bf16",
+    "doubly_stochastic": 1.0, "label_smoothing": 0.2, "optimizer": "rmsprop", "weight_decay": 0.1, "accumulate": 2, "ema": 0.9,
+    "warmup_steps": 9, "step_every": 4, "cosine": True, "precision": "bf16",
 }  # fmt: skip
 
 
@@ -160,8 +161,14 @@ def test_schedule_parameters(data: dict[str, Path], tmp_path: Path) -> None:
     assert short == rows[: len(short)] and len(short) < 8
 
 
-def test_every_train_parameter_is_tested_here() -> None:
-    assert {field.name for field in dataclasses.fields(TrainParameters)} == {*CHANGES, "plateau_patience", "plateau_factor", "patience"}
+OTHERS = {
+    "plateau_patience", "plateau_factor", "patience",  # above
+    "momentum", "step_factor", "plateau_on", "select_by", "gap_patience",  # in test_optimizers, test_schedule and test_options
+}  # fmt: skip
+
+
+def test_every_train_parameter_is_tested() -> None:
+    assert {field.name for field in dataclasses.fields(TrainParameters)} == {*CHANGES, *OTHERS}
 
 
 def test_selectors_change_the_result(data: dict[str, Path], base: Path, tmp_path: Path) -> None:
