@@ -15,14 +15,15 @@ class DecoderConfig:
 
     Attributes:
         decoder: name of the recurrent cell, a module of ``captioner.decoder.cells``.
-        attention: ``soft`` or ``none``, a key of ``captioner.decoder.attention.ATTENTIONS``.
+        attention: a key of ``captioner.decoder.attention.ATTENTIONS``.
         vocabulary_size: V, words with the four special ones.
         embedding_size: D, size of a word vector.
         channels: C, size of a feature as stored.
         positions: P, cells of the feature grid.
         feature_size: E, size of a projected feature.
         hidden_size: H, units of the cell, and of the output layer before the vocabulary.
-        attention_size: A, units of the additive attention.
+        attention_size: A, size of the attention's query and keys (``bilinear`` has the features' size, ``none`` has neither).
+        heads: of ``multihead`` attention.
         position: ``learned`` (a vector for each grid cell) or ``none``.
         dropout: probability on word vectors, projected features and before the vocabulary layer.
         tune_embeddings: word vectors are trained too.
@@ -37,6 +38,7 @@ class DecoderConfig:
     feature_size: int = 256
     hidden_size: int = 512
     attention_size: int = 256
+    heads: int = 4
     position: str = "learned"
     dropout: float = 0.3
     tune_embeddings: bool = False

@@ -80,7 +80,8 @@ class TrainParameters:
     """The decoder and how it learns."""
 
     hidden_size: int = option(256, "units of the decoder", low=1)
-    attention_size: int = option(256, "units of the additive attention", low=1)
+    attention_size: int = option(256, "size of the query and keys of soft, dot and multihead attention", low=1)
+    heads: int = option(4, "heads of multihead attention; they divide attention_size and feature_size", low=1)
     feature_size: int = option(256, "size of a projected feature (the encoder embedding)", low=1)
     position: str = option("learned", "a learned vector for each grid cell, added to its projected feature, or none", choices=("learned", "none"))
     dropout: float = option(0.1, "dropout on word vectors, projected features and before the vocabulary layer", low=0, high=0.95)
@@ -148,7 +149,7 @@ class Parameters:
     dataset: str = option("scenes", "scenes, coco2014, coco2017, flickr8k, flickr30k, custom, or several joined with +")
     encoder: str = option("squeezenet1_1", "any torchvision classification model")
     decoder: str = option("gru", "the recurrent cell", choices=("gru", "lstm"))
-    attention: str = option("soft", "soft: additive attention over the grid; none: the mean feature", choices=("soft", "none"))
+    attention: str = option("soft", "how the grid is summed up: soft (additive), dot (scaled), multihead, bilinear, or none (the mean feature)", choices=("soft", "dot", "multihead", "bilinear", "none"))
     seed: int = option(1, "training: initial weights, order of pictures, dropout", low=0)
     download: DownloadParameters = field(default_factory=DownloadParameters)
     extract: ExtractParameters = field(default_factory=ExtractParameters)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from captioner.decoder import CaptionDecoder
+from captioner.decoder import CaptionDecoder, DecoderConfig
 
 
 def slow_logits(decoder: CaptionDecoder, features: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
@@ -15,7 +15,8 @@ def slow_logits(decoder: CaptionDecoder, features: Tensor, tokens: Tensor) -> tu
     """
     part = dict(decoder.named_parameters())
     config = decoder.config
-    E, H, A = config.feature_size, config.hidden_size, config.attention_size if config.attention == "soft" else 0
+    E, H = config.feature_size, config.hidden_size
+    A = {"none": 0, "bilinear": E}.get(config.attention, config.attention_size)  # of the query
 
     projected = features @ part["projection.weight"].T + part["projection.bias"]  # (P, E)
     centred = projected - projected.mean(1, keepdim=True)
@@ -32,14 +33,9 @@ def slow_logits(decoder: CaptionDecoder, features: Tensor, tokens: Tensor) -> tu
     logits, attention = [], []
     for step in range(len(tokens) - 1):
         y = part["embedding.weight"][tokens[step]]
-        if config.attention == "soft":
-            query = W_query @ h + b_query
-            scores = torch.stack([part["attention.score"] @ torch.tanh(part["attention.key.weight"] @ a + query) for a in values])
-            alpha = scores.exp() / scores.exp().sum()
-        else:
-            alpha = torch.full((len(values),), 1 / len(values), dtype=values.dtype)
+        alpha, summary = _attend(config, part, W_query @ h + b_query, values)
         beta = 1 / (1 + torch.exp(-(W_gate @ h + b_gate)))
-        z = beta * sum(weight * a for weight, a in zip(alpha, values))
+        z = beta * summary
         from_input = part["word.weight"] @ y + part["word.bias"] + part["context.weight"] @ z
         from_h = W_h @ h + b_h
         h, c = (_lstm if config.decoder == "lstm" else _gru)(from_input, from_h, h, c)
@@ -47,6 +43,34 @@ def slow_logits(decoder: CaptionDecoder, features: Tensor, tokens: Tensor) -> tu
         logits.append(part["vocabulary.weight"] @ o + part["vocabulary.bias"])
         attention.append(alpha)
     return torch.stack(logits), torch.stack(attention)
+
+
+def _attend(config: DecoderConfig, part: dict[str, Tensor], query: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """Query (A,) and values (P, E) -> weights (P,), their sum of the values (E,)."""
+
+    def softmax(scores: list[Tensor]) -> Tensor:
+        powers = torch.stack(scores).exp()
+        return powers / powers.sum()
+
+    def weighted(weights: Tensor, rows: list[Tensor]) -> Tensor:
+        return sum(weight * row for weight, row in zip(weights, rows))
+
+    if config.attention == "none":
+        weights = torch.full((len(values),), 1 / len(values), dtype=values.dtype)
+    elif config.attention == "soft":
+        weights = softmax([part["attention.score"] @ torch.tanh(part["attention.key.weight"] @ a + query) for a in values])
+    elif config.attention == "dot":
+        weights = softmax([query @ (part["attention.key.weight"] @ a) / len(query) ** 0.5 for a in values])
+    elif config.attention == "bilinear":
+        weights = softmax([query @ a for a in values])
+    elif config.attention == "multihead":
+        heads = []
+        for q, w_key, w_value in zip(*(tensor.chunk(config.heads) for tensor in (query, part["attention.key.weight"], part["attention.value.weight"]))):
+            own = softmax([q @ (w_key @ a) / len(q) ** 0.5 for a in values])
+            heads.append((own, weighted(own, [w_value @ a for a in values])))
+        weights = sum(own for own, _ in heads) / len(heads)
+        return weights, part["attention.output.weight"] @ torch.cat([head for _, head in heads])
+    return weights, weighted(weights, list(values))
 
 
 def _lstm(from_input: Tensor, from_h: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,11 +7,12 @@ import torch
 from torch.nn import functional as F
 
 from captioner.decoder import TeacherForced
+from captioner.decoder.attention import ATTENTIONS
 from captioner.errors import CaptionerError
 from tests.decoder.examples import CHANNELS, POSITIONS, VOCABULARY, make_decoder, make_features, make_tokens
 from tests.decoder.slow import slow_logits
 
-KINDS = [("gru", "soft"), ("lstm", "soft"), ("gru", "none"), ("lstm", "none")]
+KINDS = [(cell, attention) for cell in ("gru", "lstm") for attention in ATTENTIONS]
 LENGTHS = [[3, 5, 1, 4], [6, -1, 2, 2], [1, 0, -1, -1]]  # ragged, with missing captions and an empty one
 
 
@@ -177,8 +178,10 @@ def test_memory_is_shared_by_hypotheses() -> None:
 def test_unknown_names_are_refused() -> None:
     with pytest.raises(CaptionerError, match="decoder=transformer.*gru, lstm"):
         make_decoder("transformer")
-    with pytest.raises(CaptionerError, match="attention=dot.*soft, none"):
-        make_decoder("gru", "dot")
+    with pytest.raises(CaptionerError, match="attention=loud.*soft, dot, multihead, bilinear, none"):
+        make_decoder("gru", "loud")
+    with pytest.raises(CaptionerError, match="train.heads=4: it does not divide train.attention_size=6"):
+        make_decoder("gru", "multihead", heads=4)
 
 
 def test_a_batch_without_captions_is_refused() -> None:

@@ -140,6 +140,14 @@ def test_every_parameter_changes_the_result(data: dict[str, Path], base: Path, t
         assert metrics(changed)["parameters"] == metrics(base)["parameters"]
 
 
+def test_heads_change_the_result_of_multihead_attention(data: dict[str, Path], tmp_path: Path) -> None:
+    ours, other = (run(tmp_path / str(heads), data, small_parameters(attention="multihead", heads=heads, epochs=1)) for heads in (2, 4))
+    assert history(ours) != history(other)
+    assert load_model(ours / "models").decoder.attention.heads == 2
+    with pytest.raises(CaptionerError, match="train.heads=3: it does not divide train.attention_size=8"):
+        run(tmp_path / "3", data, small_parameters(attention="multihead", heads=3))
+
+
 def test_schedule_parameters(data: dict[str, Path], tmp_path: Path) -> None:
     """With a learning rate far too high validation stops improving, and the three parameters say what happens then."""
     options = {"learning_rate": 0.3, "projection_learning_rate": 0.3, "epochs": 8}
@@ -162,7 +170,7 @@ def test_schedule_parameters(data: dict[str, Path], tmp_path: Path) -> None:
 
 
 OTHERS = {
-    "plateau_patience", "plateau_factor", "patience",  # above
+    "heads", "plateau_patience", "plateau_factor", "patience",  # above
     "momentum", "step_factor", "plateau_on", "select_by", "gap_patience",  # in test_optimizers, test_schedule and test_options
 }  # fmt: skip
 
@@ -172,7 +180,8 @@ def test_every_train_parameter_is_tested() -> None:
 
 
 def test_selectors_change_the_result(data: dict[str, Path], base: Path, tmp_path: Path) -> None:
-    for number, changes in enumerate(({"seed": 2}, {"attention": "none"}, {"decoder": "lstm"})):
+    kinds = [{"attention": name} for name in ("none", "dot", "multihead", "bilinear")]
+    for number, changes in enumerate(({"seed": 2}, *kinds, {"decoder": "lstm"})):
         changed = run(tmp_path / str(number), data, small_parameters(**changes, epochs=1))
         assert history(changed)[0] != history(base)[0]
 

@@ -2,22 +2,45 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
+from torch import Tensor
+
 from captioner.decoder.attention.additive import AdditiveAttention
 from captioner.decoder.attention.mean import MeanFeature
+from captioner.decoder.attention.products import BilinearAttention, DotAttention, MultiHeadAttention
 from captioner.errors import CaptionerError
 
-ATTENTIONS = {"soft": AdditiveAttention, "none": MeanFeature}
+ATTENTIONS = {
+    "soft": AdditiveAttention, "dot": DotAttention, "multihead": MultiHeadAttention, "bilinear": BilinearAttention, "none": MeanFeature,
+}  # fmt: skip
 
 
-def build_attention(name: str, feature_size: int, attention_size: int) -> AdditiveAttention | MeanFeature:
+class Attention(Protocol):
+    """What the decoder asks of an attention, a module of I pictures, K hypotheses and P positions.
+
+    Attributes:
+        query_size: Q, of the query that the decoder computes from h together with the cell's own product; may be 0.
+    """
+
+    query_size: int
+
+    def keys(self, values: Tensor) -> Tensor:
+        """What is computed once a picture: projected features (I, P, E) -> (I, P, anything)."""
+
+    def __call__(self, query: Tensor, keys: Tensor, values: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
+        """Query (I, K, Q), keys, values (I, P, E), mean (I, E) -> context (I, K, E), weights (I, K, P) that add up to 1."""
+
+
+def build_attention(name: str, feature_size: int, attention_size: int, heads: int) -> Attention:
     """The attention called ``name``.
 
     Raises:
-        CaptionerError: there is none.
+        CaptionerError: there is none, or the sizes do not fit it.
     """
     if name not in ATTENTIONS:
         raise CaptionerError(f"attention={name}: no such attention; it must be one of {', '.join(ATTENTIONS)}")
-    return ATTENTIONS[name](feature_size, attention_size)
+    return ATTENTIONS[name](feature_size, attention_size, heads)
 
 
-__all__ = ["ATTENTIONS", "AdditiveAttention", "MeanFeature", "build_attention"]
+__all__ = ["ATTENTIONS", "Attention", "build_attention"]

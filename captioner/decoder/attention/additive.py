@@ -19,7 +19,7 @@ class AdditiveAttention(nn.Module):
     cell's own. K hypotheses of a picture are a dimension of the query: its keys and features are never repeated.
     """
 
-    def __init__(self, feature_size: int, attention_size: int) -> None:
+    def __init__(self, feature_size: int, attention_size: int, heads: int) -> None:
         super().__init__()
         self.query_size = attention_size
         self.key = nn.Linear(feature_size, attention_size, bias=False)  # the query has a bias

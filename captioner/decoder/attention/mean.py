@@ -10,7 +10,7 @@ class MeanFeature(nn.Module):
 
     query_size = 0
 
-    def __init__(self, feature_size: int, attention_size: int) -> None:
+    def __init__(self, feature_size: int, attention_size: int, heads: int) -> None:
         super().__init__()
 
     def keys(self, values: Tensor) -> Tensor:
