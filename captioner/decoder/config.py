@@ -24,9 +24,10 @@ class DecoderConfig:
         hidden_size: H, units of the cell, and of the output layer before the vocabulary.
         attention_size: A, size of the attention's query and keys (``bilinear`` has the features' size, ``none`` has neither).
         heads: of ``multihead`` attention.
-        position: ``learned`` (a vector for each grid cell) or ``none``.
+        position: ``learned`` (a vector for each grid cell), ``sinusoidal`` (of row and column) or ``none``.
         dropout: probability on word vectors, projected features and before the vocabulary layer.
         tune_embeddings: word vectors are trained too.
+        rows: of the feature grid; P is a multiple of it.
     """
 
     decoder: str
@@ -42,6 +43,7 @@ class DecoderConfig:
     position: str = "learned"
     dropout: float = 0.3
     tune_embeddings: bool = False
+    rows: int = 1
 
     def to_json(self) -> dict[str, Any]:
         """The settings as plain JSON values."""

@@ -7,7 +7,7 @@ For a grid of features a and words y, with h(-1), c(-1) = tanh(W mean a):
     o(t)   = h(t) + W z(t) + W y(t-1)                                 deep output, equation 7; its matrix on h is part of the next
     logits = W o(t)
 
-Features are projected to E dimensions first, and every grid cell has a learned position. The three products of h(t-1) (the
+Features are projected to E dimensions first, and every grid cell has a position, learned or of sines. The three products of h(t-1) (the
 query of the attention, the gate, the cell's own) are one; the words' part of the cell's input is one product for all steps; the output
 layers run once over all real tokens.
 """
@@ -26,6 +26,7 @@ from captioner.decoder.deferred import DeferredLinear
 from captioner.decoder.dropout import Dropout
 from captioner.decoder.memory import Memory, State, TeacherForced
 from captioner.decoder.packing import PackedStep, Packing
+from captioner.decoder.position import sinusoidal_positions
 
 
 class CaptionDecoder(nn.Module):
@@ -76,6 +77,9 @@ class CaptionDecoder(nn.Module):
         values = self.norm(self.projection(features.to(self.projection.weight.dtype)))  # (I, P, E)
         if self.position is not None:
             values = values + self.position
+        elif self.config.position == "sinusoidal":
+            rows = self.config.rows
+            values = values + sinusoidal_positions(rows, values.shape[1] // rows, values.shape[2], values.device, values.dtype)
         values = self.dropout(values)
         return Memory(values, self.attention.keys(values).to(values.dtype), values.mean(1))
 

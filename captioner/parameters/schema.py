@@ -83,7 +83,7 @@ class TrainParameters:
     attention_size: int = option(256, "size of the query and keys of soft, dot and multihead attention", low=1)
     heads: int = option(4, "heads of multihead attention; they divide attention_size and feature_size", low=1)
     feature_size: int = option(256, "size of a projected feature (the encoder embedding)", low=1)
-    position: str = option("learned", "a learned vector for each grid cell, added to its projected feature, or none", choices=("learned", "none"))
+    position: str = option("learned", "what is added to the projected feature of each grid cell: a learned vector, sines of its row and column (sinusoidal), or none", choices=("learned", "sinusoidal", "none"))
     dropout: float = option(0.1, "dropout on word vectors, projected features and before the vocabulary layer", low=0, high=0.95)
     tune_embeddings: bool = option(False, "also train the word vectors; false keeps them frozen")
     batch_size: int = option(64, "captions in a step", low=1)

@@ -111,4 +111,5 @@ def _config(parameters: Parameters, inputs: Inputs) -> DecoderConfig:
         embedding_size=inputs.embeddings.shape[1],
         channels=channels, positions=positions, feature_size=options.feature_size, hidden_size=options.hidden_size,
         attention_size=options.attention_size, heads=options.heads, position=options.position, dropout=options.dropout, tune_embeddings=options.tune_embeddings,
+        rows=inputs.store.grid[0],
     )  # fmt: skip

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -23,6 +25,9 @@ def slow_logits(decoder: CaptionDecoder, features: Tensor, tokens: Tensor) -> tu
     values = centred / (centred.pow(2).mean(1, keepdim=True) + 1e-5).sqrt() * part["norm.weight"] + part["norm.bias"]
     if config.position == "learned":
         values = values + part["position"]
+    elif config.position == "sinusoidal":
+        columns = len(values) // config.rows
+        values = values + torch.tensor([_sines(*divmod(cell, columns), E) for cell in range(len(values))], dtype=values.dtype)
     mean = values.mean(0)
     start = torch.tanh(part["initial.weight"] @ mean + part["initial.bias"])
     h, c = start[:H], start[H : 2 * H]
@@ -43,6 +48,16 @@ def slow_logits(decoder: CaptionDecoder, features: Tensor, tokens: Tensor) -> tu
         logits.append(part["vocabulary.weight"] @ o + part["vocabulary.bias"])
         attention.append(alpha)
     return torch.stack(logits), torch.stack(attention)
+
+
+def _sines(row: int, column: int, size: int) -> list[float]:
+    """Vaswani et al. 2017, section 3.5, for the row in the first half and for the column in the second."""
+    vector = []
+    for place in (row, column):
+        for i in range(size // 4):
+            angle = place / 10000 ** (2 * i / (size // 2))
+            vector += [math.sin(angle), math.cos(angle)]
+    return vector
 
 
 def _attend(config: DecoderConfig, part: dict[str, Tensor], query: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:

@@ -27,7 +27,7 @@ def by_caption(outputs: TeacherForced) -> dict[tuple[int, int], torch.Tensor]:
 
 
 @pytest.mark.parametrize(("decoder", "attention"), KINDS)
-@pytest.mark.parametrize("position", ["learned", "none"])
+@pytest.mark.parametrize("position", ["learned", "sinusoidal", "none"])
 def test_teacher_forcing_is_the_equations(decoder: str, attention: str, position: str) -> None:
     model, features, tokens = (
         make_decoder(decoder, attention, position=position, tune_embeddings=True),
@@ -161,9 +161,14 @@ def test_positions_tell_cells_apart() -> None:
     """Without positions a picture whose cells are shuffled is the same picture."""
     tokens, features = make_tokens([[4]]), make_features(1)
     shuffled = features[:, torch.tensor([3, 1, 5, 0, 2, 4])]
-    for position, same in (("none", True), ("learned", False)):
+    for position, same in (("none", True), ("learned", False), ("sinusoidal", False)):
         model = make_decoder(position=position)
         assert torch.allclose(model(features, tokens).logits, model(shuffled, tokens).logits) == same
+
+
+def test_sinusoidal_positions_need_a_size_of_sines_and_cosines() -> None:
+    with pytest.raises(CaptionerError, match="train.feature_size=10: .* a multiple of 4"):
+        make_decoder(position="sinusoidal", feature_size=10).encode(make_features(1))
 
 
 def test_memory_is_shared_by_hypotheses() -> None:

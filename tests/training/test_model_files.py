@@ -52,7 +52,7 @@ FAULTS = {
     "other version": (config_change(lambda content: content.update(format_version=99)), "model format 99, this program reads 1"),
     "unknown key": (config_change(lambda content: content.update(colour=1)), "'colour' is unknown"),
     "missing key": (config_change(lambda content: content.pop("encoder")), "'encoder' is missing"),
-    "unknown setting": (config_change(lambda content: content["decoder"].update(heads=8)), "unknown decoder setting heads=8"),
+    "unknown setting": (config_change(lambda content: content["decoder"].update(wings=8)), "unknown decoder setting wings=8"),
     "missing setting": (config_change(lambda content: content["decoder"].pop("dropout")), "dropout is missing"),
     "mistyped setting": (config_change(lambda content: content["decoder"].update(hidden_size="many")), "hidden_size='many'"),
     "negative setting": (config_change(lambda content: content["decoder"].update(hidden_size=-1)), "hidden_size=-1"),

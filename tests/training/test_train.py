@@ -140,6 +140,12 @@ def test_every_parameter_changes_the_result(data: dict[str, Path], base: Path, t
         assert metrics(changed)["parameters"] == metrics(base)["parameters"]
 
 
+def test_positions_are_of_the_grid_of_the_features(data: dict[str, Path], base: Path, tmp_path: Path) -> None:
+    model = load_model(run(tmp_path, data, small_parameters(position="sinusoidal", epochs=1)) / "models")
+    assert model.decoder.position is None and model.decoder.config.rows == model.config["grid"][0] == 2
+    assert history(tmp_path) != history(base)[:1]
+
+
 def test_heads_change_the_result_of_multihead_attention(data: dict[str, Path], tmp_path: Path) -> None:
     ours, other = (run(tmp_path / str(heads), data, small_parameters(attention="multihead", heads=heads, epochs=1)) for heads in (2, 4))
     assert history(ours) != history(other)
