@@ -141,3 +141,14 @@ def test_captions_of_ten_thousand_words(packaged_scorer: Scorer) -> None:
     scores = packaged_scorer.score({1: ["a dog runs", "word1 word2 word3"], 2: [" ".join(words)]}, {1: " ".join(words), 2: "word5 word6 word7"})
     assert scores.per_image[1]["bleu_1"] == pytest.approx(3 / 10_000)  # each of three words counts once
     assert scores.per_image[2]["rouge_l"] == pytest.approx(2.44 * 3 / 10_000 / (3 / 10_000 + 1.44))
+
+
+def test_references_tokenized_once_give_the_same_scores() -> None:
+    references = {1: ["A dog runs.", "The dog, running!"], 2: ["A cat sleeps on a mat."], 3: ["Two birds."]}
+    scorer = Scorer(meteor=False)
+    held = scorer.references(references)
+    assert held.tokens == {1: ["a dog runs", "the dog running"], 2: ["a cat sleeps on a mat"], 3: ["two birds"]}
+    for captions in ({1: "a dog runs", 2: "a cat on a mat", 3: "birds"}, {3: "two birds", 1: "the dog", 2: "a dog"}):
+        assert scorer.score(held, captions) == score(references, captions, meteor=False)
+    with pytest.raises(CaptionerError, match="images without a caption to score: 3"):
+        scorer.score(held, {1: "a", 2: "b"})
