@@ -7,7 +7,8 @@ backward pass are taken from it at once. (The idea is that of Liger Kernel, Hsu 
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from typing import Any, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -21,8 +22,9 @@ _GPU_BLOCKS = 16  # times as large on a GPU, which wants large products and keep
 
 
 def vocabulary_loss(
-    layer: nn.Linear, hidden: Tensor, targets: Tensor, scale: float, weights: Tensor | None = None, smoothing: float = 0.0
-) -> tuple[Tensor, Tensor]:
+    layer: nn.Linear, hidden: Tensor, targets: Tensor, scale: float, weights: Tensor | None = None, smoothing: float = 0.0,
+    banned: Sequence[int] = (),
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Cross entropy of ``layer(hidden)``.
 
     Args:
@@ -32,12 +34,16 @@ def vocabulary_loss(
         scale: what the loss is multiplied with, 1 / tokens for a mean.
         weights: (M,) what each token's loss is multiplied with, of any sign (an advantage, in REINFORCE); None: 1.
         smoothing: the share of the target distribution that is spread over all V words (Szegedy et al. 2016, section 7).
+        banned: words of probability 0, none of them a target; those of the others are scaled up to a sum of 1. Not with smoothing.
 
     Returns:
         The scaled, weighted and smoothed loss, a scalar to backpropagate from; and the cross entropy of each target in nats, (M,),
         neither smoothed nor weighted, detached.
     """
-    return _VocabularyLoss.apply(hidden, layer.weight, layer.bias, targets, scale, weights, smoothing)
+    bias = layer.bias
+    if banned:
+        bias = bias.index_fill(0, torch.tensor(banned, device=bias.device), -math.inf)
+    return _VocabularyLoss.apply(hidden, layer.weight, bias, targets, scale, weights, smoothing)
 
 
 class _VocabularyLoss(torch.autograd.Function):

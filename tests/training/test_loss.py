@@ -71,6 +71,25 @@ def test_vocabulary_loss_of_extreme_logits() -> None:
     assert layer.bias.grad.tolist() == [0, 1, -1]
 
 
+@pytest.mark.parametrize("block_bytes", [500, 1 << 20])
+def test_banned_words_are_as_if_they_were_not_in_the_vocabulary(monkeypatch: pytest.MonkeyPatch, block_bytes: int) -> None:
+    monkeypatch.setattr("captioner.training.vocabulary_loss._BLOCK_BYTES", block_bytes)
+    torch.manual_seed(0)
+    layer = nn.Linear(6, 11).double()
+    hidden, targets = torch.randn(9, 6, dtype=torch.float64, requires_grad=True), torch.randint(4, 11, (9,))
+    weights, kept = torch.randn(9, dtype=torch.float64), [1, *range(4, 11)]
+    logits = layer(hidden)[:, kept]  # a smaller layer; its words are counted anew
+    each = F.cross_entropy(logits, targets - 3, reduction="none")
+    expected = torch.autograd.grad((each * weights).sum() / 9, [hidden, layer.weight, layer.bias])
+    loss, entropies = vocabulary_loss(layer, hidden, targets, 1 / 9, weights, banned=(0, 2, 3))
+    torch.testing.assert_close(entropies, each.detach())
+    torch.testing.assert_close(loss, (each * weights).sum() / 9)
+    loss.backward()
+    for one, two in zip((hidden.grad, layer.weight.grad, layer.bias.grad), expected):
+        torch.testing.assert_close(one, two)
+    assert not layer.bias.grad[[0, 2, 3]].any() and layer.bias.isfinite().all()
+
+
 def test_loss_that_is_not_finite_stays_visible() -> None:
     layer = nn.Linear(2, 3)
     layer.weight.data[0, 0] = math.nan

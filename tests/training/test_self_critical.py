@@ -1,0 +1,213 @@
+"""Sampling and the policy gradient, against the enumeration of every caption that a tiny decoder can say."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from captioner.decoder import CaptionDecoder, DecoderConfig, build_decoder
+from captioner.search import beam_search
+from captioner.training import self_critical
+from captioner.training.sampling import sample_captions
+from captioner.training.self_critical import policy_loss, sample_advantages, self_critical_step
+from captioner.vocabulary.vocabulary import END, PAD, START, UNK
+
+VOCABULARY, CHANNELS, POSITIONS, LONGEST = 6, 5, 4, 3
+WORDS = (4, 5)
+# every caption: up to two words and END, or three words without it
+CAPTIONS = [(*words, END) for n in range(LONGEST) for words in itertools.product(WORDS, repeat=n)] + list(itertools.product(WORDS, repeat=LONGEST))
+
+
+def make_decoder(cell: str = "lstm", seed: int = 0, dropout: float = 0.0, vocabulary: int = VOCABULARY) -> CaptionDecoder:
+    torch.manual_seed(seed)
+    settings = DecoderConfig(cell, "soft", vocabulary, 3, CHANNELS, POSITIONS, feature_size=4, hidden_size=5, attention_size=3, dropout=dropout)
+    decoder = build_decoder(settings).double()
+    for parameter in decoder.parameters():
+        torch.nn.init.normal_(parameter, std=0.7)
+    return decoder.eval()
+
+
+def make_features(images: int, seed: int = 1) -> Tensor:
+    return torch.randn(images, POSITIONS, CHANNELS, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def row(caption: tuple[int, ...]) -> list[int]:
+    return [START, *caption, *[PAD] * (LONGEST - len(caption))]
+
+
+def caption_of(tokens: list[int]) -> tuple[int, ...]:
+    return tuple(token for token in tokens[1:] if token != PAD)
+
+
+def log_probability(decoder: CaptionDecoder, features: Tensor, caption: tuple[int, ...]) -> Tensor:
+    """Of one caption of one picture, a word at a time, with gradient; only END and the words share the probability."""
+    memory = decoder.encode(features)
+    state, total, last = decoder.start(memory, 1), features.new_zeros(()), START
+    for word in caption:
+        logits, state, _ = decoder.step(torch.tensor([[last]]), state, memory)
+        possible = [END, *WORDS]
+        total = total + torch.log_softmax(logits[0, possible], 0)[possible.index(word)]
+        last = word
+    return total
+
+
+def worth(captions: np.ndarray, references: np.ndarray) -> np.ndarray:
+    """A reward that has nothing to do with language; the picture's number (its only reference) counts too."""
+    number = references[:, 0, 0][:, None]
+    return np.cos((captions * np.array([0, 1.3, 2.9, 0.7])[: captions.shape[2]]).sum(-1) + number) * 2 + 1
+
+
+def rewards_of(captions: list[tuple[int, ...]], number: int) -> list[float]:
+    return worth(np.array([[row(one) for one in captions]]), np.array([[[number]]]))[0].tolist()
+
+
+def trained(decoder: CaptionDecoder) -> list[Tensor]:
+    return [parameter for parameter in decoder.parameters() if parameter.requires_grad]
+
+
+def flat(gradients) -> Tensor:
+    return torch.cat([gradient.flatten() for gradient in gradients])
+
+
+def exact_gradient(decoder: CaptionDecoder, features: Tensor) -> Tensor:
+    """Of the expected reward, mean over the pictures, by enumeration."""
+    expected = sum(
+        log_probability(decoder, features[i : i + 1], caption).exp() * reward
+        for i in range(len(features))
+        for caption, reward in zip(CAPTIONS, rewards_of(CAPTIONS, i))
+    ) / len(features)
+    return flat(torch.autograd.grad(expected, trained(decoder)))
+
+
+def greedy_caption(decoder: CaptionDecoder, features: Tensor) -> tuple[int, ...]:
+    tokens: tuple[int, ...] = ()
+    while len(tokens) < LONGEST and END not in tokens:
+        tokens += (max((END, *WORDS), key=lambda word: log_probability(decoder, features, (*tokens, word)).item()),)
+    return tokens
+
+
+@pytest.mark.parametrize("cell", ["gru", "lstm"])
+def test_captions_are_drawn_as_often_as_they_are_likely(cell: str) -> None:
+    decoder, features, samples = make_decoder(cell), make_features(2), 20_000
+    torch.manual_seed(3)
+    tokens = sample_captions(decoder, features, samples, LONGEST)
+    assert tokens.shape == (2, samples, LONGEST + 1) and tokens.dtype == torch.int64
+    for i in range(2):
+        counts = {caption: 0 for caption in CAPTIONS}
+        for tokens_of in tokens[i].tolist():
+            counts[caption_of(tokens_of)] += 1  # a KeyError: no caption
+            assert tokens_of == row(caption_of(tokens_of))
+        likely = torch.stack([log_probability(decoder, features[i : i + 1], caption) for caption in CAPTIONS]).exp().detach()
+        assert likely.sum().item() == pytest.approx(1)
+        deviation = (torch.tensor([counts[caption] for caption in CAPTIONS]) - samples * likely) / (samples * likely * (1 - likely)).sqrt()
+        assert deviation.abs().max() < 4 and (deviation**2).sum() < 36  # chi-square with 14 degrees of freedom passes 36 once in 1,000
+
+
+@pytest.mark.parametrize("baseline", ["mean", "greedy"])
+def test_expected_gradient_is_that_of_the_expected_reward(monkeypatch: pytest.MonkeyPatch, baseline: str) -> None:
+    """Every pair of captions that could be drawn, weighted with its probability: no chance is left in it."""
+    decoder, features = make_decoder(), make_features(1)
+    greedy, likely = greedy_caption(decoder, features), [log_probability(decoder, features, one).exp().item() for one in CAPTIONS]
+    total = torch.zeros(())
+    for (one, p), (two, q) in itertools.product(zip(CAPTIONS, likely), repeat=2):
+        drawn = [row(one), row(two), *([row(greedy)] if baseline == "greedy" else [])]
+        monkeypatch.setattr(self_critical, "sample_captions", lambda *_, **__: torch.tensor([drawn]))
+        tokens, advantages, mean = sample_advantages(decoder, features, torch.zeros(1, 1, 1, dtype=torch.int64), worth, 2, LONGEST, baseline)
+        assert mean == pytest.approx(sum(rewards_of([one, two], 0)) / 2)
+        loss = policy_loss(decoder, features, tokens, advantages)
+        total = total - p * q * flat(torch.autograd.grad(loss, trained(decoder)))
+    torch.testing.assert_close(total, exact_gradient(decoder, features), rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("baseline", ["mean", "greedy"])
+def test_average_gradient_of_real_steps(baseline: str) -> None:
+    """The whole step with its own samples and plain gradient descent, dropout set: each entry within 4.5 of its standard errors."""
+    decoder, features = make_decoder(dropout=0.5).train(), make_features(2)
+    exact = exact_gradient(decoder.eval(), features)
+    decoder.train()
+    many, numbers = features.repeat(40, 1, 1), torch.tensor([0, 1]).repeat(40).view(-1, 1, 1)
+    start = [parameter.detach().clone() for parameter in trained(decoder)]
+    optimizer = torch.optim.SGD(trained(decoder), lr=1.0)
+    torch.manual_seed(0)
+    found = []
+    for _ in range(200):
+        self_critical_step(decoder, optimizer, many, numbers, worth, 3, LONGEST, baseline, clip=0)
+        found.append(flat(now.detach() - before for now, before in zip(trained(decoder), start)))
+        for now, before in zip(trained(decoder), start):
+            now.data.copy_(before)
+    found = torch.stack(found)
+    error = found.std(0) / len(found) ** 0.5
+    assert error.norm() < 0.1 * exact.norm()  # it would show
+    assert ((found.mean(0) - exact).abs() < 4.5 * error + 1e-12).all()
+
+
+def test_greedy_is_the_last_caption_and_that_of_the_search() -> None:
+    decoder, features = make_decoder(seed=5, vocabulary=40), make_features(9)
+    decoder.vocabulary.bias.data[END] = 2.0
+    tokens = sample_captions(decoder, features, 2, 12, greedy=True)
+    assert tokens.shape[:2] == (9, 3) and (tokens[:, :, 0] == START).all()
+    found = [[token for token in caption if token not in (START, PAD)] for caption in tokens[:, 2].tolist()]
+    expected = [[*best.tokens, END][:12] for [best] in beam_search(decoder, features, 1, max_length=12)]
+    assert found == expected
+    assert len({len(caption) for caption in found}) > 1
+
+
+def test_what_is_never_drawn_and_where_captions_end() -> None:
+    decoder, features = make_decoder(), make_features(3)
+    decoder.vocabulary.bias.data[[PAD, START, UNK]] = 50.0
+    tokens = sample_captions(decoder, features, 50, 2, greedy=True)
+    assert set(tokens[:, :, 1:].flatten().tolist()) <= {PAD, END, *WORDS} and not (tokens[:, :, 1] == PAD).any()
+    decoder.vocabulary.bias.data[END] = 200.0
+    assert sample_captions(decoder, features, 2, 30, greedy=True).tolist() == [[[START, END]] * 3] * 3
+    decoder.vocabulary.bias.data[END] = -200.0
+    tokens = sample_captions(decoder, features, 2, 7)
+    assert tokens.shape == (3, 2, 8) and not ((tokens == END) | (tokens == PAD)).any()
+
+
+@pytest.mark.parametrize(("number", "word"), [(0.0, END), (1.0, VOCABULARY - 1)])
+def test_no_random_number_draws_a_word_of_probability_0(monkeypatch: pytest.MonkeyPatch, number: float, word: int) -> None:
+    monkeypatch.setattr(torch, "rand", lambda *size, **options: torch.full(size, number, **options))
+    assert (sample_captions(make_decoder(), make_features(2), 3, 1)[:, :, 1] == word).all()
+
+
+def test_ended_captions_are_not_computed_and_the_generator_decides() -> None:
+    decoder, features = make_decoder(), make_features(4)
+    decoder.vocabulary.bias.data[END] = 1.0
+    rows, step = [], decoder.step
+    decoder.step = lambda words, state, memory, live=None: rows.append(4 if live is None else len(live)) or step(words, state, memory, live)
+    torch.manual_seed(7)
+    tokens = sample_captions(decoder, features, 6, LONGEST)
+    begun = [(tokens[:, :, t] != PAD).logical_and(tokens[:, :, t] != END).sum().item() for t in range(1, LONGEST)]
+    assert rows == [4, *begun] and begun[-1] < begun[0] < 24
+    assert not torch.equal(sample_captions(decoder, features, 6, LONGEST), tokens)
+    torch.manual_seed(7)
+    assert torch.equal(sample_captions(decoder, features, 6, LONGEST), tokens)
+
+
+def test_a_step_clips_and_reports() -> None:
+    decoder, features = make_decoder(), make_features(2)
+    before = [parameter.detach().clone() for parameter in trained(decoder)]
+    numbers = torch.tensor([0, 1]).view(-1, 1, 1)
+    torch.manual_seed(1)
+    drawn = sample_captions(decoder, features, 4, LONGEST)
+    torch.manual_seed(1)
+    optimizer = torch.optim.SGD(trained(decoder), lr=1.0)
+    mean, loss = self_critical_step(decoder, optimizer, features, numbers, worth, 4, LONGEST, "mean", clip=1e-3)
+    assert mean == pytest.approx(worth(drawn.numpy(), numbers.numpy()).mean())
+    assert loss.isfinite() and not loss.requires_grad
+    moved = flat(now.detach() - old for now, old in zip(trained(decoder), before)).norm().item()
+    assert moved == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_training_earns_a_higher_reward() -> None:
+    decoder, features = make_decoder(), make_features(2)
+    numbers = torch.tensor([0, 1]).view(-1, 1, 1)
+    optimizer = torch.optim.Adam(trained(decoder), lr=0.02)
+    torch.manual_seed(0)
+    means = [self_critical_step(decoder, optimizer, features, numbers, worth, 8, LONGEST, "mean", 10.0)[0] for _ in range(150)]
+    best = sum(max(rewards_of(CAPTIONS, i)) for i in range(2)) / 2
+    assert sum(means[:5]) / 5 < 0.6 * best and sum(means[-5:]) / 5 > 0.9 * best
