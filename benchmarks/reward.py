@@ -70,7 +70,7 @@ def run(sizes: Sizes, device: torch.device, repeats: int) -> list[dict]:
     }  # fmt: skip
 
     torch.manual_seed(0)
-    options = TrainParameters(hidden_size=sizes.hidden)
+    options = TrainParameters(hidden_size=sizes.hidden, scst_samples=sizes.samples)
     config = DecoderConfig(
         "lstm", "soft", sizes.vocabulary, 50, sizes.channels, sizes.positions, options.feature_size, options.hidden_size, options.attention_size
     )
@@ -79,15 +79,13 @@ def run(sizes: Sizes, device: torch.device, repeats: int) -> list[dict]:
     optimizer = torch.optim.SGD([parameter for parameter in decoder.parameters() if parameter.requires_grad], lr=0.0)  # lengths stay so
     features = torch.rand(sizes.images, sizes.positions, sizes.channels).half().to(device)
     references = table.tokens[: sizes.images * sizes.references].reshape(sizes.images, sizes.references, -1)
+    batches = [(features, torch.from_numpy(references))]
     captions = sample_captions(decoder.eval(), features, sizes.samples, sizes.longest).cpu().numpy()
     count = sizes.images * sizes.samples
     texts, truths = ([[_text(row) for row in group] for group in groups] for groups in (captions, references))
 
     def step() -> int:
-        self_critical_step(
-            decoder, optimizer, features, torch.from_numpy(references), reward, sizes.samples, sizes.longest, "mean", options.clip
-        )[1].item()
-        return count
+        return self_critical_step(reward, sizes.longest, decoder, optimizer, batches, options)[1]
 
     def ours() -> int:
         reward(captions, references)

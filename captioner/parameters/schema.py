@@ -108,6 +108,11 @@ class TrainParameters:
     select_by: str = option("val_cross_entropy", "the figure by which the best epoch is chosen, whose weights are published", choices=VALIDATION_METRICS)
     patience: int = option(4, "epochs without an improvement of select_by before training stops", low=1)
     gap_patience: int = option(0, "epochs in a row in which validation minus training cross entropy grew before training stops; 0: no limit", low=0)
+    scst_epochs: int = option(0, "the most epochs of self-critical training on sampled captions' CIDEr-D, from the best weights of train.epochs", low=0)
+    scst_samples: int = option(5, "self-critical training: captions drawn for each picture of a step", low=2)
+    scst_baseline: str = option("mean", "self-critical training: a sample's reward is compared with the mean of the picture's other samples, or with its greedy caption's", choices=("mean", "greedy"))
+    scst_learning_rate: float = option(5e-5, "self-critical training: decoder and feature projection", low=0)
+    scst_bleu_weight: float = option(0.0, "self-critical training: the reward is CIDEr-D (0 to 10) plus this times BLEU-4 (0 to 1)", low=0)
     label_smoothing: float = option(0.0, "share of the target distribution that is spread over all words", low=0, high=0.99)
     doubly_stochastic: float = option(0.0, "weight of the penalty that makes attention look everywhere once (Xu et al. 2015, section 4.2.1)", low=0)
 

@@ -13,18 +13,20 @@ def write_history(folder: Path, rows: list[dict[str, Any]], best_epoch: int, sto
     """Write ``history.csv`` and ``metrics.json``; neither holds a time.
 
     Args:
-        rows: an epoch each, with the same keys: epoch, the learning rates of its last step, train_cross_entropy and val_cross_entropy
-            in nats a token, val_token_accuracy, val_bleu_4 and val_cider_d where the run computed them, tokens.
+        rows: an epoch each: epoch, the learning rates of its last step, train_cross_entropy and val_cross_entropy in nats a token,
+            val_token_accuracy, val_bleu_4 and val_cider_d where the run computed them, tokens. Epochs of self-critical training have
+            train_reward (the samples' mean) and samples in place of train_cross_entropy and tokens; what a row lacks is left empty.
         stopped: why training ended.
     """
-    lines = [",".join(rows[0]), *(",".join(map(_shown, row.values())) for row in rows)]
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    lines = [",".join(columns), *(",".join(_shown(row[name]) if name in row else "" for name in columns) for row in rows)]
     write_atomically(folder / "history.csv", "\n".join(lines) + "\n")
     best = rows[best_epoch - 1]
     metrics = {
         "best_epoch": best_epoch,
         "epochs": len(rows),
         "parameters": trained_parameters,
-        "train_cross_entropy": round(best["train_cross_entropy"], 6),
+        **{name: round(best[name], 6) for name in ("train_cross_entropy", "train_reward") if name in best},
         "val_cross_entropy": round(best["val_cross_entropy"], 6),
         "val_perplexity": round(math.exp(min(best["val_cross_entropy"], 700)), 4),
         "val_token_accuracy": round(best["val_token_accuracy"], 6),

@@ -79,6 +79,11 @@ class Trainer:
         """The one at work."""
         return self.phases[self.at.phase]
 
+    @property
+    def _figure(self) -> str:
+        """What the steps of the phase report, in words."""
+        return self.phase.figure.removeprefix("train_").replace("_", " ")
+
     def run(self, stop: StopSignal) -> None:
         """Train to the end; the decoder then has the best weights.
 
@@ -106,12 +111,17 @@ class Trainer:
             self.patience.update(lower_is_better(at.history[at.best_epoch - 1], self.phase.select_by))
         self.optimizer = build_optimizer(self.decoder, options)
         self.average = Average(trained_weights(self.decoder), options.ema) if options.ema else None
-        self.plateaus = {metric: Plateau(options.plateau_patience, options.plateau_factor) for metric in options.plateau_on}
+        self.plateaus = self._fresh_plateaus()
+
+    def _fresh_plateaus(self) -> dict[str, Plateau]:
+        metrics = self.options.plateau_on if self.phase.teacher_forced else (self.phase.select_by,)
+        return {metric: Plateau(self.options.plateau_patience, self.options.plateau_factor) for metric in metrics}
 
     def _train_epoch(self, stop: StopSignal) -> bool:
         """The steps of an epoch that are not done yet, up to the one after which a stop file is found; True where one is."""
         at, options, setting = self.at, self.options, self.setting
-        batches = epoch_batches(setting.train.table, options.batch_size, options.captions_per_image, setting.views, setting.seed, at.epoch)
+        together = options.captions_per_image if self.phase.teacher_forced else 0  # a reward wants all references of a picture
+        batches = epoch_batches(setting.train.table, options.batch_size, together, setting.views, setting.seed, at.epoch)
         groups = [batches[first : first + options.accumulate] for first in range(0, len(batches), options.accumulate)]
         todo = groups[at.step :]
         self.decoder.train()
@@ -124,7 +134,7 @@ class Trainer:
                 self._step(loaded, at.step / len(groups))
                 if setting.device.type == "cpu" or len(self._unread) >= _STEPS_ON_TRUST:
                     self._read_losses()
-                progress.advance(_captions(group), f"cross entropy {at.loss_sum / max(at.token_sum, 1):.3f}")
+                progress.advance(_captions(group), f"{self._figure} {at.loss_sum / max(at.token_sum, 1):.3f}")
                 if stop.requested or time.monotonic() - saved >= setting.checkpoint_seconds:
                     self.save()
                     saved = time.monotonic()
@@ -161,7 +171,7 @@ class Trainer:
             if not math.isfinite(value):
                 raise CaptionerError(
                     f"training: the loss is {value} at epoch {self.at.epoch}, step {self.at.step - len(self._unread) + row + 1}; "
-                    "lower train.learning_rate or "
+                    f"lower train.{self.phase.rate_name} or "
                     f"train.clip, or check the features (the state saved before it stays in {self.setting.folder})"
                 )
             self.at.loss_sum += value
@@ -187,7 +197,7 @@ class Trainer:
         if not math.isfinite(figures["val_cross_entropy"]):
             raise CaptionerError(
                 f"training: the validation cross entropy is {figures['val_cross_entropy']} after epoch {self.at.epoch}; lower "
-                f"train.learning_rate or train.clip (the state saved before it stays in {self.setting.folder})"
+                f"train.{self.phase.rate_name} or train.clip (the state saved before it stays in {self.setting.folder})"
             )
         if not self._scored:
             return figures
@@ -199,7 +209,7 @@ class Trainer:
         at = self.at
         row = {
             "epoch": at.epoch, "learning_rate": at.rates[0], "projection_learning_rate": at.rates[1],
-            "train_cross_entropy": at.loss_sum / at.token_sum, **figures, "tokens": at.token_sum,
+            self.phase.figure: at.loss_sum / at.token_sum, **figures, self.phase.counted: at.token_sum,
         }  # fmt: skip
         at.history.append(row)
         if self.patience.update(lower_is_better(row, self.phase.select_by)):
@@ -211,7 +221,7 @@ class Trainer:
         mark = " (best)" if at.best_epoch == at.epoch else ""
         scores = f", BLEU-4 {row['val_bleu_4']:.4f}, CIDEr-D {row['val_cider_d']:.4f}" if self._scored else ""
         click.echo(
-            f"epoch {at.epoch}: cross entropy {row['train_cross_entropy']:.4f} train, {row['val_cross_entropy']:.4f} val{mark}, "
+            f"epoch {at.epoch}: {self._figure} {row[self.phase.figure]:.4f} train, cross entropy {row['val_cross_entropy']:.4f} val{mark}, "
             f"token accuracy {row['val_token_accuracy']:.4f}{scores} val",
             err=True,
         )
@@ -232,7 +242,7 @@ class Trainer:
             return "epochs"
         if self.patience.waited >= options.patience:
             return "patience"
-        if options.gap_patience and growing_gaps(at.history[at.first_epoch - 1 :]) >= options.gap_patience:
+        if options.gap_patience and self.phase.teacher_forced and growing_gaps(at.history[at.first_epoch - 1 :]) >= options.gap_patience:
             return "gap"
         return ""
 
@@ -252,6 +262,7 @@ class Trainer:
             return False
         self.at, self.best, schedules = found
         self.patience.restore(schedules["patience"])
+        self.plateaus = self._fresh_plateaus()  # those of the phase that the state is of
         for metric, plateau in self.plateaus.items():
             plateau.restore(schedules["plateaus"][metric])
         return True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Callable, Sequence
 
 import torch
@@ -10,6 +11,9 @@ from torch import Tensor
 
 from captioner.decoder import CaptionDecoder
 from captioner.parameters import TrainParameters
+from captioner.training.batches import CaptionTable
+from captioner.training.reward import CaptionReward
+from captioner.training.self_critical import self_critical_step
 from captioner.training.step import training_step
 
 Step = Callable[[CaptionDecoder, torch.optim.Optimizer, Sequence[tuple[Tensor, Tensor]], TrainParameters], tuple[Tensor, int]]
@@ -26,6 +30,8 @@ class Phase:
             for its mean.
         rates: learning rates of the decoder and of the feature projection.
         select_by: the figure of an epoch that chooses the best one and that patience waits for.
+        figure: what the step's figure is called in the history.
+        counted: what it is divided by.
     """
 
     name: str
@@ -33,8 +39,31 @@ class Phase:
     step: Step
     rates: tuple[float, float]
     select_by: str
+    figure: str = "train_cross_entropy"
+    counted: str = "tokens"
+
+    @property
+    def teacher_forced(self) -> bool:
+        """It learns the captions themselves, by cross entropy."""
+        return self.figure == "train_cross_entropy"
+
+    @property
+    def rate_name(self) -> str:
+        """The parameter that sets the decoder's learning rate."""
+        return "learning_rate" if self.teacher_forced else "scst_learning_rate"
 
 
 def build_phases(options: TrainParameters) -> list[Phase]:
     """Cross entropy under teacher forcing."""
     return [Phase("train", options.epochs, training_step, (options.learning_rate, options.projection_learning_rate), options.select_by)]
+
+
+def self_critical_phase(options: TrainParameters, references: CaptionTable, max_length: int) -> Phase:
+    """Self-critical training on samples of at most ``max_length`` words; judged by CIDEr-D, since the cross entropy grows meanwhile.
+
+    Raises:
+        CaptionerError: the vocabulary is too large for the reward.
+    """
+    step = partial(self_critical_step, CaptionReward(references, options.scst_bleu_weight), max_length)
+    rate = options.scst_learning_rate
+    return Phase("self-critical", options.scst_epochs, step, (rate, rate), "val_cider_d", "train_reward", "samples")

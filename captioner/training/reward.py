@@ -19,21 +19,19 @@ _TINY, _SMALL = 1e-15, 1e-9  # pycocoevalcap's smoothing of BLEU
 
 
 class CaptionReward:
-    """What a sampled caption is worth: ``cider_weight`` * CIDEr-D + ``bleu_weight`` * BLEU-4.
-
-    CIDEr-D goes from 0 to 10, BLEU-4 from 0 to 1. A score whose weight is 0 is not computed.
+    """What a sampled caption is worth: CIDEr-D (0 to 10) + ``bleu_weight`` * BLEU-4 (0 to 1).
 
     Args:
         references: the training captions; CIDEr-D takes its document frequencies from them.
-        cider_weight, bleu_weight: of the sum.
+        bleu_weight: 0: BLEU-4 is not computed.
 
     Raises:
         CaptionerError: more than 65,536 words.
     """
 
-    def __init__(self, references: CaptionTable, cider_weight: float = 1.0, bleu_weight: float = 0.0) -> None:
+    def __init__(self, references: CaptionTable, bleu_weight: float = 0.0) -> None:
         self.frequencies = DocumentFrequencies.of(references.tokens[:-1, 1:], references.image)
-        self.cider_weight, self.bleu_weight = cider_weight, bleu_weight
+        self.bleu_weight = bleu_weight
 
     def __call__(self, captions: np.ndarray, references: np.ndarray) -> np.ndarray:
         """Score captions (I, S, T + 1) by references (I, R, L + 1), both int64: START, words, END where there is one, PAD.
@@ -44,12 +42,8 @@ class CaptionReward:
             (I, S) float64.
         """
         matches = Matches.of(captions, references)
-        total = np.zeros(captions.shape[:2])
-        if self.cider_weight:
-            total += self.cider_weight * cider_d(matches, self.frequencies)
-        if self.bleu_weight:
-            total += self.bleu_weight * bleu_4(matches)
-        return total
+        score = cider_d(matches, self.frequencies)
+        return score + self.bleu_weight * bleu_4(matches) if self.bleu_weight else score
 
 
 @dataclass(frozen=True)

@@ -7,20 +7,22 @@ For the captions w that the decoder itself draws, r their reward and b a baselin
 b is the reward of the picture's greedy caption (Rennie et al., equation 9), or the mean of the picture's other samples (Luo 2020, "A
 better variant of self-critical sequence training"), which costs no decoding of its own. The estimate has no bias because both passes
 are over one distribution: the decoder in eval mode, without dropout, and without the words that are never drawn; and because the sum
-is divided by the number of captions, which is fixed, and not by that of their tokens, which depends on what was drawn.
+is divided by the number of captions, which is fixed, and not by that of their tokens, which depends on what was drawn. (With
+train.precision=bf16 captions are drawn in fp32, as evaluation computes, and the products of the gradient are rounded.)
 """
 
 from __future__ import annotations
 
-from typing import Callable
+from typing import Callable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from captioner.decoder import CaptionDecoder
+from captioner.parameters import TrainParameters
 from captioner.training.sampling import NEVER_DRAWN, sample_captions
-from captioner.training.step import clip_gradients
+from captioner.training.step import autocast, clip_gradients
 from captioner.training.vocabulary_loss import vocabulary_loss
 
 Reward = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -28,52 +30,56 @@ Reward = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 def self_critical_step(
-    decoder: CaptionDecoder, optimizer: torch.optim.Optimizer, features: Tensor, references: Tensor, reward: Reward,
-    samples: int, max_length: int, baseline: str, clip: float,
-) -> tuple[float, Tensor]:  # fmt: skip
-    """Sample, score, backward pass, clipping, update.
+    reward: Reward, max_length: int, decoder: CaptionDecoder, optimizer: torch.optim.Optimizer, batches: Sequence[tuple[Tensor, Tensor]],
+    parameters: TrainParameters,
+) -> tuple[Tensor, int]:  # fmt: skip
+    """Sampling, reward and backward pass of one batch after another, then clipping and one update.
 
     Args:
-        features: (I, P, C) on the decoder's device.
-        references: (I, R, L + 1) int64 tokens of the pictures' captions, on the CPU.
         reward: what a caption is worth.
-        samples: S, captions drawn for each picture; with the baseline ``mean`` at least 2.
         max_length: words of the longest caption.
-        baseline: ``mean`` of the picture's other samples, or its ``greedy`` caption.
-        clip: largest gradient norm; 0: no clipping.
+        batches: features (I, P, C) on any device and all references (I, R, L + 1) int64, on the CPU, of each.
 
     Returns:
-        The samples' mean reward, and the loss, a detached scalar that says nothing but whether it is finite.
+        The rewards summed over the step's samples, a scalar that is NaN where the loss is not finite, and how many samples that is.
     """
     decoder.eval()
-    tokens, advantages, mean = sample_advantages(decoder, features, references, reward, samples, max_length, baseline)
+    count = parameters.scst_samples * sum(len(features) for features, _ in batches)
     optimizer.zero_grad(set_to_none=True)
-    loss = policy_loss(decoder, features, tokens, advantages)
-    loss.backward()
-    if clip:
-        clip_gradients([parameter for group in optimizer.param_groups for parameter in group["params"]], clip)
+    total, device = torch.zeros(()), decoder.vocabulary.weight.device
+    for features, references in batches:
+        features = features.to(device, non_blocking=True)
+        tokens, advantages, rewards = sample_advantages(decoder, features, references, reward, max_length, parameters)
+        with autocast(device, parameters):
+            loss = policy_loss(decoder, features, tokens, advantages, count)
+        loss.backward()
+        total = total + rewards.sum() + 0 * loss.detach()  # a decoder of NaN still says something, which has a reward
+    if parameters.clip:
+        clip_gradients([parameter for group in optimizer.param_groups for parameter in group["params"]], parameters.clip)
     optimizer.step()
-    return mean, loss.detach()
+    return total, count
 
 
 def sample_advantages(
-    decoder: CaptionDecoder, features: Tensor, references: Tensor, reward: Reward, samples: int, max_length: int, baseline: str
-) -> tuple[Tensor, Tensor, float]:
-    """Draw captions (I, S, T + 1); their rewards less the baseline (I, S), and the mean of their rewards."""
-    tokens = sample_captions(decoder, features, samples, max_length, greedy=baseline == "greedy")
-    rewards = torch.from_numpy(reward(tokens.cpu().numpy(), references.numpy()))  # (I, K)
+    decoder: CaptionDecoder, features: Tensor, references: Tensor, reward: Reward, max_length: int, parameters: TrainParameters
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Draw captions (I, S, T + 1); their rewards less the baseline, and their rewards, (I, S) both."""
+    samples, greedy = parameters.scst_samples, parameters.scst_baseline == "greedy"
+    tokens = sample_captions(decoder, features, samples, max_length, greedy)
+    rewards = torch.from_numpy(reward(tokens.cpu().numpy(), references.numpy())).to(features.device, decoder.vocabulary.weight.dtype)
     drawn = rewards[:, :samples]
-    other = rewards[:, samples:] if baseline == "greedy" else (drawn.sum(1, keepdim=True) - drawn) / (samples - 1)
-    return tokens[:, :samples], drawn - other, float(drawn.mean())
+    other = rewards[:, samples:] if greedy else (drawn.sum(1, keepdim=True) - drawn) / (samples - 1)
+    return tokens[:, :samples], drawn - other, drawn
 
 
-def policy_loss(decoder: CaptionDecoder, features: Tensor, tokens: Tensor, advantages: Tensor) -> Tensor:
-    """-sum of advantage * log p(caption), divided by the number of captions: a scalar to backpropagate from.
+def policy_loss(decoder: CaptionDecoder, features: Tensor, tokens: Tensor, advantages: Tensor, count: int) -> Tensor:
+    """-sum of advantage * log p(caption) / ``count``: a scalar to backpropagate from.
 
     Args:
         tokens: (I, S, T + 1) int64 captions drawn by ``sample_captions``.
         advantages: (I, S), how much better than expected each one is.
+        count: captions of the whole step.
     """
     hidden, _, packing = decoder.hidden(features, tokens)
-    weights = advantages.flatten().to(hidden)[packing.caption]  # (M,)
-    return vocabulary_loss(decoder.vocabulary, hidden, packing.targets, 1 / advantages.numel(), weights, banned=NEVER_DRAWN)[0]
+    weights = advantages.flatten()[packing.caption]  # (M,)
+    return vocabulary_loss(decoder.vocabulary, hidden, packing.targets, 1 / count, weights, banned=NEVER_DRAWN)[0]

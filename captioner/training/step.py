@@ -44,13 +44,18 @@ def training_step(
 def _backward(decoder: CaptionDecoder, features: Tensor, tokens: Tensor, count: int, share: float, parameters: TrainParameters) -> Tensor:
     """Add a batch's gradients; its summed cross entropy. ``count`` is of the whole step, ``share`` the batch's share of its captions."""
     device = decoder.vocabulary.weight.device
-    with torch.autocast(device.type, torch.bfloat16, enabled=parameters.precision == "bf16"):
+    with autocast(device, parameters):
         hidden, weights, packing = decoder.hidden(features.to(device, non_blocking=True), tokens)
         loss, entropies = vocabulary_loss(decoder.vocabulary, hidden, packing.targets, 1 / count, smoothing=parameters.label_smoothing)
     if parameters.doubly_stochastic:
         loss = loss + parameters.doubly_stochastic * share * attention_coverage(weights, packing)
     loss.backward()
     return entropies.sum()
+
+
+def autocast(device: torch.device, parameters: TrainParameters) -> torch.autocast:
+    """The context in which a step's products are of ``train.precision``."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=parameters.precision == "bf16")
 
 
 def clip_gradients(parameters: list[Tensor], largest: float) -> None:

@@ -22,7 +22,7 @@ from captioner.training.history import write_history, write_timing
 from captioner.training.inputs import Inputs, load_inputs
 from captioner.training.loop import Setting, Trainer
 from captioner.training.model_files import ENCODER, save_model
-from captioner.training.phases import build_phases
+from captioner.training.phases import build_phases, self_critical_phase
 from captioner.training.validation import Validator
 
 VERSION = 1  # raised when training gives another result for the same parameters, so that unfinished work is not mixed
@@ -54,7 +54,10 @@ def train(parameters: Parameters, features: Path, captions: Path, vocab: Path, e
                 BatchLoader(inputs.train, inputs.train_rows, reader), Validator(inputs, reader, device), parameters.seed,
                 inputs.store.views, sidecar.folder, device, parameters.runtime.checkpoint_seconds,
             )  # fmt: skip
-            trainer = Trainer(decoder, parameters.train, build_phases(parameters.train), setting)
+            phases = build_phases(parameters.train)
+            if parameters.train.scst_epochs:
+                phases.append(self_critical_phase(parameters.train, inputs.train, inputs.vocabulary.max_length or parameters.vocab.max_length))
+            trainer = Trainer(decoder, parameters.train, phases, setting)
             save_encoder(sidecar.folder, inputs.store, parameters.extract)  # before the work, so that other weights are refused at once
             trainer.restore()
             trainer.run(stop)

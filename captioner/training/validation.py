@@ -30,11 +30,13 @@ def scores_wanted(options: TrainParameters) -> bool:
         CaptionerError: one does, and pycocoevalcap is not installed.
     """
     asked = [(name, metric) for name, metrics in (("select_by", (options.select_by,)), ("plateau_on", options.plateau_on)) for metric in metrics if metric in SCORED]
+    if options.scst_epochs:  # judged by CIDEr-D, which the epochs before must have too
+        asked.append(("scst_epochs", options.scst_epochs))
     if asked and importlib.util.find_spec("pycocoevalcap") is None:
-        name, metric = asked[0]
+        name, value = asked[0]
         raise CaptionerError(
-            f"train.{name}={metric}: this figure needs pycocoevalcap, which is not installed here; pip install pycocoevalcap==1.2, "
-            "or take val_cross_entropy or val_token_accuracy"
+            f"train.{name}={value}: this needs pycocoevalcap, which is not installed here; pip install pycocoevalcap==1.2, or take "
+            + ("0" if name == "scst_epochs" else "val_cross_entropy or val_token_accuracy")
         )
     return bool(asked)
 

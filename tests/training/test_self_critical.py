@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from captioner.decoder import CaptionDecoder, DecoderConfig, build_decoder
+from captioner.parameters import TrainParameters
 from captioner.search import beam_search
 from captioner.training import self_critical
 from captioner.training.sampling import sample_captions
@@ -111,31 +112,33 @@ def test_captions_are_drawn_as_often_as_they_are_likely(cell: str) -> None:
 def test_expected_gradient_is_that_of_the_expected_reward(monkeypatch: pytest.MonkeyPatch, baseline: str) -> None:
     """Every pair of captions that could be drawn, weighted with its probability: no chance is left in it."""
     decoder, features = make_decoder(), make_features(1)
+    options = TrainParameters(scst_samples=2, scst_baseline=baseline)
     greedy, likely = greedy_caption(decoder, features), [log_probability(decoder, features, one).exp().item() for one in CAPTIONS]
     total = torch.zeros(())
     for (one, p), (two, q) in itertools.product(zip(CAPTIONS, likely), repeat=2):
         drawn = [row(one), row(two), *([row(greedy)] if baseline == "greedy" else [])]
         monkeypatch.setattr(self_critical, "sample_captions", lambda *_, **__: torch.tensor([drawn]))
-        tokens, advantages, mean = sample_advantages(decoder, features, torch.zeros(1, 1, 1, dtype=torch.int64), worth, 2, LONGEST, baseline)
-        assert mean == pytest.approx(sum(rewards_of([one, two], 0)) / 2)
-        loss = policy_loss(decoder, features, tokens, advantages)
+        tokens, advantages, rewards = sample_advantages(decoder, features, torch.zeros(1, 1, 1, dtype=torch.int64), worth, LONGEST, options)
+        assert rewards[0].tolist() == pytest.approx(rewards_of([one, two], 0))
+        loss = policy_loss(decoder, features, tokens, advantages, 2)
         total = total - p * q * flat(torch.autograd.grad(loss, trained(decoder)))
     torch.testing.assert_close(total, exact_gradient(decoder, features), rtol=1e-8, atol=1e-10)
 
 
 @pytest.mark.parametrize("baseline", ["mean", "greedy"])
 def test_average_gradient_of_real_steps(baseline: str) -> None:
-    """The whole step with its own samples and plain gradient descent, dropout set: each entry within 4.5 of its standard errors."""
+    """The whole step with its own samples in two batches and plain gradient descent, dropout set: each entry within 4.5 of its standard errors."""
     decoder, features = make_decoder(dropout=0.5).train(), make_features(2)
     exact = exact_gradient(decoder.eval(), features)
     decoder.train()
+    options = TrainParameters(scst_samples=3, scst_baseline=baseline, clip=0)
     many, numbers = features.repeat(40, 1, 1), torch.tensor([0, 1]).repeat(40).view(-1, 1, 1)
     start = [parameter.detach().clone() for parameter in trained(decoder)]
     optimizer = torch.optim.SGD(trained(decoder), lr=1.0)
     torch.manual_seed(0)
     found = []
     for _ in range(200):
-        self_critical_step(decoder, optimizer, many, numbers, worth, 3, LONGEST, baseline, clip=0)
+        self_critical_step(worth, LONGEST, decoder, optimizer, [(many[:50], numbers[:50]), (many[50:], numbers[50:])], options)
         found.append(flat(now.detach() - before for now, before in zip(trained(decoder), start)))
         for now, before in zip(trained(decoder), start):
             now.data.copy_(before)
@@ -196,9 +199,11 @@ def test_a_step_clips_and_reports() -> None:
     drawn = sample_captions(decoder, features, 4, LONGEST)
     torch.manual_seed(1)
     optimizer = torch.optim.SGD(trained(decoder), lr=1.0)
-    mean, loss = self_critical_step(decoder, optimizer, features, numbers, worth, 4, LONGEST, "mean", clip=1e-3)
-    assert mean == pytest.approx(worth(drawn.numpy(), numbers.numpy()).mean())
-    assert loss.isfinite() and not loss.requires_grad
+    total, count = self_critical_step(
+        worth, LONGEST, decoder, optimizer, [(features, numbers)], TrainParameters(scst_samples=4, clip=1e-3)
+    )
+    assert count == 8 and total.item() == pytest.approx(worth(drawn.numpy(), numbers.numpy()).sum())
+    assert not total.requires_grad
     moved = flat(now.detach() - old for now, old in zip(trained(decoder), before)).norm().item()
     assert moved == pytest.approx(1e-3, rel=1e-3)
 
@@ -208,6 +213,30 @@ def test_training_earns_a_higher_reward() -> None:
     numbers = torch.tensor([0, 1]).view(-1, 1, 1)
     optimizer = torch.optim.Adam(trained(decoder), lr=0.02)
     torch.manual_seed(0)
-    means = [self_critical_step(decoder, optimizer, features, numbers, worth, 8, LONGEST, "mean", 10.0)[0] for _ in range(150)]
+    options = TrainParameters(scst_samples=8)
+    means = [self_critical_step(worth, LONGEST, decoder, optimizer, [(features, numbers)], options)[0].item() / 16 for _ in range(150)]
     best = sum(max(rewards_of(CAPTIONS, i)) for i in range(2)) / 2
     assert sum(means[:5]) / 5 < 0.6 * best and sum(means[-5:]) / 5 > 0.9 * best
+
+
+def test_a_loss_that_is_not_finite_is_seen_in_the_rewards() -> None:
+    decoder, features = make_decoder(), make_features(2)
+    decoder.word.weight.data[0, 0] = float("nan")
+    optimizer = torch.optim.SGD(trained(decoder), lr=1.0)
+    numbers = torch.tensor([0, 1]).view(-1, 1, 1)
+    assert self_critical_step(worth, LONGEST, decoder, optimizer, [(features, numbers)], TrainParameters())[0].isnan()
+
+
+def test_bf16_has_nearly_the_same_gradient() -> None:
+    torch.manual_seed(0)
+    decoder, features = make_decoder().float(), make_features(40).float()
+    numbers = torch.arange(40).view(-1, 1, 1) % 2
+    optimizer = torch.optim.SGD(trained(decoder), lr=0.0)
+    found = []
+    for precision in ("fp32", "bf16"):
+        torch.manual_seed(0)
+        self_critical_step(worth, LONGEST, decoder, optimizer, [(features, numbers)], TrainParameters(precision=precision, scst_samples=50))
+        found.append([parameter.grad for parameter in trained(decoder)])
+    for one, two in zip(*found):
+        assert (one - two).norm() <= 0.1 * one.norm()
+    assert not all(torch.equal(one, two) for one, two in zip(*found))
