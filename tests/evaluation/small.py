@@ -57,7 +57,7 @@ def make_run(folder: Path, splits: dict[str, range] = SPLITS, **facts: Any) -> d
 
 def make_decoder(vocabulary: int) -> CaptionDecoder:
     """Seeded weights, sharp enough that pictures get captions of their own, some short and some as long as may be."""
-    config = DecoderConfig("gru", "soft", vocabulary, 6, CHANNELS, ROWS * COLUMNS, feature_size=8, hidden_size=64, attention_size=8)
+    config = DecoderConfig("gru", "soft", vocabulary, 6, CHANNELS, ROWS * COLUMNS, feature_size=8, hidden_size=64, attention_size=8, rows=ROWS)
     decoder = build_decoder(config)
     fill(decoder, seed=1, end=12.0)
     return decoder.eval()
