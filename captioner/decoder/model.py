@@ -54,7 +54,7 @@ class CaptionDecoder(nn.Module):
         self.projection = nn.Linear(config.channels, width)
         self.norm = nn.LayerNorm(width)  # encoders differ in the scale of their features by a factor of 50
         self.position = nn.Parameter(torch.randn(config.positions, width) * 0.1) if config.position == "learned" else None
-        self.attention = build_attention(config.attention, width, config.attention_size, config.heads)
+        self.attention = build_attention(config)
         self.initial = nn.Linear(width, self.cell.states * size)
         columns = self.cell.gates * size
         self.word = nn.Linear(config.embedding_size, columns)  # into the cell

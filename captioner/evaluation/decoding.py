@@ -11,8 +11,8 @@ from captioner.features.store import FeatureReader, FeatureStore
 from captioner.images.captions import CaptionSet
 from captioner.parameters import EvaluateParameters
 from captioner.search import BeamStrategy, Constraints, Hypothesis, search
-from captioner.training.batches import BatchLoader, CaptionTable, ordered_batches
-from captioner.training.loss import correct_tokens, summed_cross_entropy
+from captioner.training.batches import BatchLoader, CaptionTable
+from captioner.training.validation import teacher_forced
 from captioner.vocabulary.vocabulary import Vocabulary
 
 _CAPTIONS = 256  # captions in a batch of teacher forcing
@@ -83,8 +83,7 @@ class SplitDecoder:
         return found
 
 
-@torch.no_grad()
-def teacher_forced(
+def split_figures(
     decoder: CaptionDecoder,
     store: FeatureStore,
     reader: FeatureReader,
@@ -93,21 +92,10 @@ def teacher_forced(
     vocabulary: Vocabulary,
     max_length: int,
 ) -> dict[str, float]:
-    """How well the true captions of a split are predicted, word by word, as validation in training measures it.
+    """Cross entropy and token accuracy of a split's true captions, as ``captioner.training.validation.teacher_forced`` has them.
 
     Args:
         max_length: longer captions are cut to this many words, as in training.
-
-    Returns:
-        ``cross_entropy`` in nats a token and ``token_accuracy``, both over all words and <end>.
     """
     table = CaptionTable.build(captions, split, vocabulary, max_length)
-    loader = BatchLoader(table, store.rows(table.image_ids), reader)
-    device = decoder.vocabulary.weight.device
-    total, correct, count = 0.0, 0, 0
-    for features, tokens in loader.stream(ordered_batches(table, _CAPTIONS)):
-        outputs = decoder(features.to(device), tokens)
-        total += summed_cross_entropy(outputs).item()
-        correct += int(correct_tokens(outputs))
-        count += outputs.targets.numel()
-    return {"cross_entropy": total / count, "token_accuracy": correct / count}
+    return teacher_forced(decoder, BatchLoader(table, store.rows(table.image_ids), reader), _CAPTIONS)

@@ -11,7 +11,7 @@ import click
 
 from captioner.device import prepare_device
 from captioner.errors import CaptionerError
-from captioner.evaluation.decoding import SplitDecoder, teacher_forced
+from captioner.evaluation.decoding import SplitDecoder, split_figures
 from captioner.evaluation.drawing import Example, draw_sheet, seen_part, to_bytes
 from captioner.evaluation.files import Evaluation, write_evaluation
 from captioner.evaluation.inputs import EvaluationInputs, load_inputs
@@ -53,7 +53,7 @@ def evaluate(parameters: Parameters, models: Path, features: Path, captions: Pat
         searcher = SplitDecoder(decoder, inputs.store, reader, options, device)
         with Progress("evaluate: beam search", len(sizes) * sum(map(len, ids.values())), "captions") as progress:
             found = {split: searcher.captions(ids[split], sizes, progress.advance) for split in splits}
-        forced = {split: teacher_forced(decoder, inputs.store, reader, inputs.captions, split, vocabulary, longest) for split in splits}
+        forced = {split: split_figures(decoder, inputs.store, reader, inputs.captions, split, vocabulary, longest) for split in splits}
         scores = _score(inputs, found, splits if options.select_by == "meteor" else (headline,))
         beam = choose_beam({size: scores["val"][size].overall for size in sizes}, options.select_by)
         chosen = draw_lots(ids[headline], _EXAMPLES)

@@ -9,6 +9,7 @@ from typing import Any
 
 from captioner.sidecar import write_atomically
 
+
 def write_history(folder: Path, rows: list[dict[str, Any]], best_epoch: int, stopped: str, trained_parameters: int) -> None:
     """Write ``history.csv`` and ``metrics.json``; neither holds a time.
 

@@ -28,6 +28,7 @@ class Inputs:
         train, val: captions as tokens.
         train_rows, val_rows: the features' row of each of their images.
         captions: all captions as written.
+        max_length: tokens of a caption that are kept.
     """
 
     store: FeatureStore
@@ -38,6 +39,7 @@ class Inputs:
     train_rows: np.ndarray
     val_rows: np.ndarray
     captions: CaptionSet
+    max_length: int
 
 
 def load_inputs(parameters: Parameters, features: Path, captions: Path, vocab: Path, embeddings: Path) -> Inputs:
@@ -53,7 +55,7 @@ def load_inputs(parameters: Parameters, features: Path, captions: Path, vocab: P
     vectors = load_embeddings(embeddings, vocabulary)
     max_length = vocabulary.max_length or parameters.vocab.max_length
     train, val = (CaptionTable.build(caption_set, split, vocabulary, max_length) for split in ("train", "val"))
-    return Inputs(store, vocabulary, vectors, train, val, store.rows(train.image_ids), store.rows(val.image_ids), caption_set)
+    return Inputs(store, vocabulary, vectors, train, val, store.rows(train.image_ids), store.rows(val.image_ids), caption_set, max_length)
 
 
 def load_embeddings(path: Path, vocabulary: Vocabulary) -> np.ndarray:

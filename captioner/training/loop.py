@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Sequence
@@ -180,10 +181,7 @@ class Trainer:
     def _validate(self, stop: StopSignal) -> dict[str, float]:
         """The figures of the epoch's weights, or of their average, on the validation split."""
         self.decoder.eval()
-        if self.average:
-            with self.average.in_place():
-                figures = self._figures(stop)
-        else:
+        with self.average.in_place() if self.average else nullcontext():
             figures = self._figures(stop)
         if figures is None:  # the weights are in their place again
             self.save()

@@ -90,10 +90,12 @@ def _check(path: Path, settings: DecoderConfig, vocabulary: Vocabulary, config: 
         )
     grid = config["grid"]
     if not (
-        isinstance(grid, list) and len(grid) == 2 and all(isinstance(side, int) for side in grid) and math.prod(grid) == settings.positions and grid[0] == settings.rows
+        isinstance(grid, list) and len(grid) == 2 and all(isinstance(side, int) for side in grid)
+        and math.prod(grid) == settings.positions and grid[0] == settings.rows
     ):
         raise CaptionerError(
-            f"{path}: grid={grid!r} does not have the decoder's {settings.positions} positions in {settings.rows} rows; copy the model's folder again"
+            f"{path}: grid={grid!r} does not have the decoder's {settings.positions} positions in {settings.rows} "
+            "rows; copy the model's folder again"
         )
 
 

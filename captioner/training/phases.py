@@ -53,17 +53,21 @@ class Phase:
         return "learning_rate" if self.teacher_forced else "scst_learning_rate"
 
 
-def build_phases(options: TrainParameters) -> list[Phase]:
-    """Cross entropy under teacher forcing."""
-    return [Phase("train", options.epochs, training_step, (options.learning_rate, options.projection_learning_rate), options.select_by)]
+def build_phases(options: TrainParameters, references: CaptionTable, max_length: int) -> list[Phase]:
+    """Cross entropy under teacher forcing; then, where it has epochs, self-critical training.
 
-
-def self_critical_phase(options: TrainParameters, references: CaptionTable, max_length: int) -> Phase:
-    """Self-critical training on samples of at most ``max_length`` words; judged by CIDEr-D, since the cross entropy grows meanwhile.
+    Args:
+        references: the training captions, which self-critical training rewards captions by.
+        max_length: words of its longest sample.
 
     Raises:
         CaptionerError: the vocabulary is too large for the reward.
     """
-    step = partial(self_critical_step, CaptionReward(references, options.scst_bleu_weight), max_length)
-    rate = options.scst_learning_rate
-    return Phase("self-critical", options.scst_epochs, step, (rate, rate), "val_cider_d", "train_reward", "samples")
+    rates = (options.learning_rate, options.projection_learning_rate)
+    phases = [Phase("train", options.epochs, training_step, rates, options.select_by)]
+    if options.scst_epochs:
+        step = partial(self_critical_step, CaptionReward(references, options.scst_bleu_weight), max_length)
+        rates = (options.scst_learning_rate, options.scst_learning_rate)
+        # judged by CIDEr-D, since the cross entropy grows meanwhile
+        phases.append(Phase("self-critical", options.scst_epochs, step, rates, "val_cider_d", "train_reward", "samples"))
+    return phases

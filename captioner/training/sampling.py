@@ -38,13 +38,12 @@ def sample_captions(decoder: CaptionDecoder, features: Tensor, samples: int, max
     for _ in range(max_length):
         logits, state, _ = decoder.step(words, state, memory, live)  # (R, V)
         logits[:, NEVER_DRAWN] = -math.inf
+        drawn = _draw(logits, captions if live is None else 1).flatten()
         if live is None:
-            drawn, best = _draw(logits, captions).flatten(), logits.argmax(-1, keepdim=True).expand(-1, captions).flatten()
             state = state.select(words.new_zeros(images, captions))
             live = torch.arange(images * captions, device=features.device)
-        else:
-            drawn, best = _draw(logits, 1).flatten(), logits.argmax(-1)
         if greedy:
+            best = logits.argmax(-1).repeat_interleave(len(live) // len(logits))  # one row for all captions of a picture at first
             drawn = torch.where(live % captions == samples, best, drawn)
         words = torch.full((images * captions,), PAD, dtype=torch.int64, device=features.device).index_copy_(0, live, drawn)
         live = live[drawn != END]

@@ -22,7 +22,7 @@ from torch import Tensor
 from captioner.decoder import CaptionDecoder
 from captioner.parameters import TrainParameters
 from captioner.training.sampling import NEVER_DRAWN, sample_captions
-from captioner.training.step import autocast, clip_gradients
+from captioner.training.step import autocast, finish_step
 from captioner.training.vocabulary_loss import vocabulary_loss
 
 Reward = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -54,9 +54,7 @@ def self_critical_step(
             loss = policy_loss(decoder, features, tokens, advantages, count)
         loss.backward()
         total = total + rewards.sum() + 0 * loss.detach()  # a decoder of NaN still says something, which has a reward
-    if parameters.clip:
-        clip_gradients([parameter for group in optimizer.param_groups for parameter in group["params"]], parameters.clip)
-    optimizer.step()
+    finish_step(optimizer, parameters.clip)
     return total, count
 
 

@@ -85,7 +85,8 @@ def restore_run(
     for name, tensor in tensors.items():
         part, _, rest = name.partition(".")
         parts[part][rest] = tensor
-    if {name: tensor.shape for name, tensor in parts["weights"].items()} != {name: tensor.shape for name, tensor in trained_weights(decoder).items()}:
+    saved, own = ({name: tensor.shape for name, tensor in weights.items()} for weights in (parts["weights"], trained_weights(decoder)))
+    if saved != own:
         click.echo("train: the saved state is of a decoder with other layers; starting afresh", err=True)
         return None
     decoder.load_state_dict(parts["weights"], strict=False)  # frozen word vectors are not among them

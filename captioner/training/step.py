@@ -35,9 +35,7 @@ def training_step(
         _backward(decoder, features, tokens, count, share / sum(captions), parameters)
         for (features, tokens), share in zip(batches, captions)
     ]
-    if parameters.clip:
-        clip_gradients([parameter for group in optimizer.param_groups for parameter in group["params"]], parameters.clip)
-    optimizer.step()
+    finish_step(optimizer, parameters.clip)
     return sum(entropies[1:], entropies[0]), count
 
 
@@ -56,6 +54,13 @@ def _backward(decoder: CaptionDecoder, features: Tensor, tokens: Tensor, count: 
 def autocast(device: torch.device, parameters: TrainParameters) -> torch.autocast:
     """The context in which a step's products are of ``train.precision``."""
     return torch.autocast(device.type, torch.bfloat16, enabled=parameters.precision == "bf16")
+
+
+def finish_step(optimizer: torch.optim.Optimizer, clip: float) -> None:
+    """Clip the gradients (0: not) and update the weights."""
+    if clip:
+        clip_gradients([parameter for group in optimizer.param_groups for parameter in group["params"]], clip)
+    optimizer.step()
 
 
 def clip_gradients(parameters: list[Tensor], largest: float) -> None:

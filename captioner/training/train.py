@@ -22,7 +22,7 @@ from captioner.training.history import write_history, write_timing
 from captioner.training.inputs import Inputs, load_inputs
 from captioner.training.loop import Setting, Trainer
 from captioner.training.model_files import ENCODER, save_model
-from captioner.training.phases import build_phases, self_critical_phase
+from captioner.training.phases import build_phases
 from captioner.training.validation import Validator
 
 VERSION = 1  # raised when training gives another result for the same parameters, so that unfinished work is not mixed
@@ -54,9 +54,7 @@ def train(parameters: Parameters, features: Path, captions: Path, vocab: Path, e
                 BatchLoader(inputs.train, inputs.train_rows, reader), Validator(inputs, reader, device), parameters.seed,
                 inputs.store.views, sidecar.folder, device, parameters.runtime.checkpoint_seconds,
             )  # fmt: skip
-            phases = build_phases(parameters.train)
-            if parameters.train.scst_epochs:
-                phases.append(self_critical_phase(parameters.train, inputs.train, inputs.vocabulary.max_length or parameters.vocab.max_length))
+            phases = build_phases(parameters.train, inputs.train, inputs.max_length)
             trainer = Trainer(decoder, parameters.train, phases, setting)
             save_encoder(sidecar.folder, inputs.store, parameters.extract)  # before the work, so that other weights are refused at once
             trainer.restore()
@@ -78,7 +76,7 @@ def _publish(
     save_model(draft, decoder, inputs.vocabulary, {
         "dataset": parameters.dataset, "encoder": store.encoder, "layer": store.layer, "weights_name": store.weights_name,
         "weights_sha256": store.weights_sha256, "preprocessing": store.preprocessing, "grid": list(store.grid),
-        "features_fingerprint": store.fingerprint, "max_length": inputs.vocabulary.max_length or parameters.vocab.max_length,
+        "features_fingerprint": store.fingerprint, "max_length": inputs.max_length,
         "fingerprint": sidecar.fingerprint,
     })  # fmt: skip
     if sidecar.path(ENCODER).exists():
@@ -113,6 +111,6 @@ def _config(parameters: Parameters, inputs: Inputs) -> DecoderConfig:
         decoder=parameters.decoder, attention=parameters.attention, vocabulary_size=len(inputs.vocabulary),
         embedding_size=inputs.embeddings.shape[1],
         channels=channels, positions=positions, feature_size=options.feature_size, hidden_size=options.hidden_size,
-        attention_size=options.attention_size, heads=options.heads, position=options.position, dropout=options.dropout, tune_embeddings=options.tune_embeddings,
-        rows=inputs.store.grid[0],
+        attention_size=options.attention_size, heads=options.heads, position=options.position,
+        dropout=options.dropout, tune_embeddings=options.tune_embeddings, rows=inputs.store.grid[0],
     )  # fmt: skip

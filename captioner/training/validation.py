@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from functools import cached_property
+from typing import Callable
 
 import torch
 
@@ -29,7 +30,8 @@ def scores_wanted(options: TrainParameters) -> bool:
     Raises:
         CaptionerError: one does, and pycocoevalcap is not installed.
     """
-    asked = [(name, metric) for name, metrics in (("select_by", (options.select_by,)), ("plateau_on", options.plateau_on)) for metric in metrics if metric in SCORED]
+    named = [("select_by", options.select_by), *(("plateau_on", metric) for metric in options.plateau_on)]
+    asked = [(name, metric) for name, metric in named if metric in SCORED]
     if options.scst_epochs:  # judged by CIDEr-D, which the epochs before must have too
         asked.append(("scst_epochs", options.scst_epochs))
     if asked and importlib.util.find_spec("pycocoevalcap") is None:
@@ -39,6 +41,33 @@ def scores_wanted(options: TrainParameters) -> bool:
             + ("0" if name == "scst_epochs" else "val_cross_entropy or val_token_accuracy")
         )
     return bool(asked)
+
+
+@torch.no_grad()
+def teacher_forced(
+    decoder: CaptionDecoder, loader: BatchLoader, captions: int, stopped: Callable[[], bool] = lambda: False
+) -> dict[str, float] | None:
+    """How well the true captions of a split are predicted, word by word.
+
+    Args:
+        decoder: in eval mode.
+        loader: of the split.
+        captions: in a batch, which decides the last bits of the figures.
+        stopped: asked before each batch.
+
+    Returns:
+        ``cross_entropy`` in nats a token and ``token_accuracy``, both over all words and <end>; None where ``stopped`` said so.
+    """
+    device = decoder.vocabulary.weight.device
+    total, correct, count = 0.0, 0, 0
+    for features, tokens in loader.stream(ordered_batches(loader.table, captions)):
+        if stopped():
+            return None
+        outputs = decoder(features.to(device, non_blocking=True), tokens)
+        total += summed_cross_entropy(outputs).item()
+        correct += int(correct_tokens(outputs))
+        count += outputs.targets.numel()
+    return {"cross_entropy": total / count, "token_accuracy": correct / count}
 
 
 class Validator:
@@ -54,18 +83,10 @@ class Validator:
         self._inputs, self._reader, self._device = inputs, reader, device
         self._loader = BatchLoader(inputs.val, inputs.val_rows, reader)
 
-    @torch.no_grad()
     def teacher_forced(self, decoder: CaptionDecoder, stop: StopSignal) -> dict[str, float] | None:
         """``val_cross_entropy`` in nats a token and ``val_token_accuracy``; None where ``stop`` was requested meanwhile."""
-        total, correct, count = 0.0, 0, 0
-        for features, tokens in self._loader.stream(ordered_batches(self._loader.table, _CAPTIONS)):
-            if stop.requested:
-                return None
-            outputs = decoder(features.to(self._device, non_blocking=True), tokens)
-            total += summed_cross_entropy(outputs).item()
-            correct += int(correct_tokens(outputs))
-            count += outputs.targets.numel()
-        return {"val_cross_entropy": total / count, "val_token_accuracy": correct / count}
+        figures = teacher_forced(decoder, self._loader, _CAPTIONS, lambda: stop.requested)
+        return figures and {f"val_{name}": value for name, value in figures.items()}
 
     def scores(self, decoder: CaptionDecoder, stop: StopSignal) -> dict[str, float] | None:
         """``val_bleu_4`` and ``val_cider_d`` of greedy captions, as the stage ``evaluate`` scores them at beam 1 by default."""

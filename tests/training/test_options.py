@@ -17,7 +17,7 @@ from PIL import Image
 
 from captioner.errors import CaptionerError
 from captioner.evaluation import evaluate
-from captioner.evaluation.decoding import teacher_forced
+from captioner.evaluation.decoding import split_figures
 from captioner.features.store import FeatureStore
 from captioner.images.captions import CaptionSet
 from captioner.images.store import write_images
@@ -140,7 +140,7 @@ def test_averaged_weights_are_validated_and_published(data: dict[str, Path], tmp
     assert torch.equal(before[steps[0]], after[steps[0] - 1])  # the second epoch goes on from the weights themselves
     store = FeatureStore.open(data["features"])
     with store.reader() as reader:
-        found = teacher_forced(model.decoder, store, reader, CaptionSet.load(data["captions"]), "val", model.vocabulary, 12)
+        found = split_figures(model.decoder, store, reader, CaptionSet.load(data["captions"]), "val", model.vocabulary, 12)
     assert found["cross_entropy"] == pytest.approx(metrics(tmp_path)["val_cross_entropy"], abs=2e-6)
 
 
@@ -251,7 +251,7 @@ def test_resumes_exactly_with_every_optimiser(data: dict[str, Path], tmp_path: P
     assert result_bytes(tmp_path / "cut") == result_bytes(whole)
 
 
-def two_phases(options: TrainParameters) -> list[Phase]:
+def two_phases(options: TrainParameters, *_: object) -> list[Phase]:
     return [
         Phase("first", 3, phases.training_step, (0.01, 0.01), "val_cross_entropy"),
         Phase("second", 2, phases.training_step, (0.005, 0.002), "val_token_accuracy"),

@@ -9,6 +9,7 @@ from torch import Tensor
 from captioner.decoder.attention.additive import AdditiveAttention
 from captioner.decoder.attention.mean import MeanFeature
 from captioner.decoder.attention.products import BilinearAttention, DotAttention, MultiHeadAttention
+from captioner.decoder.config import DecoderConfig
 from captioner.errors import CaptionerError
 
 ATTENTIONS = {
@@ -32,15 +33,15 @@ class Attention(Protocol):
         """Query (I, K, Q), keys, values (I, P, E), mean (I, E) -> context (I, K, E), weights (I, K, P) that add up to 1."""
 
 
-def build_attention(name: str, feature_size: int, attention_size: int, heads: int) -> Attention:
-    """The attention called ``name``.
+def build_attention(config: DecoderConfig) -> Attention:
+    """The attention called ``config.attention``.
 
     Raises:
         CaptionerError: there is none, or the sizes do not fit it.
     """
-    if name not in ATTENTIONS:
-        raise CaptionerError(f"attention={name}: no such attention; it must be one of {', '.join(ATTENTIONS)}")
-    return ATTENTIONS[name](feature_size, attention_size, heads)
+    if config.attention not in ATTENTIONS:
+        raise CaptionerError(f"attention={config.attention}: no such attention; it must be one of {', '.join(ATTENTIONS)}")
+    return ATTENTIONS[config.attention](config)
 
 
 __all__ = ["ATTENTIONS", "Attention", "build_attention"]

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from captioner.decoder.config import DecoderConfig
+
 _CACHE_BYTES = 1 << 20  # of a core
 
 
@@ -19,11 +21,11 @@ class AdditiveAttention(nn.Module):
     cell's own. K hypotheses of a picture are a dimension of the query: its keys and features are never repeated.
     """
 
-    def __init__(self, feature_size: int, attention_size: int, heads: int) -> None:
+    def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
-        self.query_size = attention_size
-        self.key = nn.Linear(feature_size, attention_size, bias=False)  # the query has a bias
-        self.score = nn.Parameter(torch.empty(attention_size).uniform_(-1, 1) * (3 / attention_size) ** 0.5)
+        size = self.query_size = config.attention_size
+        self.key = nn.Linear(config.feature_size, size, bias=False)  # the query has a bias
+        self.score = nn.Parameter(torch.empty(size).uniform_(-1, 1) * (3 / size) ** 0.5)
 
     def keys(self, values: Tensor) -> Tensor:
         """Projected features (I, P, E) -> keys (I, P, A)."""

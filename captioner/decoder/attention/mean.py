@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from captioner.decoder.config import DecoderConfig
+
 
 class MeanFeature(nn.Module):
     """The mean of the projected features (still gated by the decoder), with the same weight on every position."""
 
     query_size = 0
 
-    def __init__(self, feature_size: int, attention_size: int, heads: int) -> None:
+    def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
 
     def keys(self, values: Tensor) -> Tensor:

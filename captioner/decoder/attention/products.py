@@ -5,16 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from captioner.decoder.config import DecoderConfig
 from captioner.errors import CaptionerError
 
 
 class DotAttention(nn.Module):
     """score = query . key / sqrt(A) (Luong et al. 2015, section 3.1, with the scale of Vaswani et al. 2017, section 3.2.1)."""
 
-    def __init__(self, feature_size: int, attention_size: int, heads: int) -> None:
+    def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
-        self.query_size = attention_size
-        self.key = nn.Linear(feature_size, attention_size, bias=False)  # the query has a bias
+        self.query_size = config.attention_size
+        self.key = nn.Linear(config.feature_size, config.attention_size, bias=False)  # the query has a bias
 
     def keys(self, values: Tensor) -> Tensor:
         """Projected features (I, P, E) -> keys (I, P, A)."""
@@ -27,11 +28,14 @@ class DotAttention(nn.Module):
 
 
 class BilinearAttention(nn.Module):
-    """score = h W a, the "general" score of Luong et al. 2015, section 3.1: the query W h has the features' size, the features are the keys."""
+    """score = h W a, the "general" score of Luong et al. 2015, section 3.1.
 
-    def __init__(self, feature_size: int, attention_size: int, heads: int) -> None:
+    The query W h has the features' size, and the features are the keys.
+    """
+
+    def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
-        self.query_size = feature_size
+        self.query_size = config.feature_size
 
     def keys(self, values: Tensor) -> Tensor:
         """The features themselves, (I, P, E)."""
@@ -50,15 +54,15 @@ class MultiHeadAttention(nn.Module):
         CaptionerError: the heads do not divide the sizes.
     """
 
-    def __init__(self, feature_size: int, attention_size: int, heads: int) -> None:
+    def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
-        for name, size in (("attention_size", attention_size), ("feature_size", feature_size)):
-            if size % heads:
-                raise CaptionerError(f"train.heads={heads}: it does not divide train.{name}={size}; choose another of them")
-        self.query_size, self.heads = attention_size, heads
-        self.key = nn.Linear(feature_size, attention_size, bias=False)
-        self.value = nn.Linear(feature_size, feature_size, bias=False)
-        self.output = nn.Linear(feature_size, feature_size, bias=False)
+        width, self.query_size, self.heads = config.feature_size, config.attention_size, config.heads
+        for name, size in (("attention_size", self.query_size), ("feature_size", width)):
+            if size % self.heads:
+                raise CaptionerError(f"train.heads={self.heads}: it does not divide train.{name}={size}; choose another of them")
+        self.key = nn.Linear(width, self.query_size, bias=False)
+        self.value = nn.Linear(width, width, bias=False)
+        self.output = nn.Linear(width, width, bias=False)
 
     def keys(self, values: Tensor) -> Tensor:
         """Projected features (I, P, E) -> keys and values of the heads side by side, (I, P, A + E)."""
