@@ -24,10 +24,11 @@ import torch
 from PIL import Image
 
 from benchmarks.report import measure, print_results, result
+from captioner.device import core_count, resolve_device
 from captioner.features.blocks import blocks_to_do, extract_blocks
 from captioner.features.decoding import Decoder
 from captioner.features.encoders import build_encoder
-from captioner.features.forward import PictureEncoder, core_count, keep_freed_memory, resolve_device, resolve_precision
+from captioner.features.forward import PictureEncoder, keep_freed_memory, resolve_precision
 from captioner.features.layout import DEFAULT_FACTS, FeatureWriter, create_features
 from captioner.features.preprocess import Preprocessing
 from captioner.images.store import ImageStore, write_images

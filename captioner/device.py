@@ -7,31 +7,46 @@ import os
 import torch
 
 from captioner.errors import CaptionerError
+from captioner.processes import Rank
 
 
-def prepare_device(device: str, threads: int = 0) -> torch.device:
-    """Set the number of threads (0: all cores that this process may use) and choose a device.
+def core_count() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def resolve_device(device: str, local_rank: int = 0) -> torch.device:
+    """The device that ``runtime.device`` means: ``cpu``, ``cuda:N``, or ``auto`` and ``cuda``, which give each process of a machine its own GPU.
+
+    Raises:
+        CaptionerError: no such device.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda":
+        device = f"cuda:{local_rank % max(1, torch.cuda.device_count())}"
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise CaptionerError(f"runtime.device={device}: no such device; use cpu, cuda, cuda:N or auto") from error
+    if chosen.type not in ("cpu", "cuda"):
+        raise CaptionerError(f"runtime.device={device}: it must be cpu, cuda, cuda:N or auto")
+    if chosen.type == "cuda" and not (torch.cuda.is_available() and (chosen.index or 0) < torch.cuda.device_count()):
+        raise CaptionerError(f"runtime.device={device}: torch sees {torch.cuda.device_count()} GPUs; use cpu or auto")
+    return chosen
+
+
+def prepare_device(device: str, threads: int = 0, rank: Rank = Rank()) -> torch.device:
+    """Set the number of threads (0: this process's share of the cores that it may use) and choose a device.
 
     The number is set explicitly because it decides how sums are split, and so the last bits of a result.
-
-    Args:
-        device: ``cpu``, ``cuda``, ``cuda:N``, or ``auto``: a GPU where there is one.
 
     Raises:
         CaptionerError: no such device here.
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch then asks for huge pages: a tenth less time for tensors of some megabytes
-    torch.set_num_threads(threads or int(os.environ.get("OMP_NUM_THREADS", 0)) or len(os.sched_getaffinity(0)))
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-    except RuntimeError as error:
-        raise CaptionerError(f"runtime.device={device}: no such device; it must be auto, cpu, cuda or cuda:N") from error
-    if chosen.type not in ("cpu", "cuda"):
-        raise CaptionerError(f"runtime.device={device}: it must be auto, cpu, cuda or cuda:N")
-    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
-        raise CaptionerError(
-            f"runtime.device={device}: this machine has {torch.cuda.device_count()} usable GPUs; use runtime.device=auto or cpu"
-        )
+    torch.set_num_threads(threads or int(os.environ.get("OMP_NUM_THREADS", 0)) or max(1, core_count() // rank.local_world))
+    chosen = resolve_device(device, rank.local_rank)
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
     return chosen

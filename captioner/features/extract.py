@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -18,14 +17,14 @@ import click
 import PIL
 import torch
 
+from captioner.device import core_count, resolve_device
 from captioner.errors import CaptionerError
 from captioner.features.blocks import blocks_to_do, extract_blocks
 from captioner.features.decoding import Decoder
 from captioner.features.encoders import Encoder, build_encoder, check_grid
-from captioner.features.forward import CPU_BATCH, PictureEncoder, core_count, keep_freed_memory, resolve_device, resolve_precision
+from captioner.features.forward import CPU_BATCH, PictureEncoder, keep_freed_memory, resolve_precision
 from captioner.features.layout import FORMAT_VERSION, FeatureWriter, Layout, create_features, storage_size
 from captioner.features.preprocess import Preprocessing
-from captioner.features.ranks import LocalProcesses, Rank, Torchrun, end_with_parent
 from captioner.features.readers import available_memory
 from captioner.features.store import FeatureStore
 from captioner.features.torchvision_compat import torchvision
@@ -34,6 +33,7 @@ from captioner.fingerprint import fingerprint
 from captioner.images.store import ImageStore
 from captioner.interrupts import StopSignal
 from captioner.parameters.schema import ExtractParameters, RuntimeParameters
+from captioner.processes import LocalProcesses, Rank, Torchrun, local_world
 from captioner.progress import Progress
 from captioner.sidecar import Sidecar
 
@@ -60,7 +60,7 @@ def extract(parameters: ExtractParameters, runtime: RuntimeParameters, encoder: 
     """
     images, out = Path(images), Path(out)
     store = ImageStore.open(images)
-    torchrun = Torchrun.from_environment()
+    torchrun = Torchrun.from_environment("extract")
     rank = torchrun.rank if torchrun else Rank()
     device = resolve_device(runtime.device, rank.local_rank)
     with StopSignal(f"extract {encoder}") as stop:
@@ -75,12 +75,12 @@ def extract(parameters: ExtractParameters, runtime: RuntimeParameters, encoder: 
         if rank.rank == 0:
             _lead(parameters, runtime, images, out, store, model, facts, device, torchrun, stop)
         else:
-            told = json.loads(torchrun.hear("begin", stop.raise_if_requested))
+            told = json.loads(torchrun.store.hear("begin", stop.raise_if_requested))
             if told["fingerprint"] != fingerprint(facts):
                 raise CaptionerError(f"{out}: process {rank.rank} would compute other features than process 0 (precision, weights, images or parameters differ)")
             if not told["finished"]:
                 _share(parameters, runtime, store, Path(told["path"]), model, device, rank, stop, None)
-            torchrun.tell(f"finished/{rank.rank}", "")
+            torchrun.store.tell(f"finished/{rank.rank}", "")
 
 
 def _lead(
@@ -92,8 +92,8 @@ def _lead(
     if _finished(out, begin["fingerprint"]):
         click.echo(f"{out}: already there with the same parameters and pictures", err=True)
         if torchrun:
-            torchrun.tell("begin", json.dumps({**begin, "finished": True}))
-            torchrun.hear_all("finished", stop.raise_if_requested)
+            torchrun.store.tell("begin", json.dumps({**begin, "finished": True}))
+            torchrun.store.hear_all("finished", torchrun.rank.world, stop.raise_if_requested)
         return
     made_with = {"torch": torch.__version__, "torchvision": torchvision.__version__, "pillow": PIL.__version__}
     with Sidecar(out, {**facts, "made_with": made_with}) as sidecar, ExitStack() as stack:
@@ -103,18 +103,18 @@ def _lead(
             free = shutil.disk_usage(sidecar.folder).free
             click.echo(f"{out}: {shape} float16, {storage_size(shape) / 1e9:.3f} GB; the disk has {free / 1e9:.1f} GB free", err=True)
             create_features(path, shape, store.image_ids, facts)
-        world = torchrun.rank.world if torchrun else _processes(runtime, device)
+        world = torchrun.rank.world if torchrun else local_world(runtime)
         others = None
         if torchrun:
-            torchrun.tell("begin", json.dumps({**begin, "path": str(path.absolute())}))
+            torchrun.store.tell("begin", json.dumps({**begin, "path": str(path.absolute())}))
             rank = torchrun.rank
         else:
             rank = Rank(0, world, 0, world)
             task = {"parameters": asdict(parameters), "runtime": asdict(runtime), "encoder": model.name, "images": str(images.absolute()), "path": str(path.absolute())}
-            others = stack.enter_context(LocalProcesses(world, task))
+            others = stack.enter_context(LocalProcesses("captioner.features.extract", "extraction", world, task))
         _share(parameters, runtime, store, path, model, device, rank, stop, others)
         if torchrun:
-            torchrun.hear_all("finished", stop.raise_if_requested)
+            torchrun.store.hear_all("finished", torchrun.rank.world, stop.raise_if_requested)
         if others:
             others.wait(stop.raise_if_requested)
         layout = Layout(path)
@@ -197,31 +197,16 @@ def _finished(out: Path, wanted: str) -> bool:
         return False
 
 
-def _processes(runtime: RuntimeParameters, device: torch.device) -> int:
-    if runtime.processes:
-        return runtime.processes
-    return torch.cuda.device_count() if device.type == "cuda" and runtime.device in ("auto", "cuda") else 1
-
-
 def _threads(wanted: int, model: Encoder, parameters: ExtractParameters) -> int:
     """As many of the wanted threads as memory has room for: each holds the activations of a batch of its own."""
     batch = 4 * model.activations * min(CPU_BATCH, parameters.batch_size) * (parameters.image_size / 224) ** 2  # bytes, were all of it float32
     return max(1, min(wanted, int(max(_ACTIVATION_BYTES, available_memory() / 4) // batch)))
 
 
-def _join(task: dict[str, Any]) -> None:
-    """A process that another one started on the same machine."""
-    end_with_parent()
-    parameters, runtime, rank = ExtractParameters(**task["parameters"]), RuntimeParameters(**task["runtime"]), Rank(**task["rank"])
+def join(rank: Rank, task: dict[str, Any]) -> None:
+    """A process that another one started on the same machine; ``task`` is what ``_lead`` gave it."""
+    parameters, runtime = ExtractParameters(**task["parameters"]), RuntimeParameters(**task["runtime"])
     device = resolve_device(runtime.device, rank.local_rank)
     with StopSignal(f"extract {task['encoder']}") as stop:
         model = _build(parameters, task["encoder"])
         _share(parameters, runtime, ImageStore.open(task["images"]), Path(task["path"]), model, device, rank, stop, None)
-
-
-if __name__ == "__main__":
-    try:
-        _join(json.loads(sys.argv[1]))
-    except CaptionerError as error:
-        error.show()
-        sys.exit(error.exit_code)

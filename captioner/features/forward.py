@@ -3,40 +3,17 @@
 from __future__ import annotations
 
 import ctypes
-import os
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from captioner.errors import CaptionerError
 from captioner.features.encoders import Encoder
 from captioner.features.folding import fold_batch_norms
 from captioner.features.layout import MEAN, STD
 
 CPU_BATCH = 4  # pictures; their activations stay in a core's cache, which a batch of 32 overruns (squeezenet1_1 loses a quarter)
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-def resolve_device(device: str, local_rank: int = 0) -> torch.device:
-    """The device that ``runtime.device`` means; ``auto`` and ``cuda`` give each process of a machine its own GPU.
-
-    Raises:
-        CaptionerError: no such device.
-    """
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda":
-        device = f"cuda:{local_rank % max(1, torch.cuda.device_count())}"
-    try:
-        chosen = torch.device(device)
-    except RuntimeError as error:
-        raise CaptionerError(f"runtime.device={device}: no such device; use cpu, cuda, cuda:N or auto") from error
-    if chosen.type not in ("cpu", "cuda"):
-        raise CaptionerError(f"runtime.device={device}: extraction runs on cpu, cuda, cuda:N or auto")
-    if chosen.type == "cuda" and not (torch.cuda.is_available() and (chosen.index or 0) < torch.cuda.device_count()):
-        raise CaptionerError(f"runtime.device={device}: torch sees {torch.cuda.device_count()} GPUs; use cpu or auto")
-    return chosen
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
@@ -47,11 +24,6 @@ def resolve_precision(precision: str, device: torch.device) -> str:
         return "bf16" if torch.cuda.get_device_capability(device)[0] >= 8 else "fp32"
     capable = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     return "bf16" if capable() else "fp32"
-
-
-def core_count() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0))
 
 
 def keep_freed_memory() -> None:

@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 import torch
 
+from captioner.device import resolve_device
 from captioner.errors import CaptionerError
 from captioner.features import blocks, decoding
 from captioner.features.encoders import build_encoder
 from captioner.features.extract import extract
-from captioner.features.forward import PictureEncoder, resolve_device, resolve_precision
+from captioner.features.forward import PictureEncoder, resolve_precision
 from captioner.features.layout import Layout
 from captioner.features.preprocess import Preprocessing
 from captioner.features.store import FeatureStore
