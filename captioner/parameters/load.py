@@ -41,6 +41,17 @@ def parse_parameters(content: Any, source: str = "parameters") -> Parameters:
     return _parse(Parameters, content, source, "")
 
 
+def parameters_content(parameters: Any) -> dict[str, Any]:
+    """The mapping of JSON values that ``parse_parameters`` makes these parameters from."""
+    content = {}
+    for field in dataclasses.fields(parameters):
+        value = getattr(parameters, field.name)
+        if dataclasses.is_dataclass(value):
+            value = parameters_content(value)
+        content[parameter_name(field)] = list(value) if isinstance(value, tuple) else value
+    return content
+
+
 def _parse(kind: type, content: Any, source: str, prefix: str) -> Any:
     if not isinstance(content, dict):
         raise CaptionerError(f"{source}: {prefix.rstrip('.') or 'the file'} is {content!r}; it must be a mapping of names to values")
