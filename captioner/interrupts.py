@@ -15,11 +15,11 @@ class StopSignal:
     """Context manager that turns the first SIGINT or SIGTERM into a flag to look at between steps.
 
     ``requested`` is True once a signal came. ``raise_if_requested`` is called where everything is saved. Outside the main
-    thread (where Python cannot set handlers) the flag simply stays False.
+    thread (where Python cannot set handlers) the flag simply stays False. ``quiet``: another process says it.
     """
 
-    def __init__(self, what: str) -> None:
-        self.what = what
+    def __init__(self, what: str, quiet: bool = False) -> None:
+        self.what, self.quiet = what, quiet
         self.requested = False
         self._old: dict[int, object] = {}
 
@@ -43,4 +43,5 @@ class StopSignal:
         if self.requested:
             os._exit(128 + number)
         self.requested = True
-        click.echo(f"{self.what}: {signal.Signals(number).name}; finishing this step and saving (again: end at once)", err=True)
+        if not self.quiet:
+            click.echo(f"{self.what}: {signal.Signals(number).name}; finishing this step and saving (again: end at once)", err=True)

@@ -16,15 +16,18 @@ class Progress:
         total: units of work in all.
         unit: what is counted, plural, for example ``pictures``.
         done: units found finished by an earlier run; they count for the bar, not for the rate.
+        shown: False where another process shows the progress of both.
     """
 
-    def __init__(self, label: str, total: int, unit: str, done: int = 0) -> None:
-        self.label, self.total, self.unit, self.done = label, total, unit, done
+    def __init__(self, label: str, total: int, unit: str, done: int = 0, shown: bool = True) -> None:
+        self.label, self.total, self.unit, self.done, self.shown = label, total, unit, done, shown
         self._start, self._new, self._note = 0.0, 0, ""
         self._bar = None
 
     def __enter__(self) -> "Progress":
         self._start = time.monotonic()
+        if not self.shown:
+            return self
         if sys.stderr.isatty():
             self._bar = click.progressbar(
                 length=self.total, label=self.label, file=sys.stderr, show_pos=True, item_show_func=lambda _: self._state()
@@ -45,7 +48,7 @@ class Progress:
     def __exit__(self, kind: type | None, *_: object) -> None:
         if self._bar is not None:
             self._bar.__exit__(None, None, None)
-        if kind is None:
+        if kind is None and self.shown:
             seconds = time.monotonic() - self._start
             click.echo(f"{self.label}: {self._new:,} {self.unit} in {seconds:.1f} s ({self._rate():,.0f}/s)", err=True)
 

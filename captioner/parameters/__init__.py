@@ -1,6 +1,6 @@
 """The parameters of every stage: frozen dataclasses, their checks, and the reader of params.yaml."""
 
-from captioner.parameters.load import load_parameters, parse_parameters
+from captioner.parameters.load import load_parameters, parameters_content, parse_parameters
 from captioner.parameters.schema import (
     DownloadParameters,
     EvaluateParameters,
@@ -20,5 +20,6 @@ __all__ = [
     "TrainParameters",
     "VocabParameters",
     "load_parameters",
+    "parameters_content",
     "parse_parameters",
 ]

@@ -137,14 +137,14 @@ class RuntimeParameters:
 
     device: str = option("auto", "cpu, cuda, cuda:N; auto: a GPU where there is one")
     workers: int = option(0, "processes that decode pictures; 0: one a core, beside a GPU, at most 16", low=0, high=256)
-    threads: int = option(0, "threads of arithmetic in a process; 0: all cores", low=0, high=1024)
+    threads: int = option(0, "threads of arithmetic in a process; 0: its share of the cores", low=0, high=1024)
     features_on: str = option("auto", "where training reads features: gpu or ram (whole file), disk; auto: the first that fits", choices=("auto", "gpu", "ram", "disk"))
     checkpoint_seconds: float = option(60.0, "training: seconds between saved states within an epoch", low=0)
     download_cache: str = option("~/.cache/captioner", "folder where downloaded archives are kept")
     retries: int = option(5, "attempts for each download before it fails", low=1, high=100)
     timeout: float = option(30.0, "seconds without a byte before a download attempt is given up", low=0.1)
     connections: int = option(16, "pictures downloaded at once (download.from=urls)", low=1, high=256)
-    processes: int = option(0, "processes of extraction on one machine; 0: one a GPU, one on a CPU", low=0, high=64)
+    processes: int = option(0, "processes of extraction and of training on one machine; 0: one a GPU, one on a CPU", low=0, high=64)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Callable, Iterable, Iterator, TypeVar
 
 import numpy as np
@@ -61,6 +62,11 @@ class CaptionTable:
     def __len__(self) -> int:
         return len(self.image)
 
+    @cached_property
+    def targets(self) -> np.ndarray:
+        """(M + 1,) int64, tokens of each caption that are to be predicted; none of the last row."""
+        return np.maximum((self.tokens != PAD).sum(1) - 1, 0)
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -97,6 +103,27 @@ def ordered_batches(table: CaptionTable, batch_size: int) -> list[Batch]:
     """All captions picture by picture in file order, view 0; for validation."""
     groups, owners = _groups(table, 0, None)
     return _cut(groups, owners, np.zeros(len(groups), dtype=np.int64), batch_size)
+
+
+def share(batch: Batch, table: CaptionTable, rank: int, world: int) -> Batch | None:
+    """The pictures of a batch that process ``rank`` of ``world`` works on; None where there are too few for it to have one.
+
+    From the longest to the shortest by the tokens of its captions, each picture goes to the process that has the least to do so far
+    (Graham 1969). Every process knows all shares, since nothing but the batch decides them.
+    """
+    if world == 1:
+        return batch
+    work = table.targets[batch.captions].sum(1)  # (I,)
+    loads, mine = [0] * world, []
+    for picture in np.argsort(-work, kind="stable").tolist():
+        least = loads.index(min(loads))
+        loads[least] += int(work[picture])
+        if least == rank:
+            mine.append(picture)
+    if not mine:
+        return None
+    chosen = np.array(sorted(mine))
+    return Batch(batch.images[chosen], batch.captions[chosen], batch.views[chosen])
 
 
 def _groups(table: CaptionTable, size: int, generator: np.random.Generator | None) -> tuple[np.ndarray, np.ndarray]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
 import click
 import torch
@@ -49,8 +49,19 @@ def save_state(folder: Path, name: str, tensors: dict[str, Tensor], state: dict[
         ) from error
 
 
-def load_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """The newest whole state, or None where there is none. Damaged newer ones are named on stderr and deleted."""
+def load_state(folder: Path | None, share: Callable[[bytes], bytes] = bytes) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """The newest whole state, or None where there is none. Damaged newer ones are named on stderr and deleted.
+
+    Args:
+        folder: where states are; None in a process that gets the state from another one.
+        share: gives the same bytes, those of the process that has the folder, to all processes.
+    """
+    payload = share(_newest(folder) if folder else b"")
+    return _parse(payload) if payload else None
+
+
+def _newest(folder: Path) -> bytes:
+    """A safetensors file; empty where there is no whole state."""
     for draft in folder.glob("*.tmp"):
         draft.unlink()
     for path in reversed(_states(folder)):
@@ -58,12 +69,13 @@ def load_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         payload = memoryview(content)[_DIGEST:]
         if hashlib.sha256(payload).hexdigest().encode() == content[:_DIGEST]:
             try:
-                return _parse(bytes(payload))
+                _parse(bytes(payload))
+                return bytes(payload)
             except (SafetensorError, ValueError, KeyError):
                 pass
         click.echo(f"{path}: a damaged training state; going on from the one before", err=True)
         path.unlink()
-    return None
+    return b""
 
 
 def _parse(payload: bytes) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -18,8 +18,9 @@ from captioner.errors import CaptionerError
 from captioner.interrupts import StopSignal
 from captioner.parameters import TrainParameters
 from captioner.progress import Progress
-from captioner.training.batches import Batch, BatchLoader, epoch_batches
+from captioner.training.batches import Batch, BatchLoader, epoch_batches, share
 from captioner.training.optimizers import Average, build_optimizer, set_rates
+from captioner.training.parallel import Group, Whole
 from captioner.training.phases import Phase
 from captioner.training.schedule import Patience, Plateau, growing_gaps, lower_is_better, step_scale
 from captioner.training.state import Position, restore_run, save_run, trained_weights
@@ -38,8 +39,8 @@ class Setting:
         validator: measures the decoder after each epoch.
         seed: order of the pictures.
         views: stored views a picture.
-        folder: where states are saved, and where a file ``STOP`` ends training.
-        device: of the decoder.
+        folder: where states are saved, and where a file ``STOP`` ends training; None in all processes but rank 0.
+        group: the processes that train together, each on its share of every batch, with the same weights.
         checkpoint_seconds: between saved states within an epoch.
     """
 
@@ -47,8 +48,8 @@ class Setting:
     validator: Validator
     seed: int
     views: int
-    folder: Path
-    device: torch.device
+    folder: Path | None
+    group: Group
     checkpoint_seconds: float
 
 
@@ -56,7 +57,7 @@ class Trainer:
     """One training run, from its first step or from a saved state to its end.
 
     Args:
-        decoder: freshly drawn or to be restored.
+        decoder: freshly drawn or to be restored, the same in all processes.
         options: how it learns.
         phases: what it does, one after another.
         setting: what with.
@@ -99,7 +100,7 @@ class Trainer:
             else:
                 self._finish_epoch(self._validate(stop), by_file)
             self.save()
-            stop.raise_if_requested()
+            self._raise_if(stop, self.setting.group.agree(stop.requested))
         self.decoder.load_state_dict(self.best, strict=False)  # frozen word vectors are not among them
 
     def _begin_phase(self) -> None:
@@ -125,35 +126,50 @@ class Trainer:
         batches = epoch_batches(setting.train.table, options.batch_size, together, setting.views, setting.seed, at.epoch)
         groups = [batches[first : first + options.accumulate] for first in range(0, len(batches), options.accumulate)]
         todo = groups[at.step :]
+        shares = ([part for batch in group if (part := self._share(batch)) is not None] for group in todo)
         self.decoder.train()
         self._lap = saved = time.monotonic()
+        everybody, on_cpu = setting.group, setting.group.device.type == "cpu"
+        everybody.flags = lambda: (
+            stop.requested, everybody.leads and time.monotonic() - saved >= setting.checkpoint_seconds, self._stop_file()
+        )  # fmt: skip
         if len(at.seconds) < at.epoch:
             at.seconds.append(0.0)
         label = f"{self.phase.name} epoch {at.epoch}/{at.first_epoch - 1 + self.phase.epochs}"
-        with Progress(label, len(setting.train.table), "captions", sum(map(_captions, groups[: at.step]))) as progress:
-            for group, loaded in zip(todo, setting.train.stream_groups(todo)):
-                self._step(loaded, at.step / len(groups))
-                if setting.device.type == "cpu" or len(self._unread) >= _STEPS_ON_TRUST:
+        with Progress(label, len(setting.train.table), "captions", sum(map(_captions, groups[: at.step])), everybody.leads) as progress:
+            for group, loaded in zip(todo, setting.train.stream_groups(shares)):
+                self._step(loaded, self._whole(group), at.step / len(groups))
+                look = on_cpu or len(self._unread) >= _STEPS_ON_TRUST
+                if look:
                     self._read_losses()
                 progress.advance(_captions(group), f"{self._figure} {at.loss_sum / max(at.token_sum, 1):.3f}")
-                if stop.requested or time.monotonic() - saved >= setting.checkpoint_seconds:
+                stopped, due, by_file = everybody.carried() if look or everybody.world == 1 else (False, False, False)
+                if stopped or due:
                     self.save()
                     saved = time.monotonic()
-                    stop.raise_if_requested()
-                if self._stop_file():
+                    self._raise_if(stop, stopped)
+                if by_file:
                     break
         self._read_losses()
-        return self._stop_file()
+        return everybody.agree(self._stop_file())
 
-    def _step(self, batches: list[tuple[Tensor, Tensor]], done: float) -> None:
-        """One step of the optimiser, ``done`` of the epoch before it."""
+    def _share(self, batch: Batch) -> Batch | None:
+        group = self.setting.group
+        return share(batch, self.setting.train.table, group.rank, group.world)
+
+    def _whole(self, batches: Sequence[Batch]) -> Whole:
+        tokens = sum(int(self.setting.train.table.targets[batch.captions].sum()) for batch in batches)
+        return Whole(tokens, _captions(batches), sum(len(batch.images) for batch in batches), self.setting.group)
+
+    def _step(self, batches: list[tuple[Tensor, Tensor]], whole: Whole, done: float) -> None:
+        """One step of the optimiser on this process's share of ``whole``, ``done`` of the epoch before it."""
         at = self.at
         scale = step_scale(self.options, at.steps, (at.epoch - at.first_epoch + done) / self.phase.epochs)
         for plateau in self.plateaus.values():
             scale *= plateau.scale
         at.rates = [rate * scale for rate in self.phase.rates]
         set_rates(self.optimizer, at.rates)
-        total, count = self.phase.step(self.decoder, self.optimizer, batches, self.options)
+        total, count = self.phase.step(self.decoder, self.optimizer, batches, self.options, whole)
         if self.average:
             self.average.update(at.steps)
         self._unread.append(total)
@@ -162,7 +178,13 @@ class Trainer:
         at.steps += 1
 
     def _stop_file(self) -> bool:
-        return (self.setting.folder / STOP_FILE).exists()
+        return self.setting.group.leads and (self.setting.folder / STOP_FILE).exists()
+
+    def _raise_if(self, stop: StopSignal, stopped: bool) -> None:
+        """End all processes with the signal that one of them got, once the state is saved."""
+        if stopped:
+            stop.requested = True
+            stop.raise_if_requested()
 
     def _read_losses(self) -> None:
         """Add up the losses of the last steps and refuse one that is not finite, before any state with its update is saved."""
@@ -185,7 +207,7 @@ class Trainer:
             figures = self._figures(stop)
         if figures is None:  # the weights are in their place again
             self.save()
-            stop.raise_if_requested()
+            self._raise_if(stop, True)
         return figures
 
     def _figures(self, stop: StopSignal) -> dict[str, float] | None:
@@ -216,13 +238,7 @@ class Trainer:
             self.best = {name: tensor.detach().clone() for name, tensor in weights.items()}
         for metric, plateau in self.plateaus.items():
             plateau.update(lower_is_better(row, metric))
-        mark = " (best)" if at.best_epoch == at.epoch else ""
-        scores = f", BLEU-4 {row['val_bleu_4']:.4f}, CIDEr-D {row['val_cider_d']:.4f}" if self._scored else ""
-        click.echo(
-            f"epoch {at.epoch}: {self._figure} {row[self.phase.figure]:.4f} train, cross entropy {row['val_cross_entropy']:.4f} val{mark}, "
-            f"token accuracy {row['val_token_accuracy']:.4f}{scores} val",
-            err=True,
-        )
+        self._say(row)
         at.epoch, at.step, at.loss_sum, at.token_sum = at.epoch + 1, 0, 0.0, 0
         ended = self._phase_ended()
         if by_file:
@@ -232,6 +248,18 @@ class Trainer:
         elif ended:
             at.phase += 1
             self._begin_phase()
+
+    def _say(self, row: dict[str, float]) -> None:
+        """An epoch's figures."""
+        if not self.setting.group.leads:
+            return
+        mark = " (best)" if self.at.best_epoch == row["epoch"] else ""
+        scores = f", BLEU-4 {row['val_bleu_4']:.4f}, CIDEr-D {row['val_cider_d']:.4f}" if self._scored else ""
+        click.echo(
+            f"epoch {row['epoch']}: {self._figure} {row[self.phase.figure]:.4f} train, cross entropy {row['val_cross_entropy']:.4f} val{mark}, "
+            f"token accuracy {row['val_token_accuracy']:.4f}{scores} val",
+            err=True,
+        )
 
     def _phase_ended(self) -> str:
         """Why the phase is over; empty where it is not."""
@@ -251,11 +279,12 @@ class Trainer:
         self.at.seconds[-1] += now - self._lap
         self._lap = now
         schedules = {"patience": self.patience.state(), "plateaus": {metric: plateau.state() for metric, plateau in self.plateaus.items()}}
-        save_run(self.setting.folder, self.decoder, self.optimizer, self.average, self.best, self.at, schedules)
+        save_run(self.setting.folder, self.decoder, self.optimizer, self.average, self.best, self.at, schedules, self.setting.group)
 
     def restore(self) -> bool:
         """Go back to the newest saved state; False where there is none that fits."""
-        found = restore_run(self.setting.folder, self.decoder, self.optimizer, self.average)
+        setting = self.setting
+        found = restore_run(setting.folder, self.decoder, self.optimizer, self.average, setting.group, setting.seed)
         if found is None:
             return False
         self.at, self.best, schedules = found

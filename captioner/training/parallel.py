@@ -7,8 +7,9 @@ same update. Without other processes nothing here does anything, and torch.distr
 from __future__ import annotations
 
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Callable, Iterator
+from typing import Any, Callable, Iterator, Sequence, TypeVar
 
 import numpy as np
 import torch
@@ -18,7 +19,9 @@ from captioner.errors import CaptionerError
 from captioner.interrupts import StopSignal
 from captioner.processes import LocalProcesses, Rank, Store
 from captioner.training.lifeline import Follower, Leader
+from captioner.vocabulary.vocabulary import PAD
 
+T = TypeVar("T")
 _NO_TIMEOUT = timedelta(days=7)  # the lifeline says when a process is gone; one that is merely slow is waited for
 
 
@@ -31,7 +34,11 @@ class Group:
         store: of all of them; not needed by a single process.
         line: to rank 0, or of rank 0 to the others.
 
-    Collective operations (all methods but the properties) must be called by every process, in the same order.
+    Attributes:
+        rank, world, device: as given.
+        flags: what this process wants; ``sum_gradients`` carries it along, ``carried`` tells what anybody wanted.
+
+    Collective operations (all methods but ``share`` and ``carried``) must be called by every process, in the same order.
 
     Raises:
         CaptionerError: (any collective operation) another process has ended; it is named.
@@ -41,12 +48,18 @@ class Group:
         self, rank: Rank = Rank(), device: torch.device = torch.device("cpu"), store: Store | None = None, line: Leader | Follower | None = None
     ) -> None:
         self.rank, self.world, self.device = rank.rank, rank.world, device
+        self.flags: Callable[[], Sequence[bool]] = tuple
         self._store, self._line, self._on_cpu = store, line, True
+        self._flat = self._carried = torch.empty(0)
 
     @property
     def leads(self) -> bool:
         """Whether this is rank 0, which alone writes and speaks."""
         return self.rank == 0
+
+    def share(self, items: Sequence[T]) -> Sequence[T]:
+        """This process's part of ``items``, which are dealt out in turn."""
+        return items[self.rank :: self.world]
 
     def __enter__(self) -> "Group":
         if self.world > 1:
@@ -76,6 +89,40 @@ class Group:
             if there is not flat:
                 flat.copy_(there)
         return flat
+
+    def sum_gradients(self, parameters: Sequence[Tensor], figure: Tensor) -> Tensor:
+        """Replace all gradients by their sums over the processes, in one operation; a process without gradients adds nothing.
+
+        Args:
+            figure: a scalar.
+
+        Returns:
+            The sum of everybody's ``figure``.
+        """
+        if self.world == 1:
+            return figure
+        nothing = parameters[0].new_zeros(())
+        parts = [nothing.expand(parameter.numel()) if parameter.grad is None else parameter.grad.reshape(-1) for parameter in parameters]
+        sizes = [len(part) for part in parts]
+        wanted = torch.tensor([float(flag) for flag in self.flags()], dtype=nothing.dtype).to(self.device, non_blocking=True)
+        rest = torch.cat([figure.reshape(1).to(nothing.dtype), wanted])
+        if len(self._flat) != sum(sizes) + len(rest):
+            self._flat = nothing.new_empty(sum(sizes) + len(rest))  # kept: at every step the system would have to clear it anew
+        self.all_reduce_(torch.cat([*parts, rest], out=self._flat))
+        *parts, rest = self._flat.split([*sizes, len(rest)])
+        for parameter, part in zip(parameters, parts):
+            parameter.grad = part.view_as(parameter)
+        rest = rest.clone()  # the next step's are written over these
+        self._carried = rest[1:]
+        return rest[0]
+
+    def carried(self) -> list[bool]:
+        """Whether anybody wanted each of ``flags`` at the last ``sum_gradients``; a single process is asked now."""
+        return list(self.flags()) if self.world == 1 else [value > 0 for value in self._carried.tolist()]
+
+    def agree(self, flag: bool) -> bool:
+        """Whether anybody's is True. Nobody returns before all have called it."""
+        return flag if self.world == 1 else bool(self.all_reduce_(torch.tensor([int(flag)], device=self.device)))
 
     def broadcast_(self, flat: Tensor) -> Tensor:
         """Rank 0's values, in place."""
@@ -122,6 +169,30 @@ class Group:
         self._store.tell(f"device/{self.rank}", own or "cpu")
         devices = {self._store.hear(f"device/{rank}", self._line.check) for rank in range(self.world)}
         return "nccl" if len(devices) == self.world and "cpu" not in devices and torch.distributed.is_nccl_available() else "gloo"
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A step of the optimiser, of all processes together.
+
+    Attributes:
+        tokens: to predict.
+        captions: that have one.
+        images: pictures, counted in each batch anew.
+        group: the processes.
+    """
+
+    tokens: int
+    captions: int
+    images: int
+    group: Group
+
+    @classmethod
+    def of(cls, batches: Sequence[Tensor], group: Group | None = None) -> "Whole":
+        """From the tokens (I, K, T + 1) of all processes' batches."""
+        lengths = [(tokens != PAD).sum(-1) - 1 for tokens in batches]  # targets of each caption; -1 where there is none
+        tokens = sum(int(length.clamp(min=0).sum()) for length in lengths)
+        return cls(tokens, sum(int((length > 0).sum()) for length in lengths), sum(map(len, batches)), group or Group())
 
 
 def _tensor(data: bytes) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor
 from captioner.decoder import CaptionDecoder
 from captioner.training.checkpoint import load_state, optimizer_tensors, restore_optimizer, save_state
 from captioner.training.optimizers import Average
+from captioner.training.parallel import Group, process_seed
 
 
 @dataclass
@@ -55,29 +56,33 @@ def trained_weights(decoder: CaptionDecoder) -> dict[str, Tensor]:
 
 def save_run(
     folder: Path, decoder: CaptionDecoder, optimizer: torch.optim.Optimizer, average: Average | None, best: dict[str, Tensor],
-    position: Position, schedules: dict[str, Any],
+    position: Position, schedules: dict[str, Any], group: Group,
 ) -> None:  # fmt: skip
-    """Save a run's state with the generators of random numbers; ``schedules`` is JSON."""
+    """Save a run's state with every process's generators of random numbers; ``schedules`` is JSON.
+
+    All processes call it, rank 0 alone writes, and they return when it has.
+    """
     parts = {"weights": trained_weights(decoder), "best": best, "optimizer": optimizer_tensors(optimizer)}
     if average:
         parts["average"] = average.tensors
-    parts["random"] = {"cpu": torch.get_rng_state()}
-    device = decoder.vocabulary.weight.device
-    if device.type == "cuda":
-        parts["random"]["cuda"] = torch.cuda.get_rng_state(device)
-    tensors = {f"{part}.{name}": tensor for part, members in parts.items() for name, tensor in members.items()}
-    state = {**dataclasses.asdict(position), "schedules": schedules}
-    save_state(folder, f"{position.epoch:06d}-{position.step:09d}", tensors, state)
+    parts["random"] = _generators(group)
+    if group.leads:
+        tensors = {f"{part}.{name}": tensor for part, members in parts.items() for name, tensor in members.items()}
+        state = {**dataclasses.asdict(position), "schedules": schedules}
+        save_state(folder, f"{position.epoch:06d}-{position.step:09d}", tensors, state)
+    group.agree(True)
 
 
 def restore_run(
-    folder: Path, decoder: CaptionDecoder, optimizer: torch.optim.Optimizer, average: Average | None
+    folder: Path | None, decoder: CaptionDecoder, optimizer: torch.optim.Optimizer, average: Average | None, group: Group, seed: int
 ) -> tuple[Position, dict[str, Tensor], dict[str, Any]] | None:
     """Go back to the newest saved state: its position, best weights and schedules.
 
-    None where there is no state, or none that fits this decoder (its code may have changed since).
+    None where there is no state, or none that fits this decoder (its code may have changed since). Rank 0 reads it for all. With
+    other processes than those that saved it the run goes on too, but the generator of a process that the state does not know is
+    drawn from ``seed``, its rank, the epoch and the step.
     """
-    found = load_state(folder)
+    found = load_state(folder, group.broadcast_bytes)
     if found is None:
         return None
     tensors, state = found
@@ -87,15 +92,38 @@ def restore_run(
         parts[part][rest] = tensor
     saved, own = ({name: tensor.shape for name, tensor in weights.items()} for weights in (parts["weights"], trained_weights(decoder)))
     if saved != own:
-        click.echo("train: the saved state is of a decoder with other layers; starting afresh", err=True)
+        if group.leads:
+            click.echo("train: the saved state is of a decoder with other layers; starting afresh", err=True)
         return None
     decoder.load_state_dict(parts["weights"], strict=False)  # frozen word vectors are not among them
     restore_optimizer(optimizer, parts["optimizer"])
     if average:
         average.restore(parts["average"])
     device = decoder.vocabulary.weight.device
-    torch.set_rng_state(parts["random"]["cpu"])
-    if device.type == "cuda" and "cuda" in parts["random"]:
-        torch.cuda.set_rng_state(parts["random"]["cuda"], device)
     schedules = state.pop("schedules")
-    return Position(**state), {name: tensor.to(device) for name, tensor in parts["best"].items()}, schedules
+    position = Position(**state)
+    _restore_generators(parts["random"], group, process_seed(seed, group.rank, position.epoch, position.step))
+    return position, {name: tensor.to(device) for name, tensor in parts["best"].items()}, schedules
+
+
+def _generators(group: Group) -> dict[str, Tensor]:
+    """The states of all processes' generators; ``cpu`` and ``cuda`` are rank 0's, ``cpu.1`` and ``cuda.1`` those of rank 1."""
+    own = {"cpu": torch.get_rng_state()}
+    if group.device.type == "cuda":
+        own["cuda"] = torch.cuda.get_rng_state(group.device)
+    states = {}
+    for kind, state in own.items():
+        for rank, content in enumerate(group.gather_bytes(state.numpy().tobytes())):
+            states[kind + (f".{rank}" if rank else "")] = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+    return states
+
+
+def _restore_generators(states: dict[str, Tensor], group: Group, seed: int) -> None:
+    """Give this process its own; ``seed`` is for one that has none among ``states``."""
+    end = f".{group.rank}" if group.rank else ""
+    if "cpu" + end not in states:
+        torch.manual_seed(seed)
+        return
+    torch.set_rng_state(states["cpu" + end])
+    if group.device.type == "cuda" and "cuda" + end in states:
+        torch.cuda.set_rng_state(states["cuda" + end], group.device)

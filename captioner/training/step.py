@@ -10,33 +10,48 @@ from torch import Tensor
 from captioner.decoder import CaptionDecoder
 from captioner.parameters import TrainParameters
 from captioner.training.loss import attention_coverage
+from captioner.training.parallel import Whole
 from captioner.training.vocabulary_loss import vocabulary_loss
 from captioner.vocabulary.vocabulary import PAD
 
 
 def training_step(
-    decoder: CaptionDecoder, optimizer: torch.optim.Optimizer, batches: Sequence[tuple[Tensor, Tensor]], parameters: TrainParameters
-) -> tuple[Tensor, int]:
+    decoder: CaptionDecoder, optimizer: torch.optim.Optimizer, batches: Sequence[tuple[Tensor, Tensor]], parameters: TrainParameters,
+    whole: Whole | None = None,
+) -> tuple[Tensor, int]:  # fmt: skip
     """Teacher forcing and backward pass of one batch after another, then clipping and one update.
 
     The loss is the sum over all tokens of the step, divided by their number: several batches are to it what one large one would be.
 
     Args:
         batches: features (I, P, C) on any device and tokens (I, K, T + 1) int64 of each.
+        whole: the step of all processes, of which ``batches`` (perhaps none) is this one's share; None: they are all of it.
 
     Returns:
         The cross entropy summed over the step's tokens, a detached scalar, and how many tokens that is.
     """
-    lengths = [(tokens != PAD).sum(-1) - 1 for _, tokens in batches]  # targets of each caption; -1 where there is none
-    count = sum(int(length.clamp(min=0).sum()) for length in lengths)
-    captions = [int((length > 0).sum()) for length in lengths]
+    whole = whole or Whole.of([tokens for _, tokens in batches])
     optimizer.zero_grad(set_to_none=True)
     entropies = [
-        _backward(decoder, features, tokens, count, share / sum(captions), parameters)
-        for (features, tokens), share in zip(batches, captions)
+        _backward(decoder, features, tokens, whole.tokens, _captions(tokens) / whole.captions, parameters) for features, tokens in batches
     ]
-    finish_step(optimizer, parameters.clip)
-    return sum(entropies[1:], entropies[0]), count
+    total = sum(entropies[1:], entropies[0]) if batches else decoder.vocabulary.weight.new_zeros(())
+    return finish_step(optimizer, total, parameters.clip, whole), whole.tokens
+
+
+def finish_step(optimizer: torch.optim.Optimizer, figure: Tensor, clip: float, whole: Whole) -> Tensor:
+    """After the backward passes: gradients added up over all processes, clipping, one update. The sum of everybody's ``figure``."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    figure = whole.group.sum_gradients(parameters, figure)
+    if clip:
+        clip_gradients(parameters, clip)
+    optimizer.step()
+    return figure
+
+
+def _captions(tokens: Tensor) -> int:
+    """How many captions of a batch (I, K, T + 1) have a token to predict."""
+    return int(((tokens != PAD).sum(-1) > 1).sum())
 
 
 def _backward(decoder: CaptionDecoder, features: Tensor, tokens: Tensor, count: int, share: float, parameters: TrainParameters) -> Tensor:
@@ -54,13 +69,6 @@ def _backward(decoder: CaptionDecoder, features: Tensor, tokens: Tensor, count: 
 def autocast(device: torch.device, parameters: TrainParameters) -> torch.autocast:
     """The context in which a step's products are of ``train.precision``."""
     return torch.autocast(device.type, torch.bfloat16, enabled=parameters.precision == "bf16")
-
-
-def finish_step(optimizer: torch.optim.Optimizer, clip: float) -> None:
-    """Clip the gradients (0: not) and update the weights."""
-    if clip:
-        clip_gradients([parameter for group in optimizer.param_groups for parameter in group["params"]], clip)
-    optimizer.step()
 
 
 def clip_gradients(parameters: list[Tensor], largest: float) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,10 @@ import torch
 from captioner.decoder import CaptionDecoder, DecoderConfig, build_decoder
 from captioner.device import prepare_device
 from captioner.errors import CaptionerError
+from captioner.fingerprint import canonical_json
 from captioner.interrupts import StopSignal
-from captioner.parameters import Parameters
+from captioner.parameters import Parameters, parameters_content, parse_parameters
+from captioner.processes import Rank, Store, Torchrun, local_world
 from captioner.sidecar import Sidecar
 from captioner.training.batches import BatchLoader
 from captioner.training.encoder_file import save_encoder
@@ -22,7 +25,9 @@ from captioner.training.history import write_history, write_timing
 from captioner.training.inputs import Inputs, load_inputs
 from captioner.training.loop import Setting, Trainer
 from captioner.training.model_files import ENCODER, save_model
+from captioner.training.parallel import Group, following, leading, process_seed
 from captioner.training.phases import build_phases
+from captioner.training.state import trained_weights
 from captioner.training.validation import Validator
 
 VERSION = 1  # raised when training gives another result for the same parameters, so that unfinished work is not mixed
@@ -30,6 +35,8 @@ VERSION = 1  # raised when training gives another result for the same parameters
 
 def train(parameters: Parameters, features: Path, captions: Path, vocab: Path, embeddings: Path, models: Path, results: Path) -> None:
     """Train a decoder, or go on with a run that was stopped; a killed run ends with the same bytes as an uninterrupted one.
+
+    Several processes share each step, where torchrun started them or ``runtime`` asks for them; rank 0 alone writes.
 
     Args:
         parameters: all of them; ``train``, ``decoder``, ``attention``, ``seed`` decide the result.
@@ -42,29 +49,71 @@ def train(parameters: Parameters, features: Path, captions: Path, vocab: Path, e
         CaptionerError: inputs that are damaged or do not belong together, a loss that is not finite, a full disk.
         Interrupted: a signal came; the same call goes on from there.
     """
-    device = prepare_device(parameters.runtime.device, parameters.runtime.threads)
-    inputs = load_inputs(parameters, Path(features), Path(captions), Path(vocab), Path(embeddings))
-    facts = _facts(parameters, inputs)
-    random_devices = [device] if device.type == "cuda" else []
-    with Sidecar(models, facts) as sidecar, StopSignal("train") as stop, torch.random.fork_rng(random_devices):
-        torch.manual_seed(parameters.seed)
-        decoder = build_decoder(_config(parameters, inputs), torch.from_numpy(inputs.embeddings)).to(device)
-        with inputs.store.reader(parameters.runtime.features_on, device) as reader:
-            setting = Setting(
-                BatchLoader(inputs.train, inputs.train_rows, reader), Validator(inputs, reader, device), parameters.seed,
-                inputs.store.views, sidecar.folder, device, parameters.runtime.checkpoint_seconds,
-            )  # fmt: skip
-            phases = build_phases(parameters.train, inputs.train, inputs.max_length)
-            trainer = Trainer(decoder, parameters.train, phases, setting)
-            save_encoder(sidecar.folder, inputs.store, parameters.extract)  # before the work, so that other weights are refused at once
-            trainer.restore()
-            trainer.run(stop)
+    files = {name: Path(path) for name, path in {"features": features, "captions": captions, "vocab": vocab, "embeddings": embeddings}.items()}
+    torchrun, local = Torchrun.from_environment("train"), local_world(parameters.runtime)
+    rank, store = (torchrun.rank, torchrun.store) if torchrun else (Rank(world=local, local_world=local), None)
+    if rank.rank:
+        _follow(parameters, files, rank, store)
+        return
+    device = prepare_device(parameters.runtime.device, parameters.runtime.threads, rank)
+    inputs = load_inputs(parameters, **files)
+    with Sidecar(models, _facts(parameters, inputs)) as sidecar, StopSignal("train") as stop:
+        save_encoder(sidecar.folder, inputs.store, parameters.extract)  # before the work, so that other weights are refused at once
+        task = {"parameters": parameters_content(parameters), "files": {name: str(path.absolute()) for name, path in files.items()}}
+        with leading(rank, device, store, task, stop) as group:
+            trainer = _run(parameters, inputs, group, sidecar.folder, stop)
         try:
-            _publish(sidecar, decoder, parameters, inputs, trainer, Path(models), Path(results))
+            _publish(sidecar, trainer.decoder, parameters, inputs, trainer, Path(models), Path(results))
         except OSError as error:
             raise CaptionerError(
                 f"{models}: cannot be written ({error.strerror}); free the disk and run again, the training is not done again"
             ) from error
+
+
+def join(rank: Rank, task: dict[str, Any]) -> None:
+    """A process that rank 0 started on the same machine; ``task`` is what ``train`` gave it."""
+    files = {name: Path(path) for name, path in task["files"].items()}
+    _follow(parse_parameters(task["parameters"]), files, rank, Store.local(task["port"]))
+
+
+def _follow(parameters: Parameters, files: dict[str, Path], rank: Rank, store: Store) -> None:
+    """Any rank but 0: train with it, write nothing."""
+    with StopSignal("train", quiet=True) as stop, following(rank, store, stop) as enter:
+        device = prepare_device(parameters.runtime.device, parameters.runtime.threads, rank)
+        inputs = load_inputs(parameters, **files)
+        with enter(device) as group:
+            _run(parameters, inputs, group, None, stop)
+
+
+def _run(parameters: Parameters, inputs: Inputs, group: Group, folder: Path | None, stop: StopSignal) -> Trainer:
+    """The training itself, the same in all processes; ``folder`` is for the states, rank 0's alone."""
+    _check_inputs(_facts(parameters, inputs), group)
+    with torch.random.fork_rng([group.device] if group.device.type == "cuda" else []):
+        torch.manual_seed(parameters.seed)
+        decoder = build_decoder(_config(parameters, inputs), torch.from_numpy(inputs.embeddings)).to(group.device)
+        for weight in trained_weights(decoder).values():
+            group.broadcast_(weight.data)  # another processor may draw other last bits
+        if group.rank:
+            torch.manual_seed(process_seed(parameters.seed, group.rank, 1, 0))  # dropout differs from process to process
+        with inputs.store.reader(parameters.runtime.features_on, group.device) as reader:
+            setting = Setting(
+                BatchLoader(inputs.train, inputs.train_rows, reader), Validator(inputs, reader, group), parameters.seed,
+                inputs.store.views, folder, group, parameters.runtime.checkpoint_seconds,
+            )  # fmt: skip
+            phases = build_phases(parameters.train, inputs.train, inputs.max_length)
+            trainer = Trainer(decoder, parameters.train, phases, setting)
+            trainer.restore()
+            trainer.run(stop)
+    return trainer
+
+
+def _check_inputs(facts: dict[str, Any], group: Group) -> None:
+    """Raise CaptionerError where this process would compute something else than rank 0."""
+    leaders = json.loads(group.broadcast_bytes(canonical_json(facts).encode()))
+    own = json.loads(canonical_json(facts))
+    different = [name for name in own if own[name] != leaders.get(name)]
+    if different:
+        raise CaptionerError(f"other {', '.join(different)} than process 0 has; give all machines the same files and parameters")
 
 
 def _publish(
