@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from captioner.errors import CaptionerError
+from captioner.errors import CaptionerError, Interrupted
 from captioner.interrupts import StopSignal
 from captioner.processes import LocalProcesses, Rank, Store
 from captioner.training.lifeline import Follower, Leader
@@ -78,7 +78,7 @@ class Group:
             return
         if kind is None:
             self._line.bye()
-        if kind is None or self._on_cpu:  # NCCL would wait here for a process that is gone
+        if kind in (None, Interrupted) or self._on_cpu:  # else NCCL would wait here for a process that is gone
             torch.distributed.destroy_process_group()
 
     def all_reduce_(self, flat: Tensor) -> Tensor:
@@ -168,6 +168,8 @@ class Group:
         own = str(torch.cuda.get_device_properties(self.device).uuid) if self.device.type == "cuda" else ""
         self._store.tell(f"device/{self.rank}", own or "cpu")
         devices = {self._store.hear(f"device/{rank}", self._line.check) for rank in range(self.world)}
+        if "cpu" in devices and len(devices) > 1:
+            raise CaptionerError("runtime.device: some of the processes have a GPU and others have none; set runtime.device=cpu, or use other machines")
         return "nccl" if len(devices) == self.world and "cpu" not in devices and torch.distributed.is_nccl_available() else "gloo"
 
 

@@ -52,9 +52,9 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Have a function called with the decoder, the optimiser and the batches after every step, and one with the decoder before."""
 
     def start(seen: Callable[..., None], before: Callable[..., None] = lambda decoder: None) -> None:
-        def step(decoder: Any, optimizer: Any, batches: Any, options: Any) -> Any:
+        def step(decoder: Any, optimizer: Any, batches: Any, *rest: Any) -> Any:
             before(decoder)
-            result = training_step(decoder, optimizer, batches, options)
+            result = training_step(decoder, optimizer, batches, *rest)
             seen(decoder, optimizer, batches)
             return result
 

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import importlib
 import os
-import pickle
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Iterator
@@ -16,72 +13,10 @@ from typing import Iterator
 import pytest
 
 from captioner.errors import CaptionerError, Interrupted
-from captioner.parameters import Parameters
 from captioner.sidecar import Sidecar
 from captioner.training.checkpoint import load_state, save_state
+from tests.training.runs import Runs
 from tests.training.small import make_data, result_bytes, run, small_parameters, with_runtime
-
-ROOT = Path(__file__).parents[2]
-SERVER = """
-import os, pickle, sys
-sys.path.insert(0, {root!r})
-import torch
-from tests.training.small import run
-torch.optim.Adam([torch.zeros(1, requires_grad=True)])  # imports a good deal
-print("ready", flush=True)
-for line in iter(sys.stdin.readline, ""):
-    child = os.fork()
-    if not child:
-        try:
-            run(*pickle.loads(bytes.fromhex(line)))
-        except BaseException as error:
-            print(type(error).__name__, error, file=sys.stderr, flush=True)
-            os._exit(getattr(error, "exit_code", 99))
-        os._exit(0)
-    print(f"pid {{child}}", flush=True)
-    sys.stdin.readline()  # until then the number stays the child's, even if it has ended
-    print("exit", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-"""
-
-
-class Runs:
-    """Training runs, each in a process of its own, forked from one that has everything imported."""
-
-    def __init__(self) -> None:
-        self._server = subprocess.Popen(
-            [sys.executable, "-c", SERVER.format(root=str(ROOT))],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            bufsize=1,
-            stderr=subprocess.DEVNULL,
-        )
-        assert self._line() == "ready"
-
-    def start(self, folder: Path, data: dict[str, Path], parameters: Parameters) -> int:
-        """Begin a run; its process id."""
-        self._server.stdin.write(pickle.dumps((folder, data, parameters)).hex() + "\n")
-        return self._number("pid")
-
-    def wait(self) -> int:
-        """The exit status of the run begun last, minus the signal that ended it."""
-        self._server.stdin.write("\n")
-        return self._number("exit")
-
-    def close(self) -> None:
-        self._server.stdin.close()
-        self._server.wait()
-        self._server.stdout.close()
-
-    def _number(self, what: str) -> int:
-        """The number on the next line, which must be of this kind: a wrong process id would be killed."""
-        kind, number = self._line().split()
-        assert kind == what
-        return int(number)
-
-    def _line(self) -> str:
-        return self._server.stdout.readline().strip()
-
 
 @pytest.fixture(scope="module")
 def runs() -> Iterator[Runs]:
@@ -103,8 +38,7 @@ def whole(runs: Runs, data: dict[str, Path], tmp_path_factory: pytest.TempPathFa
     """An uninterrupted run, and how long it took."""
     folder = tmp_path_factory.mktemp("whole")
     began = time.monotonic()
-    runs.start(folder, data, PARAMETERS)
-    assert runs.wait() == 0
+    assert runs.wait(runs.start(folder, data, PARAMETERS)) == 0
     return folder, time.monotonic() - began
 
 
@@ -115,7 +49,7 @@ def kill_often(runs: Runs, data: dict[str, Path], folder: Path, seconds: float, 
         child = runs.start(folder, data, PARAMETERS)
         time.sleep(generator.uniform(0, max(0.05, 2 * seconds / kills)))
         os.kill(child, signal.SIGKILL)
-        if runs.wait() == 0:  # it was done already: begin from nothing again
+        if runs.wait(child) == 0:  # it was done already: begin from nothing again
             assert (folder / "models/model.safetensors").exists()
             for path in sorted(folder.rglob("*"), reverse=True):
                 path.unlink() if path.is_file() else path.rmdir()
@@ -126,8 +60,7 @@ def kill_often(runs: Runs, data: dict[str, Path], folder: Path, seconds: float, 
             if not (folder / "models").exists():
                 assert not newest or states[-1] >= newest  # finished work is never lost
                 newest = states[-1] if states else ""
-    runs.start(folder, data, PARAMETERS)
-    assert runs.wait() == 0
+    assert runs.wait(runs.start(folder, data, PARAMETERS)) == 0
 
 
 def test_three_kills(runs: Runs, data: dict[str, Path], whole: tuple[Path, float], tmp_path: Path) -> None:
@@ -242,7 +175,7 @@ def test_a_second_process_is_refused(runs: Runs, data: dict[str, Path], tmp_path
             run(tmp_path, data, small_parameters(epochs=1000, patience=1000))
     finally:
         os.kill(child, signal.SIGKILL)
-        runs.wait()
+        runs.wait(child)
 
 
 def test_other_facts_start_afresh(
@@ -251,7 +184,7 @@ def test_other_facts_start_afresh(
     child = runs.start(tmp_path, data, small_parameters(seed=5, epochs=1000, patience=1000))
     wait_for_state(tmp_path)
     os.kill(child, signal.SIGKILL)
-    runs.wait()
+    runs.wait(child)
     run(tmp_path, data, PARAMETERS)
     assert "unfinished work was for other seed, train; starting afresh" in capsys.readouterr().err
     assert result_bytes(tmp_path) == result_bytes(whole[0])
