@@ -13,6 +13,7 @@ import selectors
 import socket
 import threading
 import time
+from contextlib import suppress
 from typing import Callable
 
 import click
@@ -101,10 +102,8 @@ class Leader:
         self._closed = True
         self._thread.join()
         for connection in self._names:
-            try:
+            with suppress(OSError):
                 connection.sendall(b"end\n")
-            except OSError:
-                pass
             connection.close()
         self._server.close()
 
@@ -114,9 +113,10 @@ class Leader:
             while not self._closed:
                 for key, _ in selector.select(_POLL_SECONDS):
                     if key.fileobj is self._server:
-                        connection, _ = self._server.accept()
-                        _keep_alive(connection)
-                        selector.register(connection, selectors.EVENT_READ, bytearray())
+                        with suppress(OSError):  # it may be gone again
+                            connection, _ = self._server.accept()
+                            _keep_alive(connection)
+                            selector.register(connection, selectors.EVENT_READ, bytearray())
                     elif not self._read(key.fileobj, key.data):
                         selector.unregister(key.fileobj)
                 if self._fault and not self._taken and time.monotonic() > self._faulty_since + _GRACE_SECONDS:
@@ -182,10 +182,8 @@ class Follower:
         """All is done: this process may end, and so may rank 0."""
         self._leaving = True
         self._say("bye")
-        try:
+        with suppress(OSError):
             self._connection.shutdown(socket.SHUT_WR)
-        except OSError:
-            pass
 
     def check(self) -> None:
         """Nothing: where rank 0 ends, the thread ends this process."""
@@ -202,10 +200,8 @@ class Follower:
         self._thread.join(_LAST_WORDS_SECONDS)
 
     def _say(self, line: str) -> None:
-        try:
+        with suppress(OSError):  # rank 0 is gone; the thread sees it too
             self._connection.sendall(" ".join(line.split()).encode() + b"\n")
-        except OSError:  # rank 0 is gone; the thread sees it too
-            pass
 
     def _watch(self) -> None:
         try:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Callable, Iterator, Sequence, TypeVar
 
+import click
 import numpy as np
 import torch
 from torch import Tensor
@@ -67,6 +68,8 @@ class Group:
 
             backend = self._backend()
             self._on_cpu = backend == "gloo"
+            if self.leads:
+                click.echo(f"train: {self.world} processes, {backend}", err=True)
             self._call(
                 torch.distributed.init_process_group, backend, store=self._store.torch_store, rank=self.rank, world_size=self.world,
                 timeout=_NO_TIMEOUT,
@@ -180,7 +183,7 @@ class Whole:
     Attributes:
         tokens: to predict.
         captions: that have one.
-        images: pictures, counted in each batch anew.
+        images: pictures.
         group: the processes.
     """
 
@@ -190,11 +193,11 @@ class Whole:
     group: Group
 
     @classmethod
-    def of(cls, batches: Sequence[Tensor], group: Group | None = None) -> "Whole":
-        """From the tokens (I, K, T + 1) of all processes' batches."""
+    def of(cls, batches: Sequence[Tensor]) -> "Whole":
+        """A single process's, from the tokens (I, K, T + 1) of its batches."""
         lengths = [(tokens != PAD).sum(-1) - 1 for tokens in batches]  # targets of each caption; -1 where there is none
         tokens = sum(int(length.clamp(min=0).sum()) for length in lengths)
-        return cls(tokens, sum(int((length > 0).sum()) for length in lengths), sum(map(len, batches)), group or Group())
+        return cls(tokens, sum(int((length > 0).sum()) for length in lengths), sum(map(len, batches)), Group())
 
 
 def _tensor(data: bytes) -> Tensor:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from captioner.decoder import CaptionDecoder
 from captioner.parameters import TrainParameters
+from captioner.training.parallel import Whole
 from captioner.training.sampling import NEVER_DRAWN, sample_captions
 from captioner.training.step import autocast, finish_step
 from captioner.training.vocabulary_loss import vocabulary_loss
@@ -31,7 +32,7 @@ Reward = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 def self_critical_step(
     reward: Reward, max_length: int, decoder: CaptionDecoder, optimizer: torch.optim.Optimizer, batches: Sequence[tuple[Tensor, Tensor]],
-    parameters: TrainParameters,
+    parameters: TrainParameters, whole: Whole | None = None,
 ) -> tuple[Tensor, int]:  # fmt: skip
     """Sampling, reward and backward pass of one batch after another, then clipping and one update.
 
@@ -39,14 +40,16 @@ def self_critical_step(
         reward: what a caption is worth.
         max_length: words of the longest caption.
         batches: features (I, P, C) on any device and all references (I, R, L + 1) int64, on the CPU, of each.
+        whole: the step of all processes, of which ``batches`` (perhaps none) is this one's share; None: they are all of it.
 
     Returns:
         The rewards summed over the step's samples, a scalar that is NaN where the loss is not finite, and how many samples that is.
     """
     decoder.eval()
-    count = parameters.scst_samples * sum(len(features) for features, _ in batches)
+    whole = whole or Whole.of([references for _, references in batches])
+    count = parameters.scst_samples * whole.images
     optimizer.zero_grad(set_to_none=True)
-    total, device = torch.zeros(()), decoder.vocabulary.weight.device
+    total, device = decoder.vocabulary.weight.new_zeros(()), decoder.vocabulary.weight.device
     for features, references in batches:
         features = features.to(device, non_blocking=True)
         tokens, advantages, rewards = sample_advantages(decoder, features, references, reward, max_length, parameters)
@@ -54,8 +57,7 @@ def self_critical_step(
             loss = policy_loss(decoder, features, tokens, advantages, count)
         loss.backward()
         total = total + rewards.sum() + 0 * loss.detach()  # a decoder of NaN still says something, which has a reward
-    finish_step(optimizer, parameters.clip)
-    return total, count
+    return finish_step(optimizer, total, parameters.clip, whole), count
 
 
 def sample_advantages(

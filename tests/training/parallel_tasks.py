@@ -8,33 +8,49 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
 import torch
 
 from captioner.interrupts import StopSignal
 from captioner.parameters import Parameters
 from captioner.processes import Torchrun
-from captioner.training import lifeline, phases
+from captioner.training import lifeline, phases, self_critical
 from captioner.training.parallel import Group, following, leading
+from captioner.vocabulary.vocabulary import START
 from tests.training.small import run
 
 
 def record(folder: Path, data: dict[str, Path], parameters: Parameters) -> None:
     """Train in float64 and leave ``rank<N>.json``: the loss of every step, and a hash of the weights after it."""
     module = sys.modules["captioner.training.train"]  # the package has a function of this name
-    build, step, seen = module.build_decoder, phases.training_step, []
+    build, seen = module.build_decoder, []
 
-    def recorded(decoder: Any, optimizer: Any, *rest: Any) -> Any:
-        total, count = step(decoder, optimizer, *rest)
-        weights = b"".join(parameter.detach().numpy().tobytes() for parameter in decoder.parameters())
-        seen.append((float(total) / count, hashlib.sha256(weights).hexdigest()))
-        return total, count
+    def recorded(step: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            total, count = step(*arguments)
+            decoder = next(value for value in arguments if isinstance(value, torch.nn.Module))
+            weights = b"".join(parameter.detach().numpy().tobytes() for parameter in decoder.parameters())
+            seen.append((float(total) / count, hashlib.sha256(weights).hexdigest()))
+            return total, count
+
+        return call
 
     module.build_decoder = lambda *arguments: build(*arguments).double()
-    phases.training_step = recorded
+    phases.training_step, phases.self_critical_step = recorded(phases.training_step), recorded(phases.self_critical_step)
+    self_critical.sample_captions = _captions_of_pictures
     run(folder, data, parameters)
     (folder / f"rank{os.environ.get('RANK', '0')}.json").write_text(json.dumps(seen))
+
+
+def _captions_of_pictures(decoder: Any, features: torch.Tensor, samples: int, *_: Any) -> torch.Tensor:
+    """(I, S, 5): START and four words that the picture alone decides, not which process draws them."""
+    drawn = []
+    for picture in features:
+        generator = torch.Generator().manual_seed(int(picture.double().abs().sum() * 1000))
+        drawn.append(torch.randint(4, decoder.config.vocabulary_size, (samples, 4), generator=generator))
+    words = torch.stack(drawn)
+    return torch.cat([torch.full_like(words[..., :1], START), words], 2)
 
 
 def operate(folder: Path) -> None:

@@ -45,9 +45,9 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> list[tuple[dict[str, torch.Tensor]
     """Weights before, batches and result of every self-critical step from here on."""
     seen, original = [], phases.self_critical_step
 
-    def step(reward: Any, max_length: Any, decoder: Any, optimizer: Any, batches: Any, options: Any) -> Any:
+    def step(reward: Any, max_length: Any, decoder: Any, optimizer: Any, batches: Any, *rest: Any) -> Any:
         before = {name: parameter.detach().clone() for name, parameter in decoder.named_parameters()}
-        result = original(reward, max_length, decoder, optimizer, batches, options)
+        result = original(reward, max_length, decoder, optimizer, batches, *rest)
         seen.append((before, batches, result))
         return result
 
