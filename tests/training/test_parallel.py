@@ -128,7 +128,8 @@ def test_a_process_takes_its_own_generator_from_a_state() -> None:
 
 CASES = {
     "whole pictures": {"dropout": 0.0, "doubly_stochastic": 1.0, "label_smoothing": 0.1, "epochs": 3, "clip": 0.5},
-    "empty shares": {"dropout": 0.0, "optimizer": "sgd", "learning_rate": 0.1, "projection_learning_rate": 0.1, "batch_size": 3, "captions_per_image": 1, "accumulate": 2, "epochs": 2, "ema": 0.9},
+    "empty shares": {"dropout": 0.0, "optimizer": "sgd", "learning_rate": 0.1, "projection_learning_rate": 0.1,
+                     "batch_size": 3, "captions_per_image": 1, "accumulate": 2, "epochs": 2, "ema": 0.9},
     "self-critical": {"dropout": 0.0, "epochs": 1, "scst_epochs": 2, "scst_learning_rate": 0.01, "clip": 0.01},
 }  # fmt: skip
 
