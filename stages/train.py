@@ -1,4 +1,4 @@
-"""Stage ``train``: an attention decoder on cached features into models/ and results/train/."""
+"""Stage ``train``: an attention decoder on cached features into models/ and results/train/. Also under ``torchrun``."""
 
 from __future__ import annotations
 
