@@ -122,6 +122,20 @@ def build_encoder(name: str, weights: str = "random", seed: int = 1, grid: int |
     return encoder
 
 
+def _tamed(model: nn.Module) -> nn.Module:
+    """A freshly drawn classifier whose activations stay within float16's range, 65504.
+
+    Before any training batch normalisation is the identity, and each of a ResNet's residual blocks doubles the variance: 33 or 50 of
+    them make features of 10^5 or 10^8. Where there are more than ResNet50's 16, the N branches are scaled by N^-1/2 (as in Radford et
+    al. 2019, section 2.3). Grouped convolutions (ResNeXt) are drawn smaller and need nothing.
+    """
+    if isinstance(model, torchvision.models.ResNet) and model.groups == 1:
+        blocks = [module for module in model.modules() if isinstance(module, torchvision.models.resnet.Bottleneck)]
+        for block in blocks if len(blocks) > 16 else ():
+            nn.init.constant_(block.bn3.weight, len(blocks) ** -0.5)
+    return model
+
+
 def build_classifier(name: str, weights: str, seed: int) -> nn.Module:
     """The whole classifier in eval mode, with torchvision's ImageNet weights, or for any other value of ``weights`` with random (seeded) ones.
 
@@ -135,7 +149,7 @@ def build_classifier(name: str, weights: str, seed: int) -> nn.Module:
         warnings.simplefilter("ignore")  # some classifiers announce changes of their random initialisation
         torch.manual_seed(seed)
         if weights != "imagenet":
-            return torchvision.models.get_model(name, weights=None, **options).eval()
+            return _tamed(torchvision.models.get_model(name, weights=None, **options)).eval()
         published = torchvision.models.get_model_weights(name)
         # where there are two recipes, the first is the one that published captioning results used
         chosen = getattr(published, "IMAGENET1K_V1", None) or published.DEFAULT

@@ -131,6 +131,19 @@ def test_random_weights_are_seeded_and_leave_the_global_generator_alone() -> Non
     assert first.weights_name == "random"
 
 
+def test_deep_random_encoder_stays_within_float16() -> None:
+    """Identity normalisations and 33 blocks that each double the variance would make 2^(33/2) of an input of size 1, beyond 65504."""
+    pictures = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(4))
+    encoder = build_encoder("resnet101", grid=7, image_size=64)
+    with torch.inference_mode():
+        features = encoder(pictures)
+    assert 0.1 < float(features.std()) < float(features.max()) < 1000
+    gammas = {name: float(tensor[0]) for name, tensor in encoder.body.state_dict().items() if name.endswith("bn3.weight")}
+    assert len(gammas) == 33 and all(gamma == pytest.approx(33**-0.5) for gamma in gammas.values())
+    untouched = build_classifier("resnet50", "random", 1).state_dict()
+    assert all(bool((tensor == 1).all()) for name, tensor in untouched.items() if name.endswith("bn3.weight"))
+
+
 def test_picture_size() -> None:
     assert build_encoder("squeezenet1_1", image_size=128).grid == (7, 7)
     with pytest.raises(CaptionerError, match="takes no pictures of 200x200"):
