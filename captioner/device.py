@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from captioner.errors import CaptionerError
 from captioner.processes import Rank
@@ -50,3 +52,12 @@ def prepare_device(device: str, threads: int = 0, rank: Rank = Rank()) -> torch.
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     return chosen
+
+
+def to_device(array: np.ndarray, device: torch.device) -> Tensor:
+    """``array`` on ``device``, where a GPU gets its copy in its own time.
+
+    From ordinary memory the processor would wait here until the GPU has done everything that was given to it before.
+    """
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)

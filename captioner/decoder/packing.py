@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from captioner.device import to_device
 from captioner.vocabulary.vocabulary import PAD
 
 
@@ -85,20 +86,18 @@ class Packing:
             full = block[0] * block[1] == count and np.array_equal(place, np.arange(count))
             shapes.append((int(count), *block, full))
             places.append(place)
-        all_places = torch.from_numpy(np.concatenate(places)).to(device).split(counts.tolist())  # one copy to the device
-
-        def tensor(array: np.ndarray) -> Tensor:
-            return torch.from_numpy(np.ascontiguousarray(array, dtype=np.int64)).to(device)
-
         ordered = table[rows].T  # (T + 1, B)
         step, row = np.nonzero(active)
+        arrays = [ordered[step, row], ordered[step + 1, row], image_order, row_image, rows[row], step, *places]
+        together = to_device(np.concatenate(arrays, dtype=np.int64), device)  # one copy
+        inputs, targets, image_order, row_image, caption, step, *places = together.split([len(array) for array in arrays])
         return cls(
-            inputs=tensor(ordered[step, row]),
-            targets=tensor(ordered[step + 1, row]),
-            steps=tuple(PackedStep(b, i, k, None if full else place) for (b, i, k, full), place in zip(shapes, all_places)),
-            image_order=tensor(image_order),
-            row_image=tensor(row_image),
-            caption=tensor(rows[row]),
-            step=tensor(step),
+            inputs=inputs,
+            targets=targets,
+            steps=tuple(PackedStep(b, i, k, None if full else place) for (b, i, k, full), place in zip(shapes, places)),
+            image_order=image_order,
+            row_image=row_image,
+            caption=caption,
+            step=step,
             shape=(images, slots, width - 1),
         )

@@ -14,6 +14,7 @@ from typing import Iterable
 import numpy as np
 import torch
 
+from captioner.device import to_device
 from captioner.errors import CaptionerError
 
 _READING_THREADS = 4
@@ -156,22 +157,28 @@ class DiskReader(FeatureReader):
 
 
 class GpuReader(FeatureReader):
-    """The whole file in GPU memory."""
+    """All features (N, V, P, C) float16 in GPU memory, or wherever else a tensor is."""
 
     where = "gpu"
 
-    def __init__(self, path: Path, offset: int, shape: tuple[int, int, int, int], device: torch.device) -> None:
-        super().__init__(shape, device)
-        self._features = torch.empty((shape[0] * shape[1], shape[2] * shape[3]), dtype=torch.float16, device=device)  # (N * V, P * C)
+    def __init__(self, features: torch.Tensor) -> None:
+        super().__init__(tuple(features.shape), features.device)
+        self._features = features.view(features.shape[0] * features.shape[1], -1)  # (N * V, P * C)
+
+    @classmethod
+    def load(cls, path: Path, offset: int, shape: tuple[int, int, int, int], device: torch.device) -> "GpuReader":
+        """The whole file, brought to ``device`` some rows at a time."""
+        features = torch.empty(shape, dtype=torch.float16, device=device)
+        rows = features.view(shape[0] * shape[1], *shape[2:])
         with DiskReader(path, offset, shape, pin=device.type == "cuda") as disk:
-            step = max(1, _UPLOAD_BYTES // (2 * self._features.shape[1]))
-            for first in range(0, len(self._features), step):
-                part = disk._gather(np.arange(first, min(first + step, len(self._features))))
-                self._features[first : first + len(part)].copy_(part.flatten(1))
+            step = max(1, _UPLOAD_BYTES // (2 * shape[2] * shape[3]))
+            for first in range(0, len(rows), step):
+                part = disk._gather(np.arange(first, min(first + step, len(rows))))
+                rows[first : first + len(part)].copy_(part)
+        return cls(features)
 
     def _gather(self, flat: np.ndarray) -> torch.Tensor:
-        index = torch.from_numpy(flat).to(self.device)
-        return self._features.index_select(0, index).view(-1, *self.shape[2:])
+        return self._features.index_select(0, to_device(flat, self.device)).view(-1, *self.shape[2:])
 
     def close(self) -> None:
         self._features = torch.empty(0)
@@ -199,7 +206,7 @@ def open_reader(path: Path, offset: int, shape: tuple[int, int, int, int], where
         if device.type == "cpu":
             raise CaptionerError("runtime.features_on=gpu needs a GPU and runtime.device is cpu; use ram, disk or auto")
         try:
-            return GpuReader(path, offset, shape, device)
+            return GpuReader.load(path, offset, shape, device)
         except torch.cuda.OutOfMemoryError as error:
             raise CaptionerError(f"{path}: {size / 1e9:.1f} GB of features do not fit into the memory of {device}; use runtime.features_on=ram or auto") from error
     if where not in ("ram", "disk"):

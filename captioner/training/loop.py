@@ -94,7 +94,7 @@ class Trainer:
             Interrupted: a signal came; the state is saved.
         """
         while not self.at.stopped:
-            by_file = self._train_epoch(stop)
+            by_file = self.train_epoch(stop)
             if by_file and self.at.history:
                 self.at.stopped = "by file"
             else:
@@ -119,7 +119,7 @@ class Trainer:
         metrics = self.options.plateau_on if self.phase.teacher_forced else (self.phase.select_by,)
         return {metric: Plateau(self.options.plateau_patience, self.options.plateau_factor) for metric in metrics}
 
-    def _train_epoch(self, stop: StopSignal) -> bool:
+    def train_epoch(self, stop: StopSignal) -> bool:
         """The steps of an epoch that are not done yet, up to the one after which a stop file is found; True where one is."""
         at, options, setting = self.at, self.options, self.setting
         together = options.captions_per_image if self.phase.teacher_forced else 0  # a reward wants all references of a picture

@@ -27,4 +27,4 @@ def attention_coverage(weights: Tensor, packing: Packing) -> Tensor:
     """
     images, captions, _ = packing.shape
     total = weights.new_zeros(images * captions, weights.shape[-1]).index_add(0, packing.caption, weights)  # (I * K, P)
-    return ((1 - total[packing.caption[packing.step == 0]]) ** 2).sum(-1).mean()
+    return ((1 - total[packing.caption[: packing.steps[0].rows]]) ** 2).sum(-1).mean()

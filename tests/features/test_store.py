@@ -17,6 +17,7 @@ from click.testing import CliRunner
 from captioner.cli.verify import command as verify
 from captioner.errors import CaptionerError
 from captioner.features.layout import DEFAULT_FACTS, FeatureWriter, Layout, create_features
+from captioner.features.readers import GpuReader
 from captioner.features.store import FeatureStore, write_features
 from captioner.features.verify import verify_features
 from captioner.fingerprint import fingerprint
@@ -90,6 +91,17 @@ def test_readers_equal_a_plain_gather(path: Path, features: np.ndarray, where: s
         batch.zero_()  # a copy: the file and later batches are untouched
         np.testing.assert_array_equal(reader.read(rows, views).cpu().numpy(), features[rows, views])
         assert reader.read([]).shape == (0, 6, 40)
+
+
+@pytest.mark.parametrize("parts", [1, 500, 1 << 20])
+def test_the_gpus_reader_holds_the_whole_file_in_whatever_parts_it_came(
+    path: Path, features: np.ndarray, parts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    monkeypatch.setattr("captioner.features.readers._UPLOAD_BYTES", parts)
+    store = FeatureStore.open(path)
+    with GpuReader.load(path, store.offset, store.shape, torch.device("cpu")) as reader:
+        assert reader.shape == features.shape
+        np.testing.assert_array_equal(reader.read([3, 16, 3], [0, 1, 1]).numpy(), features[[3, 16, 3], [0, 1, 1]])
 
 
 @pytest.mark.parametrize("where", ["ram", "disk"])

@@ -42,3 +42,21 @@ def test_halves_of_a_batch_give_its_update(penalty: float, clip: float) -> None:
         torch.testing.assert_close(one, two, rtol=0, atol=1e-12)
         moved = max(moved, float((one - before).detach().abs().max()))
     assert moved > 1e-3
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+@pytest.mark.parametrize("penalty", [0.0, 0.7])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_processor_never_waits_for_a_gpu_within_a_step(precision: str, penalty: float) -> None:
+    """Waiting would leave the GPU without work while the next kernels are launched."""
+    config = DecoderConfig("lstm", "soft", 30, 3, 6, 4, feature_size=5, hidden_size=6, attention_size=3)
+    decoder = build_decoder(config).cuda()
+    options = TrainParameters(precision=precision, doubly_stochastic=penalty)
+    optimizer = build_optimizer(decoder, options)
+    batches = [(torch.rand(4, 4, 6).cuda(), make_tokens([[4, 1, -1], [7, -1, -1], [2, 2, 3], [1, 6, -1]]))]
+    training_step(decoder, optimizer, batches, options)  # what is made once
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        training_step(decoder, optimizer, batches, options)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
