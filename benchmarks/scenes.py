@@ -1,15 +1,18 @@
-"""Does the default run see what is in a scene? python -m benchmarks.scenes
+"""Does a run see what is in a scene, and where? python -m benchmarks.scenes
 
 Reads what ``dvc repro`` left for the data set scenes: the test captions, the scores and ``download.seed``. The scenes
 themselves are described afresh from the seed, so that truth does not come from any reference caption.
-The last line is a JSON list of two results: the share of captions that name both kinds, and BLEU-4.
+The last line is a JSON list of three results: the share of captions that name both kinds; BLEU-4; and of the captions that say of a scene's
+two kinds, one of which stands to the left of the other, which one it is, the share that is right (a coin would be in half of them).
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
+from typing import NamedTuple
 
 import click
 import yaml
@@ -18,6 +21,8 @@ from captioner.errors import CaptionerError
 from captioner.images import scenes
 
 BOTH_TARGET, BLEU_TARGET = 0.85, 0.65
+OPPOSITE = {"left": "right", "right": "left"}
+KIND_OF = {word: kind.name for kind in scenes.KINDS for pair in kind.words for word in pair}
 REMEDY = "run `dvc repro` with dataset=scenes first"
 
 
@@ -82,9 +87,54 @@ def both_named(seed: int, indices: dict[int, int], results: list[dict], path: Pa
     return asked, named
 
 
-def outcome(name: str, ratio: float, target: float, **more) -> dict:
-    """One result: a share of one, and whether it reaches the target."""
-    return {"name": name, "ratio": round(ratio, 4), "target": target, "met": ratio >= target, **more}
+class Statement(NamedTuple):
+    """What a caption says of left and right: ``left`` stands to the left of ``right``, both names of kinds."""
+
+    left: str | None
+    right: str | None
+
+
+def statement(caption: str) -> Statement | None:
+    """Which kind is to the left of which in "... left of ..." or "... right of ..."; None where a caption says neither.
+
+    The kinds are the last one named before these words and the first one after; None where there is none.
+    """
+    found = re.fullmatch(r"(.*)\b(left|right) of\b(.*)", caption.lower())
+    if not found:
+        return None
+    before, after = ([KIND_OF[word] for word in re.findall(r"\w+", part) if word in KIND_OF] for part in (found[1], found[3]))
+    pair = (before[-1] if before else None, after[0] if after else None)
+    return Statement(*(pair if found[2] == "left" else pair[::-1]))
+
+
+def sides(seed: int, indices: dict[int, int], results: list[dict]) -> Counter:
+    """How captions fare that say what is to the left or right of what; arguments as of ``both_named``.
+
+    Returns:
+        A counter. ``everywhere``: captions of any scene that say it of anything. ``scenes``: those whose two kinds stand to the left
+        and right of one another; ``stated``: their captions that say it of these two; ``true``: the ones of them that are right;
+        ``left``: the ones whose scene has its first kind, by the order in which kinds are named, on the left.
+    """
+    said = {row["image_id"]: row["caption"] for row in results}
+    counts = Counter()
+    for image_id, index in indices.items():
+        scene, claim = scenes.describe(seed, index), statement(said[image_id])
+        counts["everywhere"] += claim is not None
+        if scene.relation not in OPPOSITE:
+            continue
+        order = (scene.first.kind, scene.second.kind)
+        truth = Statement(*(order if scene.relation == "left" else order[::-1]))
+        counts["scenes"] += 1
+        if claim in (truth, truth[::-1]):
+            counts["stated"] += 1
+            counts["true"] += claim == truth
+            counts["left"] += scene.relation == "left"
+    return counts
+
+
+def outcome(name: str, ratio: float, target: float | None, **more) -> dict:
+    """One result: a share of one, and whether it reaches the target, where there is one."""
+    return {"name": name, "ratio": round(ratio, 4), "target": target, "met": None if target is None else ratio >= target, **more}
 
 
 @click.command(help=__doc__.split("\n")[0])
@@ -96,19 +146,26 @@ def main(root: Path) -> None:
     except (KeyError, TypeError, ValueError) as error:
         raise CaptionerError(f"{root / 'params.yaml'} has no whole number download.seed: restore that key") from error
     truth, said = root / "data" / "scenes" / "captions.json", root / "results" / "evaluate" / "captions.json"
-    asked, named = both_named(seed, scene_indices(read(truth), truth), read(said), said)
+    indices, results = scene_indices(read(truth), truth), read(said)
+    asked, named = both_named(seed, indices, results, said)
+    side = sides(seed, indices, results)
     scores = root / "results" / "evaluate" / "metrics.json"
     bleu = bleu_4(read(scores), scores)
     click.echo(f"{'':24s}{'captions':>10s}{'both kinds':>12s}")
     for key in sorted(asked):
         click.echo(f"{' '.join(key):24s}{asked[key]:10d}{named[key] / asked[key]:12.3f}")
     click.echo(f"{'BLEU-4':24s}{'':10s}{bleu:12.3f}")
+    stated = max(1, side["stated"])
+    usual = max(side["left"], side["stated"] - side["left"]) / stated
+    click.echo(f"{'left of, right of: true':24s}{side['stated']:10d}{side['true'] / stated:12.3f}  (a coin 0.5, always the more frequent order {usual:.3f})")
+    click.echo(f"(of the captions of {side['scenes']} scenes with one kind left of the other; in all {side['everywhere']} captions say left of or right of)")
     both = named["all", ""] / asked["all", ""]
-    results = [
+    rows = [
         outcome("scenes: captions that name both kinds", both, BOTH_TARGET, captions=asked["all", ""]),
         outcome("scenes: BLEU-4", bleu, BLEU_TARGET, captions=asked["all", ""]),
+        outcome("scenes: left of and right of that are true", side["true"] / stated, None, captions=side["stated"], chance=0.5),
     ]
-    click.echo(json.dumps(results))
+    click.echo(json.dumps(rows))
 
 
 def bleu_4(metrics: dict, path: Path) -> float:
