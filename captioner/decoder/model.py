@@ -19,7 +19,7 @@ from typing import Sequence
 import torch
 from torch import Tensor, nn
 
-from captioner.decoder.attention import build_attention
+from captioner.decoder.attention import HardAttention, build_attention
 from captioner.decoder.cells import build_cell
 from captioner.decoder.config import DecoderConfig
 from captioner.decoder.deferred import DeferredLinear
@@ -130,46 +130,59 @@ class CaptionDecoder(nn.Module):
         Raises:
             ValueError: no caption has a token to predict.
         """
-        hidden, weights, packing = self.hidden(features, tokens)
+        hidden, weights, packing, _ = self.hidden(features, tokens)
         return TeacherForced(self.vocabulary(hidden), packing.targets, weights, packing.caption, packing.step, packing.shape)
 
-    def hidden(self, features: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Packing]:
-        """``forward`` without the vocabulary layer: its input (M, H), attention weights (M, P), and the order of both."""
+    def hidden(self, features: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Packing, Tensor | None]:
+        """``forward`` without the vocabulary layer: its input (M, H), attention weights (M, P), and the order of both.
+
+        The last is (M,) int64, the positions that hard attention drew, -1 where it took the expected value; None where nothing was
+        drawn: in eval mode, and with any other attention.
+        """
         packing = Packing.of(tokens, self.vocabulary.weight.device)
         memory = self.encode(features).select(packing.image_order)
         word = self.dropout(self.embedding(packing.inputs))  # (M, D)
         state = [tensor.index_select(0, packing.row_image) for tensor in self._initial(memory)]  # (B, H) each
         recurrent = DeferredLinear(self.recurrent.weight, self.recurrent.bias, len(word), self._columns)
         entry = DeferredLinear(self.context.weight, self.word(word).to(word.dtype), len(word), self._columns[-1:])
-        outputs, contexts, attention = [], [], []
+        draws = self.training and isinstance(self.attention, HardAttention)
+        expected = self.attention.expected(packing.steps[0], word.device) if draws else None
+        outputs, contexts, attention, positions = [], [], [], []
         with torch.autocast(word.device.type, enabled=False):  # the deferred products keep its dtype; what is left is small
             for step in packing.steps:
                 state = [tensor[: step.rows] for tensor in state]
                 query, gate, hidden = recurrent(state[0])
-                context, weights = self._attend(query, memory, step)
+                context, weights, *drawn = self._attend(query, memory, step, expected)
                 context = context * torch.sigmoid(gate)  # (B_t, E)
                 (inputs,) = entry(context)
                 state = self.cell.combine(inputs, hidden, state)
                 outputs.append(state[0])
                 contexts.append(context)
                 attention.append(weights)
-        return self._output(torch.cat(outputs), torch.cat(contexts), word), torch.cat(attention), packing
+                positions += drawn
+        hidden = self._output(torch.cat(outputs), torch.cat(contexts), word)
+        return hidden, torch.cat(attention), packing, torch.cat(positions) if positions else None
 
     def _initial(self, memory: Memory) -> Sequence[Tensor]:
         """The cell's first state for each picture, (I, H) tensors."""
         return torch.tanh(self.initial(memory.mean).to(memory.mean.dtype)).split(self.config.hidden_size, 1)
 
-    def _attend(self, query: Tensor, memory: Memory, step: PackedStep) -> tuple[Tensor, Tensor]:
-        """Query (B_t, A) -> context (B_t, E), weights (B_t, P). Empty slots of the block cost a little and never come back."""
+    def _attend(self, query: Tensor, memory: Memory, step: PackedStep, expected: Tensor | None) -> Sequence[Tensor]:
+        """Query (B_t, A) -> context (B_t, E), weights (B_t, P) and, where something is drawn, positions (B_t,).
+
+        Empty slots of the block cost a little and never come back. ``expected`` is of the first step's block, of which every other
+        is a corner.
+        """
         block = step.images * step.slots
         if step.place is not None:
             query = query.new_zeros(block, query.shape[1]).index_copy(0, step.place, query)
-        part = memory.first(step.images)
-        context, weights = self.attention(query.reshape(step.images, step.slots, -1), part.keys, part.values, part.mean)
-        context, weights = context.reshape(block, -1), weights.reshape(block, -1)
-        if step.place is not None:
-            context, weights = context.index_select(0, step.place), weights.index_select(0, step.place)
-        return context, weights
+        part, query = memory.first(step.images), query.reshape(step.images, step.slots, -1)
+        if expected is None:
+            found = self.attention(query, part.keys, part.values, part.mean)
+        else:
+            found = self.attention.draw(query, part.keys, part.values, expected[: step.images, : step.slots])
+        rows = [tensor.reshape(block, *tensor.shape[2:]) for tensor in found]
+        return rows if step.place is None else [tensor.index_select(0, step.place) for tensor in rows]
 
     def _output(self, h: Tensor, context: Tensor, word: Tensor) -> Tensor:
         """The vocabulary layer's input (M, H) from h (M, H), gated context (M, E) and word (M, D)."""

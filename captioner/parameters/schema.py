@@ -80,7 +80,7 @@ class TrainParameters:
     """The decoder and how it learns."""
 
     hidden_size: int = option(256, "units of the decoder", low=1)
-    attention_size: int = option(256, "size of the query and keys of soft, dot and multihead attention", low=1)
+    attention_size: int = option(256, "size of the query and keys of soft, hard, dot and multihead attention", low=1)
     heads: int = option(4, "heads of multihead attention; they divide attention_size and feature_size", low=1)
     feature_size: int = option(256, "size of a projected feature (the encoder embedding)", low=1)
     position: str = option("learned", "what is added to the projected feature of each grid cell: a learned vector, sines of its row and column (sinusoidal), or none", choices=("learned", "sinusoidal", "none"))
@@ -115,6 +115,8 @@ class TrainParameters:
     scst_bleu_weight: float = option(0.0, "self-critical training: the reward is CIDEr-D (0 to 10) plus this times BLEU-4 (0 to 1)", low=0)
     label_smoothing: float = option(0.0, "share of the target distribution that is spread over all words", low=0, high=0.99)
     doubly_stochastic: float = option(0.0, "weight of the penalty that makes attention look everywhere once (Xu et al. 2015, section 4.2.1)", low=0)
+    hard_reinforce: float = option(1.0, "attention=hard only: weight of the positions' REINFORCE term; 1: the gradient of Xu et al. 2015, equation 11, in expectation", low=0)
+    hard_entropy: float = option(0.01, "attention=hard only: weight of the entropy of the positions' probabilities, which keeps them from settling early", low=0)
 
 
 @dataclass(frozen=True)
@@ -154,7 +156,7 @@ class Parameters:
     dataset: str = option("scenes", "scenes, coco2014, coco2017, flickr8k, flickr30k, custom, or several joined with +")
     encoder: str = option("squeezenet1_1", "any torchvision classification model")
     decoder: str = option("gru", "the recurrent cell", choices=("gru", "lstm"))
-    attention: str = option("soft", "how the grid is summed up: soft (additive), dot (scaled), multihead, bilinear, or none (the mean feature)", choices=("soft", "dot", "multihead", "bilinear", "none"))
+    attention: str = option("soft", "how the grid is summed up: soft (additive), hard (one position, drawn in training), dot (scaled), multihead, bilinear, or none (the mean feature)", choices=("soft", "hard", "dot", "multihead", "bilinear", "none"))
     seed: int = option(1, "training: initial weights, order of pictures, dropout", low=0)
     download: DownloadParameters = field(default_factory=DownloadParameters)
     extract: ExtractParameters = field(default_factory=ExtractParameters)

@@ -279,7 +279,9 @@ class Trainer:
         self.at.seconds[-1] += now - self._lap
         self._lap = now
         schedules = {"patience": self.patience.state(), "plateaus": {metric: plateau.state() for metric, plateau in self.plateaus.items()}}
-        save_run(self.setting.folder, self.decoder, self.optimizer, self.average, self.best, self.at, schedules, self.setting.group)
+        save_run(
+            self.setting.folder, self.decoder, self.optimizer, self.average, self.best, self.at, schedules, self.phase.state, self.setting.group
+        )  # fmt: skip
 
     def restore(self) -> bool:
         """Go back to the newest saved state; False where there is none that fits."""
@@ -287,9 +289,11 @@ class Trainer:
         found = restore_run(setting.folder, self.decoder, self.optimizer, self.average, setting.group, setting.seed)
         if found is None:
             return False
-        self.at, self.best, schedules = found
+        self.at, self.best, schedules, kept = found
+        for name, tensor in self.phase.state.items():  # of the phase that the state is of, as below
+            tensor.copy_(kept[name])
         self.patience.restore(schedules["patience"])
-        self.plateaus = self._fresh_plateaus()  # those of the phase that the state is of
+        self.plateaus = self._fresh_plateaus()
         for metric, plateau in self.plateaus.items():
             plateau.restore(schedules["plateaus"][metric])
         return True

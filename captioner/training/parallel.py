@@ -93,22 +93,22 @@ class Group:
                 flat.copy_(there)
         return flat
 
-    def sum_gradients(self, parameters: Sequence[Tensor], figure: Tensor) -> Tensor:
+    def sum_gradients(self, parameters: Sequence[Tensor], figures: Tensor) -> Tensor:
         """Replace all gradients by their sums over the processes, in one operation; a process without gradients adds nothing.
 
         Args:
-            figure: a scalar.
+            figures: a scalar or (N,), of the same N in all processes.
 
         Returns:
-            The sum of everybody's ``figure``.
+            The sums of everybody's ``figures``.
         """
         if self.world == 1:
-            return figure
+            return figures
         nothing = parameters[0].new_zeros(())
         parts = [nothing.expand(parameter.numel()) if parameter.grad is None else parameter.grad.reshape(-1) for parameter in parameters]
         sizes = [len(part) for part in parts]
         wanted = torch.tensor([float(flag) for flag in self.flags()], dtype=nothing.dtype).to(self.device, non_blocking=True)
-        rest = torch.cat([figure.reshape(1).to(nothing.dtype), wanted])
+        rest = torch.cat([figures.reshape(-1).to(nothing.dtype), wanted])
         if len(self._flat) != sum(sizes) + len(rest):
             self._flat = nothing.new_empty(sum(sizes) + len(rest))  # kept: at every step the system would have to clear it anew
         self.all_reduce_(torch.cat([*parts, rest], out=self._flat))
@@ -116,8 +116,8 @@ class Group:
         for parameter, part in zip(parameters, parts):
             parameter.grad = part.view_as(parameter)
         rest = rest.clone()  # the next step's are written over these
-        self._carried = rest[1:]
-        return rest[0]
+        self._carried = rest[figures.numel() :]
+        return rest[: figures.numel()].view_as(figures)
 
     def carried(self) -> list[bool]:
         """Whether anybody wanted each of ``flags`` at the last ``sum_gradients``; a single process is asked now."""

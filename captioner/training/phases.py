@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Callable, Sequence
 
@@ -13,6 +13,7 @@ from captioner.decoder import CaptionDecoder
 from captioner.parameters import TrainParameters
 from captioner.training.batches import CaptionTable
 from captioner.training.parallel import Whole
+from captioner.training.reinforce import Reinforce
 from captioner.training.reward import CaptionReward
 from captioner.training.self_critical import self_critical_step
 from captioner.training.step import training_step
@@ -33,6 +34,7 @@ class Phase:
         select_by: the figure of an epoch that chooses the best one and that patience waits for.
         figure: what the step's figure is called in the history.
         counted: what it is divided by.
+        state: tensors by name that the step changes in place and keeps from one to the next, the same in all processes.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Phase:
     select_by: str
     figure: str = "train_cross_entropy"
     counted: str = "tokens"
+    state: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def teacher_forced(self) -> bool:
@@ -54,18 +57,23 @@ class Phase:
         return "learning_rate" if self.teacher_forced else "scst_learning_rate"
 
 
-def build_phases(options: TrainParameters, references: CaptionTable, max_length: int) -> list[Phase]:
+def build_phases(options: TrainParameters, references: CaptionTable, max_length: int, decoder: CaptionDecoder) -> list[Phase]:
     """Cross entropy under teacher forcing; then, where it has epochs, self-critical training.
 
     Args:
         references: the training captions, which self-critical training rewards captions by.
         max_length: words of its longest sample.
+        decoder: what they train, in its place.
 
     Raises:
         CaptionerError: the vocabulary is too large for the reward.
     """
     rates = (options.learning_rate, options.projection_learning_rate)
-    phases = [Phase("train", options.epochs, training_step, rates, options.select_by)]
+    step, state = training_step, {}
+    if decoder.config.attention == "hard":
+        reinforce = Reinforce(decoder, options)
+        step, state = partial(training_step, reinforce=reinforce), reinforce.state
+    phases = [Phase("train", options.epochs, step, rates, options.select_by, state=state)]
     if options.scst_epochs:
         step = partial(self_critical_step, CaptionReward(references, options.scst_bleu_weight), max_length)
         rates = (options.scst_learning_rate, options.scst_learning_rate)

@@ -80,6 +80,6 @@ def policy_loss(decoder: CaptionDecoder, features: Tensor, tokens: Tensor, advan
         advantages: (I, S), how much better than expected each one is.
         count: captions of the whole step.
     """
-    hidden, _, packing = decoder.hidden(features, tokens)
+    hidden, _, packing, _ = decoder.hidden(features, tokens)
     weights = advantages.flatten()[packing.caption]  # (M,)
     return vocabulary_loss(decoder.vocabulary, hidden, packing.targets, 1 / count, weights, banned=NEVER_DRAWN)[0]

@@ -56,13 +56,13 @@ def trained_weights(decoder: CaptionDecoder) -> dict[str, Tensor]:
 
 def save_run(
     folder: Path, decoder: CaptionDecoder, optimizer: torch.optim.Optimizer, average: Average | None, best: dict[str, Tensor],
-    position: Position, schedules: dict[str, Any], group: Group,
+    position: Position, schedules: dict[str, Any], step: dict[str, Tensor], group: Group,
 ) -> None:  # fmt: skip
-    """Save a run's state with every process's generators of random numbers; ``schedules`` is JSON.
+    """Save a run's state with every process's generators of random numbers; ``schedules`` is JSON, ``step`` what the phase's step keeps.
 
     All processes call it, rank 0 alone writes, and they return when it has.
     """
-    parts = {"weights": trained_weights(decoder), "best": best, "optimizer": optimizer_tensors(optimizer)}
+    parts = {"weights": trained_weights(decoder), "best": best, "optimizer": optimizer_tensors(optimizer), "step": step}
     if average:
         parts["average"] = average.tensors
     parts["random"] = _generators(group)
@@ -75,8 +75,8 @@ def save_run(
 
 def restore_run(
     folder: Path | None, decoder: CaptionDecoder, optimizer: torch.optim.Optimizer, average: Average | None, group: Group, seed: int
-) -> tuple[Position, dict[str, Tensor], dict[str, Any]] | None:
-    """Go back to the newest saved state: its position, best weights and schedules.
+) -> tuple[Position, dict[str, Tensor], dict[str, Any], dict[str, Tensor]] | None:
+    """Go back to the newest saved state: its position, best weights, schedules, and what the step of its phase keeps.
 
     None where there is no state, or none that fits this decoder (its code may have changed since). Rank 0 reads it for all. With
     other processes than those that saved it the run goes on too, but the generator of a process that the state does not know is
@@ -86,7 +86,7 @@ def restore_run(
     if found is None:
         return None
     tensors, state = found
-    parts: dict[str, dict[str, Tensor]] = {"weights": {}, "best": {}, "optimizer": {}, "average": {}, "random": {}}
+    parts: dict[str, dict[str, Tensor]] = {"weights": {}, "best": {}, "optimizer": {}, "average": {}, "random": {}, "step": {}}
     for name, tensor in tensors.items():
         part, _, rest = name.partition(".")
         parts[part][rest] = tensor
@@ -103,7 +103,7 @@ def restore_run(
     schedules = state.pop("schedules")
     position = Position(**state)
     _restore_generators(parts["random"], group, process_seed(seed, group.rank, position.epoch, position.step))
-    return position, {name: tensor.to(device) for name, tensor in parts["best"].items()}, schedules
+    return position, {name: tensor.to(device) for name, tensor in parts["best"].items()}, schedules, parts["step"]
 
 
 def _generators(group: Group) -> dict[str, Tensor]:

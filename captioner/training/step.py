@@ -11,13 +11,14 @@ from captioner.decoder import CaptionDecoder
 from captioner.parameters import TrainParameters
 from captioner.training.loss import attention_coverage
 from captioner.training.parallel import Whole
+from captioner.training.reinforce import Reinforce
 from captioner.training.vocabulary_loss import vocabulary_loss
 from captioner.vocabulary.vocabulary import PAD
 
 
 def training_step(
     decoder: CaptionDecoder, optimizer: torch.optim.Optimizer, batches: Sequence[tuple[Tensor, Tensor]], parameters: TrainParameters,
-    whole: Whole | None = None,
+    whole: Whole | None = None, reinforce: Reinforce | None = None,
 ) -> tuple[Tensor, int]:  # fmt: skip
     """Teacher forcing and backward pass of one batch after another, then clipping and one update.
 
@@ -26,27 +27,32 @@ def training_step(
     Args:
         batches: features (I, P, C) on any device and tokens (I, K, T + 1) int64 of each.
         whole: the step of all processes, of which ``batches`` (perhaps none) is this one's share; None: they are all of it.
+        reinforce: what hard attention learns by, and only that needs.
 
     Returns:
         The cross entropy summed over the step's tokens, a detached scalar, and how many tokens that is.
     """
     whole = whole or Whole.of([tokens for _, tokens in batches])
     optimizer.zero_grad(set_to_none=True)
-    entropies = [
-        _backward(decoder, features, tokens, whole.tokens, _captions(tokens) / whole.captions, parameters) for features, tokens in batches
+    figures = [
+        _backward(decoder, features, tokens, whole.tokens, _captions(tokens) / whole.captions, parameters, reinforce)
+        for features, tokens in batches
     ]
-    total = sum(entropies[1:], entropies[0]) if batches else decoder.vocabulary.weight.new_zeros(())
-    return finish_step(optimizer, total, parameters.clip, whole), whole.tokens
+    total = sum(figures[1:], figures[0]) if batches else decoder.vocabulary.weight.new_zeros(3 if reinforce else 1)
+    total = finish_step(optimizer, total, parameters.clip, whole)
+    if reinforce:
+        reinforce.update(total[1:])
+    return total[0], whole.tokens
 
 
-def finish_step(optimizer: torch.optim.Optimizer, figure: Tensor, clip: float, whole: Whole) -> Tensor:
-    """After the backward passes: gradients added up over all processes, clipping, one update. The sum of everybody's ``figure``."""
+def finish_step(optimizer: torch.optim.Optimizer, figures: Tensor, clip: float, whole: Whole) -> Tensor:
+    """After the backward passes: gradients added up over all processes, clipping, one update. The sums of everybody's ``figures``."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    figure = whole.group.sum_gradients(parameters, figure)
+    figures = whole.group.sum_gradients(parameters, figures)
     if clip:
         clip_gradients(parameters, clip)
     optimizer.step()
-    return figure
+    return figures
 
 
 def _captions(tokens: Tensor) -> int:
@@ -54,16 +60,28 @@ def _captions(tokens: Tensor) -> int:
     return int(((tokens != PAD).sum(-1) > 1).sum())
 
 
-def _backward(decoder: CaptionDecoder, features: Tensor, tokens: Tensor, count: int, share: float, parameters: TrainParameters) -> Tensor:
-    """Add a batch's gradients; its summed cross entropy. ``count`` is of the whole step, ``share`` the batch's share of its captions."""
+def _backward(
+    decoder: CaptionDecoder, features: Tensor, tokens: Tensor, count: int, share: float, parameters: TrainParameters,
+    reinforce: Reinforce | None,
+) -> Tensor:  # fmt: skip
+    """Add a batch's gradients. Its summed cross entropy and, with ``reinforce``, the two figures of that; (1,) or (3,).
+
+    Args:
+        count: tokens of the whole step.
+        share: the batch's share of the step's captions.
+    """
     device = decoder.vocabulary.weight.device
     with autocast(device, parameters):
-        hidden, weights, packing = decoder.hidden(features.to(device, non_blocking=True), tokens)
+        hidden, weights, packing, positions = decoder.hidden(features.to(device, non_blocking=True), tokens)
         loss, entropies = vocabulary_loss(decoder.vocabulary, hidden, packing.targets, 1 / count, smoothing=parameters.label_smoothing)
+    figures = entropies.sum().reshape(1)
     if parameters.doubly_stochastic:
         loss = loss + parameters.doubly_stochastic * share * attention_coverage(weights, packing)
+    if reinforce:
+        terms, seen = reinforce.loss(weights, positions, -entropies, packing)
+        loss, figures = loss + terms / count, torch.cat([figures, seen])
     loss.backward()
-    return entropies.sum()
+    return figures
 
 
 def autocast(device: torch.device, parameters: TrainParameters) -> torch.autocast:

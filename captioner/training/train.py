@@ -100,7 +100,7 @@ def _run(parameters: Parameters, inputs: Inputs, group: Group, folder: Path | No
                 BatchLoader(inputs.train, inputs.train_rows, reader), Validator(inputs, reader, group), parameters.seed,
                 inputs.store.views, folder, group, parameters.runtime.checkpoint_seconds,
             )  # fmt: skip
-            phases = build_phases(parameters.train, inputs.train, inputs.max_length)
+            phases = build_phases(parameters.train, inputs.train, inputs.max_length, decoder)
             trainer = Trainer(decoder, parameters.train, phases, setting)
             trainer.restore()
             trainer.run(stop)

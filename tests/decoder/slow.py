@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Sequence
 
 import torch
 from torch import Tensor
@@ -10,10 +11,11 @@ from torch import Tensor
 from captioner.decoder import CaptionDecoder, DecoderConfig
 
 
-def slow_logits(decoder: CaptionDecoder, features: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+def slow_logits(decoder: CaptionDecoder, features: Tensor, tokens: Tensor, positions: Sequence[int] | None = None) -> tuple[Tensor, Tensor]:
     """Features (P, C) and one caption's tokens (n + 1,) -> logits (n, V), attention weights (n, P); no dropout.
 
-    Xu et al. 2015, equations 1-9 and 13, with features projected, normalised and given positions first.
+    Xu et al. 2015, equations 1-9 and 13, with features projected, normalised and given positions first. Hard attention looks at
+    ``positions`` (n,), where -1 is the expected value, and without them at the likeliest.
     """
     part = dict(decoder.named_parameters())
     config = decoder.config
@@ -39,6 +41,8 @@ def slow_logits(decoder: CaptionDecoder, features: Tensor, tokens: Tensor) -> tu
     for step in range(len(tokens) - 1):
         y = part["embedding.weight"][tokens[step]]
         alpha, summary = _attend(config, part, W_query @ h + b_query, values)
+        if config.attention == "hard" and (positions is None or positions[step] >= 0):
+            summary = values[int(alpha.argmax()) if positions is None else positions[step]]
         beta = 1 / (1 + torch.exp(-(W_gate @ h + b_gate)))
         z = beta * summary
         from_input = part["word.weight"] @ y + part["word.bias"] + part["context.weight"] @ z
@@ -72,7 +76,7 @@ def _attend(config: DecoderConfig, part: dict[str, Tensor], query: Tensor, value
 
     if config.attention == "none":
         weights = torch.full((len(values),), 1 / len(values), dtype=values.dtype)
-    elif config.attention == "soft":
+    elif config.attention in ("soft", "hard"):
         weights = softmax([part["attention.score"] @ torch.tanh(part["attention.key.weight"] @ a + query) for a in values])
     elif config.attention == "dot":
         weights = softmax([query @ (part["attention.key.weight"] @ a) / len(query) ** 0.5 for a in values])

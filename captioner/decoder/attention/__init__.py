@@ -7,13 +7,15 @@ from typing import Protocol
 from torch import Tensor
 
 from captioner.decoder.attention.additive import AdditiveAttention
+from captioner.decoder.attention.hard import HardAttention
 from captioner.decoder.attention.mean import MeanFeature
 from captioner.decoder.attention.products import BilinearAttention, DotAttention, MultiHeadAttention
 from captioner.decoder.config import DecoderConfig
 from captioner.errors import CaptionerError
 
 ATTENTIONS = {
-    "soft": AdditiveAttention, "dot": DotAttention, "multihead": MultiHeadAttention, "bilinear": BilinearAttention, "none": MeanFeature,
+    "soft": AdditiveAttention, "hard": HardAttention, "dot": DotAttention, "multihead": MultiHeadAttention, "bilinear": BilinearAttention,
+    "none": MeanFeature,
 }  # fmt: skip
 
 
@@ -22,6 +24,8 @@ class Attention(Protocol):
 
     Attributes:
         query_size: Q, of the query that the decoder computes from h together with the cell's own product; may be 0.
+
+    One that draws while it is trained has a method ``draw`` too (``HardAttention``).
     """
 
     query_size: int
@@ -44,4 +48,4 @@ def build_attention(config: DecoderConfig) -> Attention:
     return ATTENTIONS[config.attention](config)
 
 
-__all__ = ["ATTENTIONS", "Attention", "build_attention"]
+__all__ = ["ATTENTIONS", "Attention", "HardAttention", "build_attention"]

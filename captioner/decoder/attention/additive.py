@@ -33,8 +33,12 @@ class AdditiveAttention(nn.Module):
 
     def forward(self, query: Tensor, keys: Tensor, values: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
         """Query (I, K, A), keys (I, P, A), values (I, P, E) -> context (I, K, E), weights (I, K, P)."""
-        weights = torch.softmax(_TanhScores.apply(query, keys, self.score), -1)  # (I, K, P)
+        weights = self.weights(query, keys)
         return weights @ values, weights
+
+    def weights(self, query: Tensor, keys: Tensor) -> Tensor:
+        """Query (I, K, A), keys (I, P, A) -> weights (I, K, P)."""
+        return torch.softmax(_TanhScores.apply(query, keys, self.score), -1)
 
 
 class _TanhScores(torch.autograd.Function):
