@@ -115,7 +115,7 @@ class TrainParameters:
     scst_bleu_weight: float = option(0.0, "self-critical training: the reward is CIDEr-D (0 to 10) plus this times BLEU-4 (0 to 1)", low=0)
     label_smoothing: float = option(0.0, "share of the target distribution that is spread over all words", low=0, high=0.99)
     doubly_stochastic: float = option(0.0, "weight of the penalty that makes attention look everywhere once (Xu et al. 2015, section 4.2.1)", low=0)
-    hard_reinforce: float = option(1.0, "attention=hard only: weight of the positions' REINFORCE term; 1: the gradient of Xu et al. 2015, equation 11, in expectation", low=0)
+    hard_reinforce: float = option(0.1, "attention=hard only: weight of the REINFORCE term by which the drawn positions are learned; 1: the whole gradient (Xu et al. 2015, equation 11), less: less noise", low=0)
     hard_entropy: float = option(0.01, "attention=hard only: weight of the entropy of the positions' probabilities, which keeps them from settling early", low=0)
 
 

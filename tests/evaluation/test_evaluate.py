@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import json
 import math
 
@@ -13,6 +14,7 @@ from PIL import Image
 
 from captioner.errors import CaptionerError
 from captioner.evaluation import summary
+from captioner.evaluation.drawing import draw_sheet
 from captioner.evaluation.evaluate import choose_beam
 from captioner.features.store import FeatureStore
 from captioner.images.captions import CaptionSet
@@ -301,3 +303,24 @@ def test_the_kind_of_attention_none_is_evaluated_too(no_java, tmp_path):
     save_model(other["models"], build_decoder(settings), model.vocabulary, small.model_facts(FeatureStore.open(other["features"])))
     results = small.run(other, tmp_path / "results")
     assert (results / "plots/examples.png").exists() and "decoder=gru" in summary(results, other["captions"])
+
+
+def test_hard_attention_is_evaluated_and_drawn(no_java, tmp_path, monkeypatch):
+    """Nothing is drawn from it, and the pictures show its probabilities, not the one position that it looked at."""
+    from captioner.decoder import DecoderConfig, build_decoder
+    from captioner.training.model_files import save_model
+
+    other = small.make_run(tmp_path / "other")
+    model = load_model(other["models"])
+    decoder = build_decoder(DecoderConfig(**{**model.decoder.config.to_json(), "attention": "hard"}))
+    small.fill(decoder, seed=1, end=12.0)
+    save_model(other["models"], decoder, model.vocabulary, small.model_facts(FeatureStore.open(other["features"])))
+    shown = []
+    module = importlib.import_module("captioner.evaluation.evaluate")  # the package has a function of this name
+    monkeypatch.setattr(module, "draw_sheet", lambda examples, *rest: shown.extend(examples) or draw_sheet(examples, *rest))
+    first, second = (small.run(other, tmp_path / name) for name in ("one", "two"))
+    for name in ("metrics.json", "captions.json", "plots/examples.png"):
+        assert (first / name).read_bytes() == (second / name).read_bytes()
+    assert [row["beam_size"] for row in read_csv(first / "plots/beam_sweep.csv")] == ["1", "3"]
+    weights = np.concatenate([example.attention for example in shown])
+    assert weights.sum(1) == pytest.approx(np.ones(len(weights)), abs=1e-5) and weights.max() < 1 and (weights > 0).all()

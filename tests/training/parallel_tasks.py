@@ -12,6 +12,7 @@ from typing import Any, Callable
 
 import torch
 
+from captioner.decoder.attention import hard
 from captioner.interrupts import StopSignal
 from captioner.parameters import Parameters
 from captioner.processes import Torchrun
@@ -22,16 +23,17 @@ from tests.training.small import run
 
 
 def record(folder: Path, data: dict[str, Path], parameters: Parameters) -> None:
-    """Train in float64 and leave ``rank<N>.json``: the loss of every step, and a hash of the weights after it."""
+    """Train in float64 and leave ``rank<N>.json``: the loss of every step, a hash of the weights and hard attention's baseline after it."""
     module = sys.modules["captioner.training.train"]  # the package has a function of this name
     build, seen = module.build_decoder, []
 
     def recorded(step: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*arguments: Any) -> Any:
-            total, count = step(*arguments)
+        def call(*arguments: Any, **options: Any) -> Any:
+            total, count = step(*arguments, **options)
             decoder = next(value for value in arguments if isinstance(value, torch.nn.Module))
             weights = b"".join(parameter.detach().numpy().tobytes() for parameter in decoder.parameters())
-            seen.append((float(total) / count, hashlib.sha256(weights).hexdigest()))
+            baseline = options["reinforce"].state["baseline"].item() if options else 0.0
+            seen.append((float(total) / count, hashlib.sha256(weights).hexdigest(), baseline))
             return total, count
 
         return call
@@ -41,6 +43,12 @@ def record(folder: Path, data: dict[str, Path], parameters: Parameters) -> None:
     self_critical.sample_captions = _captions_of_pictures
     run(folder, data, parameters)
     (folder / f"rank{os.environ.get('RANK', '0')}.json").write_text(json.dumps(seen))
+
+
+def record_drawn(*arguments: Any) -> None:
+    """``record`` where hard attention never takes the expected value."""
+    hard.EXPECTED_SHARE = 0.0
+    record(*arguments)
 
 
 def _captions_of_pictures(decoder: Any, features: torch.Tensor, samples: int, *_: Any) -> torch.Tensor:
@@ -86,11 +94,11 @@ def _operations(group: Group) -> dict[str, Any]:
     first, second, third = (torch.nn.Parameter(torch.zeros(shape)) for shape in ((2, 2), (3,), ()))
     group.flags = lambda: (rank == 2, False)
     sums = []
-    for _ in range(2):  # the buffer is used again
+    for figures in (torch.tensor(10.0**rank), torch.tensor(10.0**rank), torch.tensor([10.0**rank, rank])):  # at first the buffer is used again
         first.grad = torch.tensor([[1.0, 2.0], [3.0, 4.0]]) * (rank + 1) if rank != 1 else None
         second.grad, third.grad = torch.full((3,), float(rank)), None
-        figure = group.sum_gradients([first, second, third], torch.tensor(10.0 ** rank))
-        sums.append([figure.item(), first.grad.tolist(), second.grad.tolist(), third.grad.tolist(), group.carried()])
+        figures = group.sum_gradients([first, second, third], figures)
+        sums.append([figures.tolist(), first.grad.tolist(), second.grad.tolist(), third.grad.tolist(), group.carried()])
     return {
         "sums": sums, "agree": [group.agree(rank == 1), group.agree(False)],
         "all_reduce": group.all_reduce_(torch.tensor([rank, 1.5], dtype=torch.float64)).tolist(),

@@ -14,6 +14,7 @@ from captioner.decoder import CaptionDecoder, DecoderConfig, build_decoder
 from captioner.decoder.attention import hard
 from captioner.parameters import TrainParameters
 from captioner.training.reinforce import Reinforce
+from captioner.training.self_critical import self_critical_step
 from captioner.training.step import training_step
 from captioner.vocabulary.vocabulary import END, START
 from tests.decoder.slow import slow_logits
@@ -165,6 +166,20 @@ def test_bf16_has_nearly_the_same_gradient() -> None:
         torch.manual_seed(0)
         found.append(step_gradient(decoder, batch, TrainParameters(precision=precision, clip=0), -2.0)[0])
     assert 0 < (found[0] - found[1]).norm() < 0.1 * found[0].norm()
+
+
+def test_self_critical_training_leaves_the_scores_as_they_are() -> None:
+    """It is of the likeliest position, as evaluation is, which has no gradient in the scores; all else learns."""
+    decoder, queries = make_decoder(), 3
+    before = {name: parameter.detach().clone() for name, parameter in decoder.named_parameters()}
+    optimizer = torch.optim.Adam(trained(decoder), lr=0.01)
+    torch.manual_seed(0)
+    for _ in range(3):
+        self_critical_step(lambda captions, _: (captions == END).any(-1) * 1.0, 3, decoder, optimizer, [(make_features(3), RAGGED)], TrainParameters())
+    changed = {name for name, parameter in decoder.named_parameters() if not torch.equal(parameter, before[name])}
+    assert set(before) - changed == {"attention.score", "attention.key.weight", "embedding.weight"}
+    rows = (decoder.recurrent.weight != before["recurrent.weight"]).any(1)
+    assert not rows[:queries].any() and rows[queries:].all()
 
 
 @pytest.mark.parametrize("reward", [1.0, 0.0])

@@ -179,6 +179,7 @@ OTHERS = {
     "heads", "plateau_patience", "plateau_factor", "patience",  # above
     "momentum", "step_factor", "plateau_on", "select_by", "gap_patience",  # in test_optimizers, test_schedule and test_options
     "scst_epochs", "scst_samples", "scst_baseline", "scst_learning_rate", "scst_bleu_weight",  # in test_self_critical_run
+    "hard_reinforce", "hard_entropy",  # in test_hard_run
 }  # fmt: skip
 
 
@@ -187,7 +188,7 @@ def test_every_train_parameter_is_tested() -> None:
 
 
 def test_selectors_change_the_result(data: dict[str, Path], base: Path, tmp_path: Path) -> None:
-    kinds = [{"attention": name} for name in ("none", "dot", "multihead", "bilinear")]
+    kinds = [{"attention": name} for name in ("none", "hard", "dot", "multihead", "bilinear")]
     for number, changes in enumerate(({"seed": 2}, *kinds, {"decoder": "lstm"})):
         changed = run(tmp_path / str(number), data, small_parameters(**changes, epochs=1))
         assert history(changed)[0] != history(base)[0]
