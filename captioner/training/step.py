@@ -27,7 +27,7 @@ def training_step(
     Args:
         batches: features (I, P, C) on any device and tokens (I, K, T + 1) int64 of each.
         whole: the step of all processes, of which ``batches`` (perhaps none) is this one's share; None: they are all of it.
-        reinforce: what hard attention learns by, and only that needs.
+        reinforce: what hard attention learns by; None with any other.
 
     Returns:
         The cross entropy summed over the step's tokens, a detached scalar, and how many tokens that is.
@@ -64,7 +64,7 @@ def _backward(
     decoder: CaptionDecoder, features: Tensor, tokens: Tensor, count: int, share: float, parameters: TrainParameters,
     reinforce: Reinforce | None,
 ) -> Tensor:  # fmt: skip
-    """Add a batch's gradients. Its summed cross entropy and, with ``reinforce``, the two figures of that; (1,) or (3,).
+    """Add a batch's gradients. Its summed cross entropy and, with hard attention, the two figures of ``reinforce``; (1,) or (3,).
 
     Args:
         count: tokens of the whole step.
@@ -77,7 +77,7 @@ def _backward(
     figures = entropies.sum().reshape(1)
     if parameters.doubly_stochastic:
         loss = loss + parameters.doubly_stochastic * share * attention_coverage(weights, packing)
-    if reinforce:
+    if positions is not None:
         terms, seen = reinforce.loss(weights, positions, -entropies, packing)
         loss, figures = loss + terms / count, torch.cat([figures, seen])
     loss.backward()
