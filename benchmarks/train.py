@@ -39,8 +39,7 @@ from captioner.processes import Rank
 from captioner.training.batches import BatchLoader, CaptionTable, epoch_batches
 from captioner.training.loop import STOP_FILE, Setting, Trainer
 from captioner.training.parallel import Group, Whole
-from captioner.training.phases import build_phases
-from captioner.training.step import training_step
+from captioner.training.phases import Step, build_phases
 from captioner.vocabulary.vocabulary import END, PAD, START
 
 EPOCH_TARGET = 10.0  # seconds at the larger batch, on one H100
@@ -96,8 +95,8 @@ class TimedStep:
         first: when the first step of the stretch began.
     """
 
-    def __init__(self, folder: Path, device: torch.device) -> None:
-        self._stop, self._device = folder / STOP_FILE, device
+    def __init__(self, step: Step, folder: Path, device: torch.device) -> None:
+        self._step, self._stop, self._device = step, folder / STOP_FILE, device
         self.calls, self.first, self.seconds, self.captions = 0, 0.0, 0.0, 0
         self._begin, self._end, self._started = 0, -1, 0.0
 
@@ -109,7 +108,7 @@ class TimedStep:
 
     def __call__(self, decoder: Any, optimizer: Any, batches: Any, options: TrainParameters, whole: Whole) -> tuple[Tensor, int]:
         self.first = self.first or time.perf_counter()
-        outcome = training_step(decoder, optimizer, batches, options, whole)
+        outcome = self._step(decoder, optimizer, batches, options, whole)
         self.calls += 1
         if self.calls > self._begin:
             self.captions += whole.captions
@@ -141,10 +140,11 @@ class OurLoop:
             "lstm", "soft", sizes.vocabulary, 50, sizes.channels, sizes.positions, self.options.feature_size, sizes.hidden,
             self.options.attention_size,
         )  # fmt: skip
-        self.step, self._device = TimedStep(folder, device), device
-        phase = replace(build_phases(self.options, loader.table, LONGEST)[0], step=self.step)
+        decoder = build_decoder(config).to(device)
+        (phase,) = build_phases(self.options, loader.table, LONGEST, decoder)
+        self.step, self._device = TimedStep(phase.step, folder, device), device
         setting = Setting(loader, None, 0, 1, folder, Group(Rank(), device), float("inf"))  # nobody validates, no state is saved
-        self._trainer = Trainer(build_decoder(config).to(device), self.options, [phase], setting)
+        self._trainer = Trainer(decoder, self.options, [replace(phase, step=self.step)], setting)
         self.steps_in_epoch = len(epoch_batches(loader.table, batch_size, self.options.captions_per_image, 1, 0, 1))
 
     def run(self, warm: int, timed: int) -> float:
