@@ -13,10 +13,10 @@ def build_decoder(config: DecoderConfig, embeddings: Tensor | None = None) -> Ca
     """The decoder that ``config`` describes, with freshly drawn weights (torch's global generator).
 
     Args:
-        embeddings: (V, D) word vectors; None: random ones.
+        embeddings: (V, D') word vectors; None: random ones.
 
     Raises:
-        CaptionerError: no such cell or attention.
+        CaptionerError: a name that there is not, or sizes that do not fit.
         ValueError: ``embeddings`` has another shape than the settings say.
     """
     return CaptionDecoder(config, embeddings)

@@ -8,6 +8,8 @@ from typing import Any
 
 from captioner.errors import CaptionerError
 
+_MOST_LAYERS = 16  # all of them are built before anything is compared with the weights
+
 
 @dataclass(frozen=True)
 class DecoderConfig:
@@ -17,7 +19,7 @@ class DecoderConfig:
         decoder: name of the recurrent cell, a module of ``captioner.decoder.cells``.
         attention: a key of ``captioner.decoder.attention.ATTENTIONS``.
         vocabulary_size: V, words with the four special ones.
-        embedding_size: D, size of a word vector.
+        embedding_size: D, size of a word as the layers take it in.
         channels: C, size of a feature as stored.
         positions: P, cells of the feature grid.
         feature_size: E, size of a projected feature.
@@ -25,9 +27,13 @@ class DecoderConfig:
         attention_size: A, size of the attention's query and keys (``bilinear`` has the features' size, ``none`` has neither).
         heads: of ``multihead`` attention.
         position: ``learned`` (a vector for each grid cell), ``sinusoidal`` (of row and column) or ``none``.
-        dropout: probability on word vectors, projected features and before the vocabulary layer.
+        dropout: probability on word vectors, projected features, between layers and before the vocabulary layer.
         tune_embeddings: word vectors are trained too.
         rows: of the feature grid; P is a multiple of it.
+        layers: recurrent cells one above the other.
+        tie_weights: the vocabulary layer's weight is the word vectors.
+        norm: of projected features, a key of ``captioner.decoder.norm.NORMS``.
+        vector_size: of a word vector; where it is not D, a learned map takes word vectors to D. 0 is D, and becomes it.
     """
 
     decoder: str
@@ -44,6 +50,13 @@ class DecoderConfig:
     dropout: float = 0.3
     tune_embeddings: bool = False
     rows: int = 1
+    layers: int = 1
+    tie_weights: bool = False
+    norm: str = "layer"
+    vector_size: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "vector_size", self.vector_size or self.embedding_size)
 
     def to_json(self) -> dict[str, Any]:
         """The settings as plain JSON values."""
@@ -74,6 +87,7 @@ class DecoderConfig:
             if right is None:
                 right = isinstance(value, (int, float) if kind == "float" else int) and not isinstance(value, bool)
                 right = right and (0 <= value < 1 if kind == "float" else value > 0)
+                right = right and not (name == "layers" and value > _MOST_LAYERS)
             if not right:
                 raise CaptionerError(
                     f"{source}: decoder setting {name}={value!r} is no usable {kind}; train again or copy the model's folder again"

@@ -34,7 +34,7 @@ class Memory:
 
 @dataclass(frozen=True)
 class State:
-    """The recurrent state of K hypotheses of I pictures: the cell's tensors, (I, K, H) each, h first."""
+    """The recurrent state of K hypotheses of I pictures: each layer's tensors, (I, K, H) each, h first; the first layer's come first."""
 
     tensors: tuple[Tensor, ...]
 

@@ -10,6 +10,11 @@ For a grid of features a and words y, with h(-1), c(-1) = tanh(W mean a):
 Features are projected to E dimensions first, and every grid cell has a position, learned or of sines. The three products of h(t-1) (the
 query of the attention, the gate, the cell's own) are one; the words' part of the cell's input is one product for all steps; the output
 layers run once over all real tokens.
+
+With more layers than one the cell above is the first of them: attention and gate go by its h and its input has z(t); each further layer
+takes in the h(t) below it (``captioner.decoder.upper``), and the h(t) of o(t) is the last one's. The first states of all are tanh(W mean a).
+Word vectors of another size than D go through a matrix first. With tied weights W o(t) is E W o(t), E the word vectors; the inner W, which
+makes o(t) of their size, is absent where it has that size already.
 """
 
 from __future__ import annotations
@@ -25,8 +30,11 @@ from captioner.decoder.config import DecoderConfig
 from captioner.decoder.deferred import DeferredLinear
 from captioner.decoder.dropout import Dropout
 from captioner.decoder.memory import Memory, State, TeacherForced
+from captioner.decoder.norm import build_norm
 from captioner.decoder.packing import PackedStep, Packing
 from captioner.decoder.position import sinusoidal_positions
+from captioner.decoder.tied import TiedVocabulary
+from captioner.decoder.upper import UpperLayer
 
 
 class CaptionDecoder(nn.Module):
@@ -34,9 +42,10 @@ class CaptionDecoder(nn.Module):
 
     Args:
         config: its settings.
-        embeddings: (V, D) float word vectors; None: random ones (to be loaded or tuned).
+        embeddings: (V, D') float word vectors; None: random ones (to be loaded or tuned).
 
     Raises:
+        CaptionerError: a name that there is not, or sizes that do not fit.
         ValueError: ``embeddings`` has another shape than the settings say.
     """
 
@@ -45,17 +54,17 @@ class CaptionDecoder(nn.Module):
         self.config = config
         size, width = config.hidden_size, config.feature_size
         self.cell = build_cell(config.decoder)
-        self.embedding = nn.Embedding(config.vocabulary_size, config.embedding_size)
+        self.embedding = nn.Embedding(config.vocabulary_size, config.vector_size)
         if embeddings is not None:
             if tuple(embeddings.shape) != tuple(self.embedding.weight.shape):
                 raise ValueError(f"word vectors {tuple(embeddings.shape)}, settings {tuple(self.embedding.weight.shape)}")
             self.embedding.weight.data.copy_(embeddings)
         self.embedding.weight.requires_grad_(config.tune_embeddings)
         self.projection = nn.Linear(config.channels, width)
-        self.norm = nn.LayerNorm(width)  # encoders differ in the scale of their features by a factor of 50
+        self.norm = build_norm(config.norm, width)
         self.position = nn.Parameter(torch.randn(config.positions, width) * 0.1) if config.position == "learned" else None
         self.attention = build_attention(config)
-        self.initial = nn.Linear(width, self.cell.states * size)
+        self.initial = nn.Linear(width, config.layers * self.cell.states * size)
         columns = self.cell.gates * size
         self.word = nn.Linear(config.embedding_size, columns)  # into the cell
         self.context = nn.Linear(width, columns, bias=False)  # into the cell, where the word's part has a bias
@@ -63,10 +72,13 @@ class CaptionDecoder(nn.Module):
         self.recurrent = nn.Linear(size, sum(self._columns))  # rows: query, gate of the context, cell
         self.output_word = nn.Linear(config.embedding_size, size, bias=False)
         self.output_context = nn.Linear(width, size, bias=False)
-        self.vocabulary = nn.Linear(size, config.vocabulary_size)
+        self.vocabulary = TiedVocabulary(self.embedding) if config.tie_weights else nn.Linear(size, config.vocabulary_size)
         self.dropout = Dropout(config.dropout)
         for block in self.recurrent.weight.data[-columns:].split(size):
             nn.init.orthogonal_(block)
+        self.upper = nn.ModuleList(UpperLayer(self.cell, size) for _ in range(config.layers - 1))
+        self.embedding_map = _map(config.vector_size, config.embedding_size)
+        self.output_map = _map(size, config.vector_size) if config.tie_weights else nn.Identity()
 
     def projection_parameters(self) -> list[nn.Parameter]:
         """The parameters of the feature projection, which have a learning rate of their own."""
@@ -80,7 +92,7 @@ class CaptionDecoder(nn.Module):
         elif self.config.position == "sinusoidal":
             rows = self.config.rows
             values = values + sinusoidal_positions(rows, values.shape[1] // rows, values.shape[2], values.device, values.dtype)
-        values = self.dropout(values)
+        values = self.dropout(values.to(self.projection.weight.dtype))
         return Memory(values, self.attention.keys(values).to(values.dtype), values.mean(1))
 
     def start(self, memory: Memory, hypotheses: int) -> State:
@@ -112,12 +124,16 @@ class CaptionDecoder(nn.Module):
             return rows.view(images, hypotheses, -1)
 
         rows = [pick(tensor) for tensor in state.tensors]
-        word = self.dropout(self.embedding(pick(words)))  # (R, D)
+        word = self._embed(pick(words))  # (R, D)
+        below, *above = self._by_layer(rows)
         query, gate, hidden = self.recurrent(rows[0]).split(self._columns, 1)
         context, weights = self.attention(spread(query), memory.keys, memory.values, memory.mean)
         context = pick(context) * torch.sigmoid(gate)  # (R, E)
-        rows = self.cell.combine(self.word(word) + self.context(context), hidden, rows)
-        return self.vocabulary(self._output(rows[0], context, word)), State(tuple(spread(row) for row in rows)), weights
+        rows = state = self.cell.combine(self.word(word) + self.context(context), hidden, below)
+        for layer, own in zip(self.upper, above):
+            state = layer.step(self.dropout(state[0]), own)
+            rows = (*rows, *state)
+        return self.vocabulary(self._output(state[0], context, word)), State(tuple(spread(row) for row in rows)), weights
 
     def forward(self, features: Tensor, tokens: Tensor) -> TeacherForced:
         """Teacher forcing (Williams and Zipser 1989): predict every word from the true ones before it.
@@ -134,15 +150,15 @@ class CaptionDecoder(nn.Module):
         return TeacherForced(self.vocabulary(hidden), packing.targets, weights, packing.caption, packing.step, packing.shape)
 
     def hidden(self, features: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Packing, Tensor | None]:
-        """``forward`` without the vocabulary layer: its input (M, H), attention weights (M, P), and the order of both.
+        """``forward`` without the vocabulary layer: its input (M, H or, tied, D'), attention weights (M, P), and the order of both.
 
         The last is (M,) int64, the positions that hard attention drew, -1 where it took the expected value; None where nothing was
         drawn: in eval mode, and with any other attention.
         """
         packing = Packing.of(tokens, self.vocabulary.weight.device)
         memory = self.encode(features).select(packing.image_order)
-        word = self.dropout(self.embedding(packing.inputs))  # (M, D)
-        state = [tensor.index_select(0, packing.row_image) for tensor in self._initial(memory)]  # (B, H) each
+        word = self._embed(packing.inputs)  # (M, D)
+        state, *above = self._by_layer([tensor.index_select(0, packing.row_image) for tensor in self._initial(memory)])  # (B, H) each
         recurrent = DeferredLinear(self.recurrent.weight, self.recurrent.bias, len(word), self._columns)
         entry = DeferredLinear(self.context.weight, self.word(word).to(word.dtype), len(word), self._columns[-1:])
         draws = self.training and isinstance(self.attention, HardAttention)
@@ -160,11 +176,23 @@ class CaptionDecoder(nn.Module):
                 contexts.append(context)
                 attention.append(weights)
                 positions += drawn
-        hidden = self._output(torch.cat(outputs), torch.cat(contexts), word)
+        h = torch.cat(outputs)  # (M, H)
+        for layer, own in zip(self.upper, above):
+            h = layer(self.dropout(h), own, [step.rows for step in packing.steps])
+        hidden = self._output(h, torch.cat(contexts), word)
         return hidden, torch.cat(attention), packing, torch.cat(positions) if positions else None
 
+    def _embed(self, words: Tensor) -> Tensor:
+        """Words (N,) int64 -> (N, D)."""
+        vectors = self.embedding(words)
+        return self.dropout(self.embedding_map(vectors).to(vectors.dtype))
+
+    def _by_layer(self, tensors: Sequence[Tensor]) -> list[Sequence[Tensor]]:
+        """The tensors of a state, those of each layer apart."""
+        return [tensors[first : first + self.cell.states] for first in range(0, len(tensors), self.cell.states)]
+
     def _initial(self, memory: Memory) -> Sequence[Tensor]:
-        """The cell's first state for each picture, (I, H) tensors."""
+        """The first state of all layers for each picture, (I, H) tensors."""
         return torch.tanh(self.initial(memory.mean).to(memory.mean.dtype)).split(self.config.hidden_size, 1)
 
     def _attend(self, query: Tensor, memory: Memory, step: PackedStep, expected: Tensor | None) -> Sequence[Tensor]:
@@ -185,5 +213,14 @@ class CaptionDecoder(nn.Module):
         return rows if step.place is None else [tensor.index_select(0, step.place) for tensor in rows]
 
     def _output(self, h: Tensor, context: Tensor, word: Tensor) -> Tensor:
-        """The vocabulary layer's input (M, H) from h (M, H), gated context (M, E) and word (M, D)."""
-        return self.dropout(h + self.output_context(context) + self.output_word(word))
+        """The vocabulary layer's input from the last layer's h (M, H), gated context (M, E) and word (M, D).
+
+        It is (M, H), with tied weights (M, size of a word vector).
+        """
+        output = self.dropout(h + self.output_context(context) + self.output_word(word))
+        return self.output_map(output).to(output.dtype)
+
+
+def _map(size: int, wanted: int) -> nn.Module:
+    """A learned matrix from one size to another; nothing where they are the same."""
+    return nn.Identity() if size == wanted else nn.Linear(size, wanted, bias=False)

@@ -11,20 +11,24 @@ from torch import Tensor
 from captioner.decoder import CaptionDecoder, DecoderConfig
 
 
-def slow_logits(decoder: CaptionDecoder, features: Tensor, tokens: Tensor, positions: Sequence[int] | None = None) -> tuple[Tensor, Tensor]:
+def slow_logits(
+    decoder: CaptionDecoder, features: Tensor, tokens: Tensor, positions: Sequence[int] | None = None, batch: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Features (P, C) and one caption's tokens (n + 1,) -> logits (n, V), attention weights (n, P); no dropout.
 
     Xu et al. 2015, equations 1-9 and 13, with features projected, normalised and given positions first. Hard attention looks at
-    ``positions`` (n,), where -1 is the expected value, and without them at the likeliest.
+    ``positions`` (n,), where -1 is the expected value, and without them at the likeliest. Layers as Graves 2013, equations 1-6, without
+    its connections that skip layers; tied weights as Press and Wolf 2017. A batch norm takes its statistics from ``batch`` (I, P, C), the
+    features of all pictures, this one alone by default.
     """
-    part = dict(decoder.named_parameters())
+    part = dict(decoder.named_parameters()) | dict(decoder.named_buffers())
     config = decoder.config
     E, H = config.feature_size, config.hidden_size
     A = {"none": 0, "bilinear": E}.get(config.attention, config.attention_size)  # of the query
 
     projected = features @ part["projection.weight"].T + part["projection.bias"]  # (P, E)
-    centred = projected - projected.mean(1, keepdim=True)
-    values = centred / (centred.pow(2).mean(1, keepdim=True) + 1e-5).sqrt() * part["norm.weight"] + part["norm.bias"]
+    together = (features.unsqueeze(0) if batch is None else batch) @ part["projection.weight"].T + part["projection.bias"]  # (I, P, E)
+    values = _normalise(config, part, projected, together if decoder.training else None)
     if config.position == "learned":
         values = values + part["position"]
     elif config.position == "sinusoidal":
@@ -32,7 +36,9 @@ def slow_logits(decoder: CaptionDecoder, features: Tensor, tokens: Tensor, posit
         values = values + torch.tensor([_sines(*divmod(cell, columns), E) for cell in range(len(values))], dtype=values.dtype)
     mean = values.mean(0)
     start = torch.tanh(part["initial.weight"] @ mean + part["initial.bias"])
-    h, c = start[:H], start[H : 2 * H]
+    blocks = list(start.split(H))
+    states = [(blocks.pop(0), blocks.pop(0) if config.decoder == "lstm" else None) for _ in range(config.layers)]  # (h, c) of each layer
+    cell = _lstm if config.decoder == "lstm" else _gru
 
     W, b = part["recurrent.weight"], part["recurrent.bias"]
     W_query, W_gate, W_h = W[:A], W[A : A + E], W[A + E :]
@@ -40,6 +46,9 @@ def slow_logits(decoder: CaptionDecoder, features: Tensor, tokens: Tensor, posit
     logits, attention = [], []
     for step in range(len(tokens) - 1):
         y = part["embedding.weight"][tokens[step]]
+        if config.vector_size != config.embedding_size:
+            y = part["embedding_map.weight"] @ y
+        h, c = states[0]
         alpha, summary = _attend(config, part, W_query @ h + b_query, values)
         if config.attention == "hard" and (positions is None or positions[step] >= 0):
             summary = values[int(alpha.argmax()) if positions is None else positions[step]]
@@ -47,11 +56,37 @@ def slow_logits(decoder: CaptionDecoder, features: Tensor, tokens: Tensor, posit
         z = beta * summary
         from_input = part["word.weight"] @ y + part["word.bias"] + part["context.weight"] @ z
         from_h = W_h @ h + b_h
-        h, c = (_lstm if config.decoder == "lstm" else _gru)(from_input, from_h, h, c)
+        states[0] = cell(from_input, from_h, h, c)
+        for layer in range(1, config.layers):
+            h, c = states[layer]
+            name = f"upper.{layer - 1}"
+            from_input = part[f"{name}.input.weight"] @ states[layer - 1][0] + part[f"{name}.input.bias"]
+            states[layer] = cell(from_input, part[f"{name}.recurrent.weight"] @ h + part[f"{name}.recurrent.bias"], h, c)
+        h = states[-1][0]
         o = h + part["output_context.weight"] @ z + part["output_word.weight"] @ y
-        logits.append(part["vocabulary.weight"] @ o + part["vocabulary.bias"])
+        if config.tie_weights:
+            if H != config.vector_size:
+                o = part["output_map.weight"] @ o
+            logits.append(part["embedding.weight"] @ o + part["vocabulary.bias"])
+        else:
+            logits.append(part["vocabulary.weight"] @ o + part["vocabulary.bias"])
         attention.append(alpha)
     return torch.stack(logits), torch.stack(attention)
+
+
+def _normalise(config: DecoderConfig, part: dict[str, Tensor], projected: Tensor, batch: Tensor | None) -> Tensor:
+    """Of a picture's cells (P, E); ``batch`` (I, P, E): those that a batch norm takes its statistics from, None: it has running ones."""
+    if config.norm == "none":
+        return projected
+    if config.norm == "layer":
+        mean, variance = projected.mean(1, keepdim=True), projected.var(1, correction=0, keepdim=True)
+    elif batch is None:
+        mean, variance = part["norm.running_mean"], part["norm.running_var"]
+    else:
+        cells = [cell for picture in batch for cell in picture]
+        mean = sum(cells) / len(cells)
+        variance = sum((cell - mean) ** 2 for cell in cells) / len(cells)
+    return (projected - mean) / (variance + 1e-5).sqrt() * part["norm.weight"] + part["norm.bias"]
 
 
 def _sines(row: int, column: int, size: int) -> list[float]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -11,9 +13,10 @@ from captioner.search import beam_search
 from tests.evaluation.small import fill
 
 
-def sharp_decoder(cell: str, attention: str, dtype: torch.dtype):
-    decoder = build_decoder(DecoderConfig(cell, attention, 700, 12, 20, 9, feature_size=16, hidden_size=24, attention_size=16))
-    fill(decoder, sharpness=12.0, end=18.0)
+def sharp_decoder(cell: str, attention: str, dtype: torch.dtype, sharpness: float = 12.0, end: float = 18.0, **shape: Any):
+    config = DecoderConfig(cell, attention, 700, 12, 20, 9, feature_size=16, hidden_size=24, attention_size=16, **shape)
+    decoder = build_decoder(config)
+    fill(decoder, sharpness=sharpness, end=end)
     return decoder.eval().to(dtype)
 
 
@@ -31,6 +34,18 @@ def test_same_captions_as_one_picture_loops(cell, attention, beam):
         assert [best.tokens for [best] in ours] == [tokens for tokens, _ in theirs]
         assert [best.score for [best] in ours] == pytest.approx([score for _, score in theirs], abs=1e-10)
     assert len({len(best.tokens) for [best] in ours}) > 1
+
+
+@pytest.mark.parametrize("cell", ["gru", "lstm"])
+@pytest.mark.parametrize("beam", [1, 4])
+def test_same_captions_with_two_layers_and_tied_weights(cell, beam):
+    shape = {"layers": 2, "tie_weights": True, "norm": "batch"}
+    decoder, grids = sharp_decoder(cell, "soft", torch.float64, sharpness=3.0, end=30.0, **shape), features(30, torch.float64)
+    ours = beam_search(decoder, grids, beam, max_length=15)
+    theirs = textbook_loop(decoder, grids, beam, 15)
+    assert [best.tokens for [best] in ours] == [tokens for tokens, _ in theirs]
+    assert [best.score for [best] in ours] == pytest.approx([score for _, score in theirs], abs=1e-10)
+    assert len({len(best.tokens) for [best] in ours}) > 1 and len({best.tokens for [best] in ours}) > 10
 
 
 def test_float32_differs_only_where_scores_are_near():
