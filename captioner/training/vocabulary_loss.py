@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from captioner.decoder.deferred import product_dtype
+from captioner.decoder.tied import TiedVocabulary
 
 _BLOCK_BYTES = 24 << 20  # larger ones are given back to the system and cleared anew at every step
 _CHUNK_BYTES = 2 << 20  # of logits on which softmax and loss work at a time, so that they stay in the processor's second cache
@@ -22,13 +23,13 @@ _GPU_BLOCKS = 16  # times as large on a GPU, which wants large products and keep
 
 
 def vocabulary_loss(
-    layer: nn.Linear, hidden: Tensor, targets: Tensor, scale: float, weights: Tensor | None = None, smoothing: float = 0.0,
+    layer: nn.Linear | TiedVocabulary, hidden: Tensor, targets: Tensor, scale: float, weights: Tensor | None = None, smoothing: float = 0.0,
     banned: Sequence[int] = (),
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Cross entropy of ``layer(hidden)``.
 
     Args:
-        layer: H -> V, with a bias.
+        layer: H -> V, with a bias; where its weight is frozen no time goes into a gradient for it.
         hidden: (M, H).
         targets: (M,) int64.
         scale: what the loss is multiplied with, 1 / tokens for a mean.
@@ -59,7 +60,10 @@ class _VocabularyLoss(torch.autograd.Function):
         chunk = max(1, _CHUNK_BYTES // (len(weight) * hidden.element_size())) if on_cpu else rows
         logits = hidden.new_empty(rows, len(weight), dtype=dtype)
         scratch = None if dtype == weight.dtype else hidden.new_empty(min(chunk, rows), len(weight))
-        gradients = torch.empty_like(hidden), torch.zeros_like(weight) if blocks > 1 else torch.empty_like(weight), torch.zeros_like(bias)
+        slopes = None
+        if ctx.needs_input_grad[1]:
+            slopes = torch.zeros_like(weight) if blocks > 1 else torch.empty_like(weight)
+        gradients = torch.empty_like(hidden), slopes, torch.zeros_like(bias)
         entropies = hidden.new_empty(len(hidden))
         loss = hidden.new_zeros(())
         for first in range(0, len(hidden), rows):
@@ -79,12 +83,14 @@ class _VocabularyLoss(torch.autograd.Function):
                     low.copy_(slope)
             if dtype == weight.dtype:
                 torch.mm(scores, weight, out=gradients[0][part])
-                gradients[1].addmm_(scores.t(), block, beta=int(blocks > 1))
+                if slopes is not None:
+                    slopes.addmm_(scores.t(), block, beta=int(blocks > 1))
             else:
                 gradients[0][part] = scores @ factor
-                product = scores.t() @ block
-                gradients[1].add_(product) if blocks > 1 else gradients[1].copy_(product)
-        ctx.save_for_backward(*(tensor.mul_(scale) for tensor in gradients))
+                if slopes is not None:
+                    product = scores.t() @ block
+                    slopes.add_(product) if blocks > 1 else slopes.copy_(product)
+        ctx.save_for_backward(*(tensor if tensor is None else tensor.mul_(scale) for tensor in gradients))
         ctx.mark_non_differentiable(entropies)
         return loss * scale, entropies
 
@@ -93,7 +99,7 @@ class _VocabularyLoss(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         if gradient.device.type == "cpu" and gradient == 1:
             return (*ctx.saved_tensors, *_NO_GRADIENTS)
-        return (*(tensor * gradient for tensor in ctx.saved_tensors), *_NO_GRADIENTS)
+        return (*(tensor if tensor is None else tensor * gradient for tensor in ctx.saved_tensors), *_NO_GRADIENTS)
 
 
 def _to_gradient(slope: Tensor, wanted: Tensor, weights: Tensor | None, smoothing: float) -> tuple[Tensor, Tensor]:

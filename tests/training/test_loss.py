@@ -61,6 +61,26 @@ def test_vocabulary_loss_in_bf16_is_that_of_rounded_factors(monkeypatch: pytest.
         torch.testing.assert_close(one, two, rtol=0, atol=2**-7 * float(two.abs().max()))
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("block_bytes", [100, 1 << 20])
+def test_a_frozen_weight_costs_no_gradient(monkeypatch: pytest.MonkeyPatch, block_bytes: int, precision: str) -> None:
+    monkeypatch.setattr("captioner.training.vocabulary_loss._BLOCK_BYTES", block_bytes)
+    torch.manual_seed(0)
+    layer, targets = nn.Linear(6, 11), torch.randint(11, (9,))
+    results = []
+    for tuned in (True, False):
+        layer.zero_grad()
+        layer.weight.requires_grad_(tuned)
+        hidden = torch.randn(9, 6, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            loss, _ = vocabulary_loss(layer, hidden, targets, 1 / 9)
+        assert (loss.grad_fn.saved_tensors[1] is None) == (not tuned)
+        (2 * loss).backward()
+        results.append((loss, hidden.grad, layer.bias.grad))
+        assert (layer.weight.grad is None) == (not tuned)
+    assert all(torch.equal(one, two) for one, two in zip(*results))
+
+
 def test_vocabulary_loss_of_extreme_logits() -> None:
     """A wrong word that is certain costs its margin, and the gradient is that of the softmax."""
     layer = nn.Linear(1, 3)
