@@ -80,12 +80,16 @@ class TrainParameters:
     """The decoder and how it learns."""
 
     hidden_size: int = option(256, "units of the decoder", low=1)
+    layers: int = option(1, "recurrent cells one above the other; attention goes by the lowest, words by the highest", low=1, high=16)
     attention_size: int = option(256, "size of the query and keys of soft, hard, dot and multihead attention", low=1)
     heads: int = option(4, "heads of multihead attention; they divide attention_size and feature_size", low=1)
     feature_size: int = option(256, "size of a projected feature (the encoder embedding)", low=1)
+    norm: str = option("layer", "normalisation of projected features: layer (of each one over its numbers), batch (of each number over all cells of a batch's pictures; in evaluation with running statistics) or none", choices=("layer", "batch", "none"))
     position: str = option("learned", "what is added to the projected feature of each grid cell: a learned vector, sines of its row and column (sinusoidal), or none", choices=("learned", "sinusoidal", "none"))
-    dropout: float = option(0.1, "dropout on word vectors, projected features and before the vocabulary layer", low=0, high=0.95)
+    dropout: float = option(0.1, "dropout on word vectors, projected features, between layers and before the vocabulary layer", low=0, high=0.95)
     tune_embeddings: bool = option(False, "also train the word vectors; false keeps them frozen")
+    embedding_size: int = option(0, "another size than the word vectors' own, to which a learned matrix takes them, frozen or tuned; 0: their own", low=0)
+    tie_weights: bool = option(False, "the vocabulary layer's weight is the word vectors themselves, frozen with them; a learned matrix makes its input their size where hidden_size is another")
     batch_size: int = option(64, "captions in a step", low=1)
     precision: str = option("fp32", "arithmetic of the large matrix products in training; bf16 (not on every processor) is faster, states and sums stay fp32", choices=("fp32", "bf16"))
     captions_per_image: int = option(0, "captions of one picture in a step: 0 all of them, 1 independent draws", low=0)

@@ -180,9 +180,9 @@ class BatchLoader:
         """The batches one after another, the next one read in a thread while the last is worked on."""
         return ahead(self.load, batches)
 
-    def stream_groups(self, groups: Iterable[list[Batch]]) -> Iterator[list[tuple[Tensor, Tensor]]]:
-        """The same for batches that belong together."""
-        return ahead(lambda group: [self.load(batch) for batch in group], groups)
+    def stream_groups(self, groups: Iterable[list[Batch | None]]) -> Iterator[list[tuple[Tensor, Tensor] | None]]:
+        """The same for batches that belong together; None stays None."""
+        return ahead(lambda group: [None if batch is None else self.load(batch) for batch in group], groups)
 
 
 def ahead(work: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:

@@ -126,7 +126,7 @@ class Trainer:
         batches = epoch_batches(setting.train.table, options.batch_size, together, setting.views, setting.seed, at.epoch)
         groups = [batches[first : first + options.accumulate] for first in range(0, len(batches), options.accumulate)]
         todo = groups[at.step :]
-        shares = ([part for batch in group if (part := self._share(batch)) is not None] for group in todo)
+        shares = ([self._share(batch) for batch in group] for group in todo)
         self.decoder.train()
         self._lap = saved = time.monotonic()
         everybody, on_cpu = setting.group, setting.group.device.type == "cpu"
@@ -161,7 +161,7 @@ class Trainer:
         tokens = sum(int(self.setting.train.table.targets[batch.captions].sum()) for batch in batches)
         return Whole(tokens, _captions(batches), sum(len(batch.images) for batch in batches), self.setting.group)
 
-    def _step(self, batches: list[tuple[Tensor, Tensor]], whole: Whole, done: float) -> None:
+    def _step(self, batches: list[tuple[Tensor, Tensor] | None], whole: Whole, done: float) -> None:
         """One step of the optimiser on this process's share of ``whole``, ``done`` of the epoch before it."""
         at = self.at
         scale = step_scale(self.options, at.steps, (at.epoch - at.first_epoch + done) / self.phase.epochs)

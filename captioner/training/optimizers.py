@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from captioner.decoder import CaptionDecoder
+from captioner.decoder.norm import BatchNorm
 from captioner.errors import CaptionerError
 from captioner.parameters import TrainParameters
 
@@ -50,7 +51,7 @@ def parameter_groups(decoder: CaptionDecoder, weight_decay: float) -> list[dict[
     With a weight decay each of them is two groups, the second without it: biases, norms, word vectors and positions are not decayed.
     """
     apart = {id(parameter) for parameter in decoder.projection_parameters()}
-    spared = {id(parameter) for module in decoder.modules() if isinstance(module, (nn.LayerNorm, nn.Embedding)) for parameter in module.parameters()}
+    spared = {id(parameter) for module in decoder.modules() if isinstance(module, (nn.LayerNorm, BatchNorm, nn.Embedding)) for parameter in module.parameters()}
     spared |= {id(parameter) for name, parameter in decoder.named_parameters() if name.rpartition(".")[2] in ("bias", "position")}
     parts: dict[str, list[nn.Parameter]] = {"decoder": [], "projection": decoder.projection_parameters()}
     parts["decoder"] = [parameter for parameter in decoder.parameters() if parameter.requires_grad and id(parameter) not in apart]
@@ -77,8 +78,11 @@ class Average:
 
     The t-th update, from 0, keeps min(decay, (1 + t) / (10 + t)) of the average: early weights, which are far from good, are soon forgotten.
 
+    Running statistics of a batch norm are averaged alike: they are of the projection's outputs, whose mean is linear in its weights, so the
+    average of the means is the mean under the average of the weights.
+
     Args:
-        weights: name -> parameter, as the optimiser changes them.
+        weights: name -> parameter or running statistic, as training changes them.
         decay: what is kept of the average at a step.
     """
 

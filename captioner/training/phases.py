@@ -18,7 +18,7 @@ from captioner.training.reward import CaptionReward
 from captioner.training.self_critical import self_critical_step
 from captioner.training.step import training_step
 
-Step = Callable[[CaptionDecoder, torch.optim.Optimizer, Sequence[tuple[Tensor, Tensor]], TrainParameters, Whole], tuple[Tensor, int]]
+Step = Callable[[CaptionDecoder, torch.optim.Optimizer, Sequence[tuple[Tensor, Tensor] | None], TrainParameters, Whole], tuple[Tensor, int]]
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,8 @@ class Phase:
     Attributes:
         name: what it is called where progress is shown.
         epochs: the most.
-        step: does one step of the optimiser on this process's share of some batches, (features, tokens) each; gives a figure summed over
-            the step of all processes, and what it is divided by for its mean.
+        step: does one step of the optimiser on this process's share of some batches, (features, tokens) each, None where it has no
+            picture of one; gives a figure summed over the step of all processes, and what it is divided by for its mean.
         rates: learning rates of the decoder and of the feature projection.
         select_by: the figure of an epoch that chooses the best one and that patience waits for.
         figure: what the step's figure is called in the history.

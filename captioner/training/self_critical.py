@@ -31,7 +31,7 @@ Reward = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 def self_critical_step(
-    reward: Reward, max_length: int, decoder: CaptionDecoder, optimizer: torch.optim.Optimizer, batches: Sequence[tuple[Tensor, Tensor]],
+    reward: Reward, max_length: int, decoder: CaptionDecoder, optimizer: torch.optim.Optimizer, batches: Sequence[tuple[Tensor, Tensor] | None],
     parameters: TrainParameters, whole: Whole | None = None,
 ) -> tuple[Tensor, int]:  # fmt: skip
     """Sampling, reward and backward pass of one batch after another, then clipping and one update.
@@ -39,8 +39,9 @@ def self_critical_step(
     Args:
         reward: what a caption is worth.
         max_length: words of the longest caption.
-        batches: features (I, P, C) on any device and all references (I, R, L + 1) int64, on the CPU, of each.
-        whole: the step of all processes, of which ``batches`` (perhaps none) is this one's share; None: they are all of it.
+        batches: features (I, P, C) on any device and all references (I, R, L + 1) int64, on the CPU, of each; None
+            for one of which this process has no picture.
+        whole: the step of all processes, of which ``batches`` is this one's share; None: they are all of it.
 
     Returns:
         The rewards summed over the step's samples, a scalar that is NaN where the loss is not finite, and how many samples that is.
@@ -50,7 +51,7 @@ def self_critical_step(
     count = parameters.scst_samples * whole.images
     optimizer.zero_grad(set_to_none=True)
     total, device = decoder.vocabulary.weight.new_zeros(()), decoder.vocabulary.weight.device
-    for features, references in batches:
+    for features, references in filter(None, batches):
         features = features.to(device, non_blocking=True)
         tokens, advantages, rewards = sample_advantages(decoder, features, references, reward, max_length, parameters)
         with autocast(device, parameters):

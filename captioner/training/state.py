@@ -50,8 +50,8 @@ class Position:
 
 
 def trained_weights(decoder: CaptionDecoder) -> dict[str, Tensor]:
-    """The parameters that training changes, by name."""
-    return {name: parameter for name, parameter in decoder.named_parameters() if parameter.requires_grad}
+    """The parameters and running statistics that training changes, by name."""
+    return {name: parameter for name, parameter in decoder.named_parameters() if parameter.requires_grad} | dict(decoder.named_buffers())
 
 
 def save_run(

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from captioner.decoder import CaptionDecoder
+from captioner.decoder.norm import BatchNorm
 from captioner.parameters import TrainParameters
 from captioner.training.loss import attention_coverage
 from captioner.training.parallel import Whole
@@ -17,16 +18,17 @@ from captioner.vocabulary.vocabulary import PAD
 
 
 def training_step(
-    decoder: CaptionDecoder, optimizer: torch.optim.Optimizer, batches: Sequence[tuple[Tensor, Tensor]], parameters: TrainParameters,
+    decoder: CaptionDecoder, optimizer: torch.optim.Optimizer, batches: Sequence[tuple[Tensor, Tensor] | None], parameters: TrainParameters,
     whole: Whole | None = None, reinforce: Reinforce | None = None,
 ) -> tuple[Tensor, int]:  # fmt: skip
     """Teacher forcing and backward pass of one batch after another, then clipping and one update.
 
-    The loss is the sum over all tokens of the step, divided by their number: several batches are to it what one large one would be.
+    The loss is the sum over all tokens of the step, divided by their number: several batches are to it what one large one would be,
+    but a batch norm takes the statistics of each.
 
     Args:
-        batches: features (I, P, C) on any device and tokens (I, K, T + 1) int64 of each.
-        whole: the step of all processes, of which ``batches`` (perhaps none) is this one's share; None: they are all of it.
+        batches: features (I, P, C) on any device and tokens (I, K, T + 1) int64 of each; None for one of which this process has no picture.
+        whole: the step of all processes, of which ``batches`` is this one's share; None: they are all of it.
         reinforce: what hard attention learns by; None with any other.
 
     Returns:
@@ -34,11 +36,14 @@ def training_step(
     """
     whole = whole or Whole.of([tokens for _, tokens in batches])
     optimizer.zero_grad(set_to_none=True)
-    figures = [
-        _backward(decoder, features, tokens, whole.tokens, _captions(tokens) / whole.captions, parameters, reinforce)
-        for features, tokens in batches
-    ]
-    total = sum(figures[1:], figures[0]) if batches else decoder.vocabulary.weight.new_zeros(3 if reinforce else 1)
+    figures = []
+    for batch in batches:
+        if batch is None:
+            _take_part(decoder)
+            continue
+        features, tokens = batch
+        figures.append(_backward(decoder, features, tokens, whole.tokens, _captions(tokens) / whole.captions, parameters, reinforce))
+    total = sum(figures[1:], figures[0]) if figures else decoder.vocabulary.weight.new_zeros(3 if reinforce else 1)
     total = finish_step(optimizer, total, parameters.clip, whole)
     if reinforce:
         reinforce.update(total[1:])
@@ -53,6 +58,13 @@ def finish_step(optimizer: torch.optim.Optimizer, figures: Tensor, clip: float, 
         clip_gradients(parameters, clip)
     optimizer.step()
     return figures
+
+
+def _take_part(decoder: CaptionDecoder) -> None:
+    """The forward and backward pass of a process without a picture, for the sums that a batch norm makes in the passes of the others."""
+    if isinstance(decoder.norm, BatchNorm):
+        config = decoder.config
+        decoder.encode(decoder.norm.weight.new_zeros(0, config.positions, config.channels)).values.sum().backward()
 
 
 def _captions(tokens: Tensor) -> int:

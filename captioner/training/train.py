@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from captioner.decoder import CaptionDecoder, DecoderConfig, build_decoder
+from captioner.decoder.norm import BatchNorm
 from captioner.device import prepare_device
 from captioner.errors import CaptionerError
 from captioner.fingerprint import canonical_json
@@ -93,6 +94,8 @@ def _run(parameters: Parameters, inputs: Inputs, group: Group, folder: Path | No
         decoder = build_decoder(_config(parameters, inputs), torch.from_numpy(inputs.embeddings)).to(group.device)
         for weight in trained_weights(decoder).values():
             group.broadcast_(weight.data)  # another processor may draw other last bits
+        if isinstance(decoder.norm, BatchNorm):
+            decoder.norm.all_reduce = group.all_reduce_
         if group.rank:
             torch.manual_seed(process_seed(parameters.seed, group.rank, 1, 0))  # dropout differs from process to process
         with inputs.store.reader(parameters.runtime.features_on, group.device) as reader:
@@ -156,9 +159,11 @@ def _facts(parameters: Parameters, inputs: Inputs) -> dict[str, Any]:
 def _config(parameters: Parameters, inputs: Inputs) -> DecoderConfig:
     options = parameters.train
     _, _, positions, channels = inputs.store.shape
+    vector_size = inputs.embeddings.shape[1]
     return DecoderConfig(
         decoder=parameters.decoder, attention=parameters.attention, vocabulary_size=len(inputs.vocabulary),
-        embedding_size=inputs.embeddings.shape[1],
+        embedding_size=options.embedding_size or vector_size, vector_size=vector_size, layers=options.layers, tie_weights=options.tie_weights,
+        norm=options.norm,
         channels=channels, positions=positions, feature_size=options.feature_size, hidden_size=options.hidden_size,
         attention_size=options.attention_size, heads=options.heads, position=options.position,
         dropout=options.dropout, tune_embeddings=options.tune_embeddings, rows=inputs.store.grid[0],

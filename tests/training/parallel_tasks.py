@@ -31,7 +31,7 @@ def record(folder: Path, data: dict[str, Path], parameters: Parameters) -> None:
         def call(*arguments: Any, **options: Any) -> Any:
             total, count = step(*arguments, **options)
             decoder = next(value for value in arguments if isinstance(value, torch.nn.Module))
-            weights = b"".join(parameter.detach().numpy().tobytes() for parameter in decoder.parameters())
+            weights = b"".join(tensor.numpy().tobytes() for tensor in decoder.state_dict().values())
             baseline = options["reinforce"].state["baseline"].item() if options else 0.0
             seen.append((float(total) / count, hashlib.sha256(weights).hexdigest(), baseline))
             return total, count

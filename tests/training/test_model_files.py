@@ -56,6 +56,10 @@ FAULTS = {
     "missing setting": (config_change(lambda content: content["decoder"].pop("dropout")), "dropout is missing"),
     "mistyped setting": (config_change(lambda content: content["decoder"].update(hidden_size="many")), "hidden_size='many'"),
     "negative setting": (config_change(lambda content: content["decoder"].update(hidden_size=-1)), "hidden_size=-1"),
+    "unknown norm": (config_change(lambda content: content["decoder"].update(norm="loud")), "config.json: train.norm=loud: no such"),
+    "endless layers": (config_change(lambda content: content["decoder"].update(layers=10**9)), "layers=1000000000 is no usable int"),
+    "more layers": (config_change(lambda content: content["decoder"].update(layers=2)), "the tensor initial.bias is"),
+    "tied": (config_change(lambda content: content["decoder"].update(tie_weights=True)), "the tensor output_map.weight is missing"),
     "unknown cell": (config_change(lambda content: content["decoder"].update(decoder="../../x")), "no such recurrent cell"),
     "fewer words": (
         config_change(lambda content: [content["vocabulary"][key].pop() for key in ("words", "counts")]),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,9 +19,9 @@ from captioner.training.optimizers import Average, build_optimizer, parameter_gr
 RATES = (0.01, 0.003)
 
 
-def make_decoder() -> CaptionDecoder:
+def make_decoder(**changes: Any) -> CaptionDecoder:
     torch.manual_seed(0)
-    config = DecoderConfig("gru", "soft", 9, 3, 4, 4, feature_size=5, hidden_size=6, attention_size=3, tune_embeddings=True)
+    config = DecoderConfig("gru", "soft", 9, 3, 4, 4, feature_size=5, hidden_size=6, attention_size=3, tune_embeddings=True, **changes)
     return build_decoder(config).double()
 
 
@@ -87,6 +88,22 @@ def test_what_is_decayed() -> None:
     assert {"embedding.weight", "vocabulary.bias"} <= found[1]
     assert sum(map(len, found)) == len(names)
     assert [group["part"] for group in parameter_groups(decoder, 0.0)] == ["decoder", "projection"]
+
+
+def test_a_tied_weight_is_updated_once_and_not_decayed() -> None:
+    """It is the word vectors'; a batch norm is spared as a layer norm is, and maps and layers are decayed."""
+    decoder = make_decoder(tie_weights=True, norm="batch", layers=2, vector_size=4)
+    names = {id(parameter): name for name, parameter in decoder.named_parameters()}
+    groups = parameter_groups(decoder, 0.1)
+    members = [id(parameter) for group in groups for parameter in group["params"]]
+    assert len(members) == len(set(members)) == len(names)
+    found = [{names[id(parameter)] for parameter in group["params"]} for group in groups]
+    assert {"upper.0.input.weight", "upper.0.recurrent.weight", "embedding_map.weight", "output_map.weight"} <= found[0]
+    assert {"embedding.weight", "vocabulary.bias", "upper.0.input.bias"} <= found[1]
+    assert found[3] == {"projection.bias", "norm.weight", "norm.bias", "position"}
+    frozen = make_decoder(tie_weights=True)
+    frozen.embedding.weight.requires_grad_(False)
+    assert all(parameter is not frozen.vocabulary.weight for group in parameter_groups(frozen, 0.0) for parameter in group["params"])
 
 
 def test_momentum_of_an_optimiser_without_one_is_refused() -> None:

@@ -130,6 +130,9 @@ CASES = {
     "whole pictures": {"dropout": 0.0, "doubly_stochastic": 1.0, "label_smoothing": 0.1, "epochs": 3, "clip": 0.5},
     "empty shares": {"dropout": 0.0, "optimizer": "sgd", "learning_rate": 0.1, "projection_learning_rate": 0.1,
                      "batch_size": 3, "captions_per_image": 1, "accumulate": 2, "epochs": 2, "ema": 0.9},
+    "batch norm": {"dropout": 0.0, "norm": "batch", "batch_size": 3, "captions_per_image": 1, "accumulate": 2, "epochs": 1, "ema": 0.9,
+                   "layers": 2, "tie_weights": True, "tune_embeddings": True, "optimizer": "sgd", "learning_rate": 0.1,
+                   "projection_learning_rate": 0.1, "scst_epochs": 1, "scst_learning_rate": 0.01},
     "self-critical": {"dropout": 0.0, "epochs": 1, "scst_epochs": 2, "scst_learning_rate": 0.01, "clip": 0.01},
 }  # fmt: skip
 

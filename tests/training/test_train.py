@@ -55,9 +55,13 @@ def test_learns_what_the_pictures_show(data: dict[str, Path], tmp_path: Path, de
     assert not (tmp_path / "models.partial").exists()
 
 
-def test_stored_model_has_the_best_epochs_cross_entropy(data: dict[str, Path], base: Path) -> None:
+@pytest.mark.parametrize("options", [{}, {"layers": 2, "norm": "batch", "embedding_size": 5, "tie_weights": True, "ema": 0.5}])
+def test_stored_model_has_the_best_epochs_cross_entropy(
+    data: dict[str, Path], base: Path, tmp_path: Path, options: dict[str, int | str | float]
+) -> None:
     """Counted here from the model's files alone, caption by caption with step()."""
-    model = load_model(base / "models")
+    folder = run(tmp_path, data, small_parameters(**options)) if options else base
+    model = load_model(folder / "models")
     inputs = load_inputs(small_parameters(), *(data[name] for name in ("features", "captions", "vocab", "embeddings")))
     total = count = correct = 0
     with FeatureStore.open(data["features"]).reader() as reader:
@@ -72,8 +76,8 @@ def test_stored_model_has_the_best_epochs_cross_entropy(data: dict[str, Path], b
                 correct += int(logits.argmax()) == target
                 count += 1
             assert caption[0] == START and caption[-1] == END
-    assert metrics(base)["val_cross_entropy"] == pytest.approx(total / count, abs=1e-4)
-    assert metrics(base)["val_token_accuracy"] == pytest.approx(correct / count, abs=1e-6)
+    assert metrics(folder)["val_cross_entropy"] == pytest.approx(total / count, abs=1e-4)
+    assert metrics(folder)["val_token_accuracy"] == pytest.approx(correct / count, abs=1e-6)
 
 
 def test_model_folder_is_complete(data: dict[str, Path], base: Path) -> None:
@@ -98,7 +102,7 @@ def test_same_parameters_same_bytes_whatever_the_runtime(data: dict[str, Path], 
 
 
 CHANGES = {
-    "hidden_size": 20, "attention_size": 9, "feature_size": 13, "position": "none", "dropout": 0.0, "tune_embeddings": True,
+    "hidden_size": 20, "layers": 2, "norm": "batch", "embedding_size": 5, "tie_weights": True, "attention_size": 9, "feature_size": 13, "position": "none", "dropout": 0.0, "tune_embeddings": True,
     "batch_size": 8, "captions_per_image": 1, "epochs": 2, "learning_rate": 0.002, "projection_learning_rate": 0.0, "clip": 0.01,
     "doubly_stochastic": 1.0, "label_smoothing": 0.2, "optimizer": "rmsprop", "weight_decay": 0.1, "accumulate": 2, "ema": 0.9,
     "warmup_steps": 9, "step_every": 4, "cosine": True, "precision": "bf16",
@@ -112,6 +116,17 @@ def test_every_parameter_changes_the_result(data: dict[str, Path], base: Path, t
     weights, before = load_model(changed / "models").decoder, load_model(base / "models").decoder
     if name == "hidden_size":
         assert weights.vocabulary.in_features == 20
+    elif name == "layers":
+        assert len(weights.upper) == 1 and weights.upper[0].input.in_features == 16
+    elif name == "norm":
+        assert weights.norm.running_mean.shape == (12,) and weights.norm.running_mean.any()
+    elif name == "embedding_size":
+        assert weights.embedding_map.weight.shape == (5, 8) and weights.word.in_features == 5
+        assert torch.equal(weights.embedding.weight, before.embedding.weight)  # frozen, of its own size
+    elif name == "tie_weights":
+        words, size = before.embedding.weight.shape
+        assert weights.vocabulary.weight is weights.embedding.weight
+        assert metrics(changed)["parameters"] == metrics(base)["parameters"] - words * 16 + 16 * size
     elif name == "attention_size":
         assert weights.attention.score.shape == (9,)
     elif name == "feature_size":
