@@ -112,6 +112,11 @@ class CaptionDecoder(nn.Module):
             Logits (R, V) of the live hypotheses, a fresh tensor; the next state; attention weights (I, K, P). What the last two
             say of the other hypotheses means nothing.
         """
+        hidden, state, weights = self.advance(words, state, memory, live)
+        return self.vocabulary(hidden), state, weights
+
+    def advance(self, words: Tensor, state: State, memory: Memory, live: Tensor | None = None) -> tuple[Tensor, State, Tensor]:
+        """``step`` without the vocabulary layer: its input (R, H) in place of the logits."""
         images, hypotheses = words.shape
 
         def pick(tensor: Tensor) -> Tensor:  # (I, K, ...) -> (R, ...)
@@ -133,7 +138,7 @@ class CaptionDecoder(nn.Module):
         for layer, own in zip(self.upper, above):
             state = layer.step(self.dropout(state[0]), own)
             rows = (*rows, *state)
-        return self.vocabulary(self._output(state[0], context, word)), State(tuple(spread(row) for row in rows)), weights
+        return self._output(state[0], context, word), State(tuple(spread(row) for row in rows)), weights
 
     def forward(self, features: Tensor, tokens: Tensor) -> TeacherForced:
         """Teacher forcing (Williams and Zipser 1989): predict every word from the true ones before it.
@@ -149,13 +154,16 @@ class CaptionDecoder(nn.Module):
         hidden, weights, packing, _ = self.hidden(features, tokens)
         return TeacherForced(self.vocabulary(hidden), packing.targets, weights, packing.caption, packing.step, packing.shape)
 
-    def hidden(self, features: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Packing, Tensor | None]:
+    def hidden(self, features: Tensor, tokens: Tensor, inputs: Tensor | None = None) -> tuple[Tensor, Tensor, Packing, Tensor | None]:
         """``forward`` without the vocabulary layer: its input (M, H or, tied, D'), attention weights (M, P), and the order of both.
 
         The last is (M,) int64, the positions that hard attention drew, -1 where it took the expected value; None where nothing was
         drawn: in eval mode, and with any other attention.
+
+        Args:
+            inputs: (I, K, T) int64 on any device, words that go in instead of ``tokens[..., :-1]``.
         """
-        packing = Packing.of(tokens, self.vocabulary.weight.device)
+        packing = Packing.of(tokens, self.vocabulary.weight.device, inputs)
         memory = self.encode(features).select(packing.image_order)
         word = self._embed(packing.inputs)  # (M, D)
         state, *above = self._by_layer([tensor.index_select(0, packing.row_image) for tensor in self._initial(memory)])  # (B, H) each

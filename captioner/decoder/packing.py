@@ -58,8 +58,11 @@ class Packing:
     shape: tuple[int, int, int]
 
     @classmethod
-    def of(cls, tokens: Tensor, device: torch.device) -> "Packing":
+    def of(cls, tokens: Tensor, device: torch.device, inputs: Tensor | None = None) -> "Packing":
         """Pack tokens (I, K, T + 1) int64: START, words, END, then PAD; a caption of PAD alone does not count.
+
+        Args:
+            inputs: (I, K, T) int64, the words that go in, where they are not ``tokens[..., :-1]``.
 
         Raises:
             ValueError: no caption has a token to predict.
@@ -90,9 +93,9 @@ class Packing:
         step, row = np.nonzero(active)
         arrays = [ordered[step, row], ordered[step + 1, row], image_order, row_image, rows[row], step, *places]
         together = to_device(np.concatenate(arrays, dtype=np.int64), device)  # one copy
-        inputs, targets, image_order, row_image, caption, step, *places = together.split([len(array) for array in arrays])
+        given, targets, image_order, row_image, caption, step, *places = together.split([len(array) for array in arrays])
         return cls(
-            inputs=inputs,
+            inputs=given if inputs is None else inputs.to(device).flatten(0, 1)[caption, step],
             targets=targets,
             steps=tuple(PackedStep(b, i, k, None if full else place) for (b, i, k, full), place in zip(shapes, places)),
             image_order=image_order,

@@ -22,7 +22,7 @@ from captioner.training.batches import Batch, BatchLoader, epoch_batches, share
 from captioner.training.optimizers import Average, build_optimizer, set_rates
 from captioner.training.parallel import Group, Whole
 from captioner.training.phases import Phase
-from captioner.training.schedule import Patience, Plateau, growing_gaps, lower_is_better, step_scale
+from captioner.training.schedule import Patience, Plateau, growing_gaps, lower_is_better, sampled_share, step_scale
 from captioner.training.state import Position, restore_run, save_run, trained_weights
 from captioner.training.validation import Validator, scores_wanted
 
@@ -138,7 +138,8 @@ class Trainer:
         label = f"{self.phase.name} epoch {at.epoch}/{at.first_epoch - 1 + self.phase.epochs}"
         with Progress(label, len(setting.train.table), "captions", sum(map(_captions, groups[: at.step])), everybody.leads) as progress:
             for group, loaded in zip(todo, setting.train.stream_groups(shares)):
-                self._step(loaded, self._whole(group), at.step / len(groups))
+                done = at.epoch - at.first_epoch + at.step / len(groups)
+                self._step(loaded, self._whole(group, done), done)
                 look = on_cpu or len(self._unread) >= _STEPS_ON_TRUST
                 if look:
                     self._read_losses()
@@ -157,14 +158,15 @@ class Trainer:
         group = self.setting.group
         return share(batch, self.setting.train.table, group.rank, group.world)
 
-    def _whole(self, batches: Sequence[Batch]) -> Whole:
+    def _whole(self, batches: Sequence[Batch], done: float) -> Whole:
         tokens = sum(int(self.setting.train.table.targets[batch.captions].sum()) for batch in batches)
-        return Whole(tokens, _captions(batches), sum(len(batch.images) for batch in batches), self.setting.group)
+        sampled = sampled_share(self.options, done) if self.phase.teacher_forced else 0.0
+        return Whole(tokens, _captions(batches), sum(len(batch.images) for batch in batches), self.setting.group, sampled)
 
     def _step(self, batches: list[tuple[Tensor, Tensor] | None], whole: Whole, done: float) -> None:
-        """One step of the optimiser on this process's share of ``whole``, ``done`` of the epoch before it."""
+        """One step of the optimiser on this process's share of ``whole``, after ``done`` epochs of the phase."""
         at = self.at
-        scale = step_scale(self.options, at.steps, (at.epoch - at.first_epoch + done) / self.phase.epochs)
+        scale = step_scale(self.options, at.steps, done / self.phase.epochs)
         for plateau in self.plateaus.values():
             scale *= plateau.scale
         at.rates = [rate * scale for rate in self.phase.rates]

@@ -185,12 +185,14 @@ class Whole:
         captions: that have one.
         images: pictures.
         group: the processes.
+        sampled: share of the words that go in that the decoder draws itself (scheduled sampling).
     """
 
     tokens: int
     captions: int
     images: int
     group: Group
+    sampled: float = 0.0
 
     @classmethod
     def of(cls, batches: Sequence[Tensor]) -> "Whole":

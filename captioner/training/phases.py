@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from captioner.decoder import CaptionDecoder
+from captioner.errors import CaptionerError
 from captioner.parameters import TrainParameters
 from captioner.training.batches import CaptionTable
 from captioner.training.parallel import Whole
@@ -66,8 +67,13 @@ def build_phases(options: TrainParameters, references: CaptionTable, max_length:
         decoder: what they train, in its place.
 
     Raises:
-        CaptionerError: the vocabulary is too large for the reward.
+        CaptionerError: the vocabulary is too large for the reward, or scheduled sampling would never begin.
     """
+    if options.sampling != "none" and options.sampling_start > options.epochs:
+        raise CaptionerError(
+            f"train.sampling_start={options.sampling_start}: there are only train.epochs={options.epochs} epochs; give an earlier one, "
+            "or set train.sampling=none"
+        )
     rates = (options.learning_rate, options.projection_learning_rate)
     step, state = training_step, {}
     if decoder.config.attention == "hard":

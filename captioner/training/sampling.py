@@ -38,7 +38,7 @@ def sample_captions(decoder: CaptionDecoder, features: Tensor, samples: int, max
     for _ in range(max_length):
         logits, state, _ = decoder.step(words, state, memory, live)  # (R, V)
         logits[:, NEVER_DRAWN] = -math.inf
-        drawn = _draw(logits, captions if live is None else 1).flatten()
+        drawn = draw_words(logits, captions if live is None else 1).flatten()
         if live is None:
             state = state.select(words.new_zeros(images, captions))
             live = torch.arange(images * captions, device=features.device)
@@ -54,7 +54,7 @@ def sample_captions(decoder: CaptionDecoder, features: Tensor, samples: int, max
     return torch.stack(columns, dim=2)
 
 
-def _draw(logits: Tensor, count: int) -> Tensor:
+def draw_words(logits: Tensor, count: int) -> Tensor:
     """``count`` words a row, (R, V) -> (R, count): where the cumulated probabilities pass a random number.
 
     torch.multinomial draws V random numbers a row, which takes longer than all the rest at V = 9,500.

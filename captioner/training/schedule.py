@@ -1,4 +1,4 @@
-"""When learning rates rise and fall and when training stops: by the figures of each epoch, and by the number of the step alone."""
+"""When learning rates rise and fall, when the decoder's own words go in, when training stops: by each epoch's figures or the step's number."""
 
 from __future__ import annotations
 
@@ -29,6 +29,36 @@ def step_scale(options: TrainParameters, step: int, done: float) -> float:
     if options.cosine:
         scale *= (1 + math.cos(math.pi * done)) / 2
     return scale
+
+
+_EPSILONS = {
+    "linear": lambda x: 1 - x,
+    "exponential": lambda x: 0.01**x,
+    "inverse_sigmoid": lambda x: 100 / (100 + 100 ** (2 * x)),
+}
+
+
+def sampled_share(options: TrainParameters, epochs: float) -> float:
+    """Share of the words that go in that the decoder draws itself (scheduled sampling, Bengio et al. 2015, section 2.4).
+
+    The paper's share of true words at step i is, by kind, max(epsilon, k - c i), k^i or k / (k + exp(i / k)). Here i counts from the
+    first step of the epoch ``sampling_start``; with n steps in ``sampling_epochs`` epochs and x = i / n, at most 1,
+
+        linear:           e(x) = 1 - x                      k = 1, c = 1 / n
+        exponential:      e(x) = 0.01^x                     k = 0.01^(1 / n)
+        inverse_sigmoid:  e(x) = 100 / (100 + 100^(2 x))    k = 100, and 2 x ln k for i / k, which has its middle at x = 1/2
+
+    and the share is ``sampling_rate`` * (e(0) - e(x)) / (e(0) - e(1)): whatever the kind 0 at the first step, ``sampling_rate`` (the
+    paper's 1 - epsilon) from the end of those epochs on.
+
+    Args:
+        epochs: how many are done, with the part of the one at work.
+    """
+    if options.sampling == "none":
+        return 0.0
+    done = min(max((epochs - (options.sampling_start - 1)) / options.sampling_epochs, 0.0), 1.0)
+    epsilon = _EPSILONS[options.sampling]
+    return options.sampling_rate * (epsilon(0) - epsilon(done)) / (epsilon(0) - epsilon(1))
 
 
 def growing_gaps(rows: Sequence[Mapping[str, Any]]) -> int:

@@ -13,6 +13,7 @@ from captioner.parameters import TrainParameters
 from captioner.training.loss import attention_coverage
 from captioner.training.parallel import Whole
 from captioner.training.reinforce import Reinforce
+from captioner.training.scheduled_sampling import mix_inputs
 from captioner.training.vocabulary_loss import vocabulary_loss
 from captioner.vocabulary.vocabulary import PAD
 
@@ -21,7 +22,7 @@ def training_step(
     decoder: CaptionDecoder, optimizer: torch.optim.Optimizer, batches: Sequence[tuple[Tensor, Tensor] | None], parameters: TrainParameters,
     whole: Whole | None = None, reinforce: Reinforce | None = None,
 ) -> tuple[Tensor, int]:  # fmt: skip
-    """Teacher forcing and backward pass of one batch after another, then clipping and one update.
+    """Teacher forcing (or scheduled sampling) and backward pass of one batch after another, then clipping and one update.
 
     The loss is the sum over all tokens of the step, divided by their number: several batches are to it what one large one would be,
     but a batch norm takes the statistics of each.
@@ -41,8 +42,7 @@ def training_step(
         if batch is None:
             _take_part(decoder)
             continue
-        features, tokens = batch
-        figures.append(_backward(decoder, features, tokens, whole.tokens, _captions(tokens) / whole.captions, parameters, reinforce))
+        figures.append(_backward(decoder, *batch, whole, parameters, reinforce))
     total = sum(figures[1:], figures[0]) if figures else decoder.vocabulary.weight.new_zeros(3 if reinforce else 1)
     total = finish_step(optimizer, total, parameters.clip, whole)
     if reinforce:
@@ -73,25 +73,28 @@ def _captions(tokens: Tensor) -> int:
 
 
 def _backward(
-    decoder: CaptionDecoder, features: Tensor, tokens: Tensor, count: int, share: float, parameters: TrainParameters,
-    reinforce: Reinforce | None,
-) -> Tensor:  # fmt: skip
-    """Add a batch's gradients. Its summed cross entropy and, with hard attention, the two figures of ``reinforce``; (1,) or (3,).
+    decoder: CaptionDecoder, features: Tensor, tokens: Tensor, whole: Whole, parameters: TrainParameters, reinforce: Reinforce | None
+) -> Tensor:
+    """Add a batch's gradients, its part of those of the ``whole`` step.
 
-    Args:
-        count: tokens of the whole step.
-        share: the batch's share of the step's captions.
+    Returns:
+        Its summed cross entropy and, with hard attention, the two figures of ``reinforce``; (1,) or (3,).
     """
     device = decoder.vocabulary.weight.device
+    features = features.to(device, non_blocking=True)
+    inputs = mix_inputs(decoder, features, tokens, whole.sampled) if whole.sampled else None  # in fp32, as evaluation computes
     with autocast(device, parameters):
-        hidden, weights, packing, positions = decoder.hidden(features.to(device, non_blocking=True), tokens)
-        loss, entropies = vocabulary_loss(decoder.vocabulary, hidden, packing.targets, 1 / count, smoothing=parameters.label_smoothing)
+        hidden, weights, packing, positions = decoder.hidden(features, tokens, inputs)
+        loss, entropies = vocabulary_loss(
+            decoder.vocabulary, hidden, packing.targets, 1 / whole.tokens, smoothing=parameters.label_smoothing
+        )  # fmt: skip
     figures = entropies.sum().reshape(1)
     if parameters.doubly_stochastic:
+        share = _captions(tokens) / whole.captions
         loss = loss + parameters.doubly_stochastic * share * attention_coverage(weights, packing)
     if positions is not None:
         terms, seen = reinforce.loss(weights, positions, -entropies, packing)
-        loss, figures = loss + terms / count, torch.cat([figures, seen])
+        loss, figures = loss + terms / whole.tokens, torch.cat([figures, seen])
     loss.backward()
     return figures
 

@@ -29,7 +29,8 @@ from tests.data import ROOT
 from tests.training.runs import Runs, alive, children, torchrun_environments
 from tests.training.small import make_data, result_bytes, run, small_parameters, with_runtime
 
-PARAMETERS = with_runtime(small_parameters(epochs=8, patience=8), checkpoint_seconds=0, processes=2)
+SAMPLING = {"sampling": "linear", "sampling_epochs": 4, "sampling_rate": 0.5}  # each process draws words of its own
+PARAMETERS = with_runtime(small_parameters(epochs=8, patience=8, **SAMPLING), checkpoint_seconds=0, processes=2)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import torch
 
 from captioner.parameters import TrainParameters
 from captioner.parameters.schema import VALIDATION_METRICS
-from captioner.training.schedule import Patience, Plateau, growing_gaps, lower_is_better, step_scale
+from captioner.training.schedule import Patience, Plateau, growing_gaps, lower_is_better, sampled_share, step_scale
 
 
 def test_patience_counts_epochs_without_a_new_best() -> None:
@@ -65,3 +65,38 @@ def test_growing_gaps_by_hand() -> None:
 def test_more_accuracy_is_better_and_less_cross_entropy() -> None:
     row = {"val_cross_entropy": 2.0, "val_token_accuracy": 0.5, "val_bleu_4": 0.25, "val_cider_d": 1.5}
     assert [lower_is_better(row, metric) for metric in VALIDATION_METRICS] == [2.0, -0.5, -0.25, -1.5]
+
+
+@pytest.mark.parametrize(
+    ("kind", "quarters"),
+    [
+        ("linear", [0, 1 / 4, 1 / 2, 3 / 4, 1]),
+        ("exponential", [0, (1 - 0.01**0.25) / 0.99, 0.9 / 0.99, (1 - 0.01**0.75) / 0.99, 1]),  # 0.01^0.5 = 0.1
+        # e = 100/101, 100/110, 1/2, 100/1100, 1/101
+        ("inverse_sigmoid", [0, 90 / 1089, 1 / 2, 999 / 1089, 1]),
+    ],
+)
+def test_shares_of_scheduled_sampling_by_hand(kind: str, quarters: list[float]) -> None:
+    options = TrainParameters(sampling=kind, sampling_start=3, sampling_epochs=4, sampling_rate=0.6)
+    assert [sampled_share(options, epochs) for epochs in (2, 3, 4, 5, 6)] == pytest.approx([0.6 * share for share in quarters])
+    assert [sampled_share(options, epochs) for epochs in (0, 1.5, 2)] == [0, 0, 0]
+    assert sampled_share(options, 6) == sampled_share(options, 6.5) == sampled_share(options, 99) == pytest.approx(0.6)
+    shares = [sampled_share(options, 2 + step / 50) for step in range(201)]
+    rises = [after - before for before, after in zip(shares, shares[1:])]
+    assert min(rises) > 0 and max(rises) < 0.6 * 0.025  # at every step, and never by a jump
+    assert sampled_share(TrainParameters(), 3) == 0
+
+
+def test_shares_are_the_papers() -> None:
+    """Bengio et al. 2015, section 2.4: epsilon_i of true words at step i, here of n = 40 steps of 2 epochs."""
+    n, steps = 40, range(41)
+
+    def shares(kind: str, rate: float) -> list[float]:
+        return [sampled_share(TrainParameters(sampling=kind, sampling_epochs=2, sampling_rate=rate), 2 * i / n) for i in steps]
+
+    assert shares("linear", 0.7) == pytest.approx([1 - max(1 - 0.7, 1 - 0.7 / n * i) for i in steps], abs=1e-12)
+    k = 0.01 ** (1 / n)
+    assert shares("exponential", 0.99) == pytest.approx([1 - k**i for i in steps], abs=1e-12)
+    k = 100
+    paper = [k / (k + math.exp(2 * k * math.log(k) * i / n / k)) for i in steps]
+    assert shares("inverse_sigmoid", 99 / 101) == pytest.approx([100 / 101 - epsilon for epsilon in paper], abs=1e-12)
