@@ -23,6 +23,7 @@ def read_parameters() -> Parameters:
             "download.split": parameters.download.split,
             "extract.weights": parameters.extract.weights,
             "vocab.vectors": parameters.vocab.vectors,
+            "train.init_from": parameters.train.init_from,
         }
         for name, value in paths.items():
             if value and not Path(value).is_absolute() and ".." in Path(value).parts:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from captioner.errors import CaptionerError
 from captioner.features.store import FeatureStore
-from captioner.fingerprint import fingerprint
 from captioner.images.captions import CaptionSet
 from captioner.images.store import ImageStore
-from captioner.training.model_files import Model, load_model
+from captioner.training.model_files import Model, check_features, load_model
 
 
 @dataclass(frozen=True)
@@ -46,7 +44,7 @@ def load_inputs(models: Path, features: Path, captions: Path, images: Path, spli
     """
     model, store = load_model(models), FeatureStore.open(features)
     caption_set, image_store = CaptionSet.load(captions), ImageStore.open(images)
-    _check_features(store, model, models)
+    check_features(model, store, models, "or train again")
     if store.images_fingerprint != image_store.fingerprint:
         raise CaptionerError(
             f"{store.path}: its features are of other pictures (fingerprint {store.images_fingerprint[:12]}) than {image_store.path} "
@@ -68,31 +66,3 @@ _REMEDIES = {
     "test": "set evaluate.split=auto, or take a data set with test pictures",
     "val": "the beam size is chosen on it: set download.val_share, or mark pictures as val,",
 }
-
-
-def _check_features(store: FeatureStore, model: Model, models: Path) -> None:
-    found, wanted = _facts_of_store(store), _facts_of_model(model)
-    different = [name for name in wanted if wanted[name] != found[name]]
-    if different:
-        differences = "; ".join(f"{name} is {_short(found[name])}, not {_short(wanted[name])}" for name in different)
-        raise CaptionerError(
-            f"{store.path}: these features (fingerprint {fingerprint(found)[:12]}) are not of the kind that the model in {models} was "
-            f"trained on (fingerprint {fingerprint(wanted)[:12]}): {differences}; extract features with the model's settings, or train "
-            "again"
-        )
-
-
-def _facts_of_store(store: FeatureStore) -> dict[str, Any]:
-    return {
-        "encoder": store.encoder, "layer": store.layer, "weights_sha256": store.weights_sha256, "preprocessing": store.preprocessing,
-        "grid": list(store.grid), "channels": store.shape[3],
-    }  # fmt: skip
-
-
-def _facts_of_model(model: Model) -> dict[str, Any]:
-    kept = {name: model.config[name] for name in ("encoder", "layer", "weights_sha256", "preprocessing", "grid")}
-    return {**kept, "channels": model.decoder.config.channels}
-
-
-def _short(value: Any) -> str:
-    return f"{value[:12]}…" if isinstance(value, str) and len(value) == 64 else str(value)

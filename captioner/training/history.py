@@ -16,16 +16,18 @@ def write_history(folder: Path, rows: list[dict[str, Any]], best_epoch: int, sto
     Args:
         rows: an epoch each: epoch, the learning rates of its last step, train_cross_entropy and val_cross_entropy in nats a token,
             val_token_accuracy, val_bleu_4 and val_cider_d where the run computed them, tokens. Epochs of self-critical training have
-            train_reward (the samples' mean) and samples in place of train_cross_entropy and tokens; what a row lacks is left empty.
+            train_reward (the samples' mean) and samples in place of train_cross_entropy and tokens; epoch 0, the weights that a run
+            began from, has validation's figures alone. What a row lacks is left empty.
         stopped: why training ended.
     """
-    columns = list(dict.fromkeys(name for row in rows for name in row))
+    trained = [row for row in rows if row["epoch"]]
+    columns = list(dict.fromkeys(name for row in trained or rows for name in row))
     lines = [",".join(columns), *(",".join(_shown(row[name]) if name in row else "" for name in columns) for row in rows)]
     write_atomically(folder / "history.csv", "\n".join(lines) + "\n")
-    best = rows[best_epoch - 1]
+    best = next(row for row in rows if row["epoch"] == best_epoch)
     metrics = {
         "best_epoch": best_epoch,
-        "epochs": len(rows),
+        "epochs": len(trained),
         "parameters": trained_parameters,
         **{name: round(best[name], 6) for name in ("train_cross_entropy", "train_reward") if name in best},
         "val_cross_entropy": round(best["val_cross_entropy"], 6),

@@ -42,6 +42,7 @@ class Setting:
         folder: where states are saved, and where a file ``STOP`` ends training; None in all processes but rank 0.
         group: the processes that train together, each on its share of every batch, with the same weights.
         checkpoint_seconds: between saved states within an epoch.
+        loaded: the decoder is trained already; before the first epoch it is the best so far.
     """
 
     train: BatchLoader
@@ -51,6 +52,7 @@ class Setting:
     folder: Path | None
     group: Group
     checkpoint_seconds: float
+    loaded: bool = False
 
 
 class Trainer:
@@ -93,6 +95,8 @@ class Trainer:
             CaptionerError: the loss is not finite, or a state cannot be saved; the last saved state remains.
             Interrupted: a signal came; the state is saved.
         """
+        if self.setting.loaded and not self.at.history:
+            self._judge_loaded(stop)
         while not self.at.stopped:
             by_file = self.train_epoch(stop)
             if by_file and self.at.history:
@@ -103,6 +107,13 @@ class Trainer:
             self._raise_if(stop, self.setting.group.agree(stop.requested))
         self.decoder.load_state_dict(self.best, strict=False)  # frozen word vectors are not among them
 
+    def _judge_loaded(self, stop: StopSignal) -> None:
+        """Epoch 0: the weights that came with the decoder are the best until an epoch outdoes them."""
+        self.at.history.append({"epoch": 0, **self._validate(stop)})
+        self.best = {name: tensor.detach().clone() for name, tensor in trained_weights(self.decoder).items()}
+        self._say(self.at.history[0])
+        self._begin_phase()
+
     def _begin_phase(self) -> None:
         """A fresh optimiser and fresh schedules, from the best weights so far; the best epoch stays the best until it is outdone."""
         options, at = self.options, self.at
@@ -110,7 +121,7 @@ class Trainer:
         self.patience = Patience(options.patience)
         if self.best:
             self.decoder.load_state_dict(self.best, strict=False)
-            self.patience.update(lower_is_better(at.history[at.best_epoch - 1], self.phase.select_by))
+            self.patience.update(lower_is_better(at.row(at.best_epoch), self.phase.select_by))
         self.optimizer = build_optimizer(self.decoder, options)
         self.average = Average(trained_weights(self.decoder), options.ema) if options.ema else None
         self.plateaus = self._fresh_plateaus()
@@ -257,8 +268,9 @@ class Trainer:
             return
         mark = " (best)" if self.at.best_epoch == row["epoch"] else ""
         scores = f", BLEU-4 {row['val_bleu_4']:.4f}, CIDEr-D {row['val_cider_d']:.4f}" if self._scored else ""
+        learned = f"{self._figure} {row[self.phase.figure]:.4f} train, " if row["epoch"] else ""
         click.echo(
-            f"epoch {row['epoch']}: {self._figure} {row[self.phase.figure]:.4f} train, cross entropy {row['val_cross_entropy']:.4f} val{mark}, "
+            f"epoch {row['epoch']}: {learned}cross entropy {row['val_cross_entropy']:.4f} val{mark}, "
             f"token accuracy {row['val_token_accuracy']:.4f}{scores} val",
             err=True,
         )
@@ -270,7 +282,7 @@ class Trainer:
             return "epochs"
         if self.patience.waited >= options.patience:
             return "patience"
-        if options.gap_patience and self.phase.teacher_forced and growing_gaps(at.history[at.first_epoch - 1 :]) >= options.gap_patience:
+        if options.gap_patience and self.phase.teacher_forced and growing_gaps(at.rows) >= options.gap_patience:
             return "gap"
         return ""
 
@@ -278,7 +290,8 @@ class Trainer:
         """Save everything that the rest of the run depends on."""
         self._read_losses()
         now = time.monotonic()
-        self.at.seconds[-1] += now - self._lap
+        if self.at.seconds:  # none in epoch 0
+            self.at.seconds[-1] += now - self._lap
         self._lap = now
         schedules = {"patience": self.patience.state(), "plateaus": {metric: plateau.state() for metric, plateau in self.plateaus.items()}}
         save_run(

@@ -14,6 +14,8 @@ from safetensors.torch import load_file, save
 
 from captioner.decoder import CaptionDecoder, DecoderConfig, build_decoder
 from captioner.errors import CaptionerError
+from captioner.features.store import FeatureStore
+from captioner.fingerprint import fingerprint
 from captioner.sidecar import write_atomically
 from captioner.vocabulary.vocabulary import Vocabulary
 
@@ -124,3 +126,36 @@ def _load_decoder(path: Path, settings: DecoderConfig) -> CaptionDecoder:
             )
     decoder.load_state_dict(weights, assign=True)
     return decoder.requires_grad_(False).eval()
+
+
+def check_features(model: Model, store: FeatureStore, folder: str | Path, remedy: str) -> None:
+    """Refuse features of another kind than the model in ``folder`` was trained on.
+
+    Raises:
+        CaptionerError: they are of another encoder, other weights, another preprocessing or grid (both fingerprints are named);
+            ``remedy`` is what else can be done than to extract others.
+    """
+    found, wanted = _facts_of_store(store), _facts_of_model(model)
+    different = [name for name in wanted if wanted[name] != found[name]]
+    if different:
+        differences = "; ".join(f"{name} is {_short(found[name])}, not {_short(wanted[name])}" for name in different)
+        raise CaptionerError(
+            f"{store.path}: these features (fingerprint {fingerprint(found)[:12]}) are not of the kind that the model in {folder} was "
+            f"trained on (fingerprint {fingerprint(wanted)[:12]}): {differences}; extract features with the model's settings, {remedy}"
+        )
+
+
+def _facts_of_store(store: FeatureStore) -> dict[str, Any]:
+    return {
+        "encoder": store.encoder, "layer": store.layer, "weights_sha256": store.weights_sha256, "preprocessing": store.preprocessing,
+        "grid": list(store.grid), "channels": store.shape[3],
+    }  # fmt: skip
+
+
+def _facts_of_model(model: Model) -> dict[str, Any]:
+    kept = {name: model.config[name] for name in ("encoder", "layer", "weights_sha256", "preprocessing", "grid")}
+    return {**kept, "channels": model.decoder.config.channels}
+
+
+def _short(value: Any) -> str:
+    return f"{value[:12]}…" if isinstance(value, str) and len(value) == 64 else str(value)

@@ -59,7 +59,7 @@ class Phase:
 
 
 def build_phases(options: TrainParameters, references: CaptionTable, max_length: int, decoder: CaptionDecoder) -> list[Phase]:
-    """Cross entropy under teacher forcing; then, where it has epochs, self-critical training.
+    """Cross entropy under teacher forcing, then self-critical training; either where it has epochs.
 
     Args:
         references: the training captions, which self-critical training rewards captions by.
@@ -67,19 +67,29 @@ def build_phases(options: TrainParameters, references: CaptionTable, max_length:
         decoder: what they train, in its place.
 
     Raises:
-        CaptionerError: the vocabulary is too large for the reward, or scheduled sampling would never begin.
+        CaptionerError: there is nothing to train, or self-critical training has nothing to begin from; scheduled sampling would never
+            begin; the vocabulary is too large for the reward.
     """
+    if not options.epochs and not options.scst_epochs:
+        raise CaptionerError("train.epochs=0: there is nothing to train; give it, or train.scst_epochs, at least one epoch")
+    if not options.epochs and options.init_from is None:
+        raise CaptionerError(
+            "train.epochs=0: self-critical training begins from a trained decoder; name its folder in train.init_from, or give "
+            "train.epochs at least one epoch"
+        )
     if options.sampling != "none" and options.sampling_start > options.epochs:
         raise CaptionerError(
             f"train.sampling_start={options.sampling_start}: there are only train.epochs={options.epochs} epochs; give an earlier one, "
             "or set train.sampling=none"
         )
-    rates = (options.learning_rate, options.projection_learning_rate)
-    step, state = training_step, {}
-    if decoder.config.attention == "hard":
-        reinforce = Reinforce(decoder, options)
-        step, state = partial(training_step, reinforce=reinforce), reinforce.state
-    phases = [Phase("train", options.epochs, step, rates, options.select_by, state=state)]
+    phases = []
+    if options.epochs:
+        rates = (options.learning_rate, options.projection_learning_rate)
+        step, state = training_step, {}
+        if decoder.config.attention == "hard":
+            reinforce = Reinforce(decoder, options)
+            step, state = partial(training_step, reinforce=reinforce), reinforce.state
+        phases.append(Phase("train", options.epochs, step, rates, options.select_by, state=state))
     if options.scst_epochs:
         step = partial(self_critical_step, CaptionReward(references, options.scst_bleu_weight), max_length)
         rates = (options.scst_learning_rate, options.scst_learning_rate)

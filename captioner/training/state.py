@@ -29,9 +29,9 @@ class Position:
         steps: steps of the optimiser done in the phase.
         rates: learning rates of the last step, decoder and feature projection.
         loss_sum, token_sum: of the steps of the epoch.
-        history: one row an epoch.
-        seconds: time of each epoch.
-        best_epoch: the epoch whose weights are the best, from 1; 0 before the first.
+        history: one row an epoch; epoch 0 stands before the first where the run began from trained weights.
+        seconds: time of each epoch from 1.
+        best_epoch: the epoch whose weights are the best; 0 before the first.
         stopped: why training is over; empty before.
     """
 
@@ -47,6 +47,15 @@ class Position:
     seconds: list[float] = field(default_factory=list)
     best_epoch: int = 0
     stopped: str = ""
+
+    def row(self, epoch: int) -> dict[str, Any]:
+        """An epoch's row of the history."""
+        return next(row for row in self.history if row["epoch"] == epoch)
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """The rows of the phase at work."""
+        return [row for row in self.history if row["epoch"] >= self.first_epoch]
 
 
 def trained_weights(decoder: CaptionDecoder) -> dict[str, Tensor]:

@@ -23,6 +23,7 @@ from captioner.sidecar import Sidecar
 from captioner.training.batches import BatchLoader
 from captioner.training.encoder_file import save_encoder
 from captioner.training.history import write_history, write_timing
+from captioner.training.initial import Initial, load_initial
 from captioner.training.inputs import Inputs, load_inputs
 from captioner.training.loop import Setting, Trainer
 from captioner.training.model_files import ENCODER, save_model
@@ -57,12 +58,14 @@ def train(parameters: Parameters, features: Path, captions: Path, vocab: Path, e
         _follow(parameters, files, rank, store)
         return
     device = prepare_device(parameters.runtime.device, parameters.runtime.threads, rank)
+    _check_apart(parameters.train.init_from, Path(models))
     inputs = load_inputs(parameters, **files)
-    with Sidecar(models, _facts(parameters, inputs)) as sidecar, StopSignal("train") as stop:
+    initial = load_initial(parameters.train.init_from, _config(parameters, inputs), inputs)
+    with Sidecar(models, _facts(parameters, inputs, initial)) as sidecar, StopSignal("train") as stop:
         save_encoder(sidecar.folder, inputs.store, parameters.extract)  # before the work, so that other weights are refused at once
         task = {"parameters": parameters_content(parameters), "files": {name: str(path.absolute()) for name, path in files.items()}}
         with leading(rank, device, store, task, stop) as group:
-            trainer = _run(parameters, inputs, group, sidecar.folder, stop)
+            trainer = _run(parameters, inputs, initial, group, sidecar.folder, stop)
         try:
             _publish(sidecar, trainer.decoder, parameters, inputs, trainer, Path(models), Path(results))
         except OSError as error:
@@ -82,16 +85,21 @@ def _follow(parameters: Parameters, files: dict[str, Path], rank: Rank, store: S
     with StopSignal("train", quiet=True) as stop, following(rank, store, stop) as enter:
         device = prepare_device(parameters.runtime.device, parameters.runtime.threads, rank)
         inputs = load_inputs(parameters, **files)
+        initial = load_initial(parameters.train.init_from, _config(parameters, inputs), inputs)
         with enter(device) as group:
-            _run(parameters, inputs, group, None, stop)
+            _run(parameters, inputs, initial, group, None, stop)
 
 
-def _run(parameters: Parameters, inputs: Inputs, group: Group, folder: Path | None, stop: StopSignal) -> Trainer:
+def _run(
+    parameters: Parameters, inputs: Inputs, initial: Initial | None, group: Group, folder: Path | None, stop: StopSignal
+) -> Trainer:  # fmt: skip
     """The training itself, the same in all processes; ``folder`` is for the states, rank 0's alone."""
-    _check_inputs(_facts(parameters, inputs), group)
+    _check_inputs(_facts(parameters, inputs, initial), group)
     with torch.random.fork_rng([group.device] if group.device.type == "cuda" else []):
         torch.manual_seed(parameters.seed)
         decoder = build_decoder(_config(parameters, inputs), torch.from_numpy(inputs.embeddings)).to(group.device)
+        if initial:
+            decoder.load_state_dict(initial.weights)
         for weight in trained_weights(decoder).values():
             group.broadcast_(weight.data)  # another processor may draw other last bits
         if isinstance(decoder.norm, BatchNorm):
@@ -101,13 +109,21 @@ def _run(parameters: Parameters, inputs: Inputs, group: Group, folder: Path | No
         with inputs.store.reader(parameters.runtime.features_on, group.device) as reader:
             setting = Setting(
                 BatchLoader(inputs.train, inputs.train_rows, reader), Validator(inputs, reader, group), parameters.seed,
-                inputs.store.views, folder, group, parameters.runtime.checkpoint_seconds,
+                inputs.store.views, folder, group, parameters.runtime.checkpoint_seconds, loaded=initial is not None,
             )  # fmt: skip
             phases = build_phases(parameters.train, inputs.train, inputs.max_length, decoder)
             trainer = Trainer(decoder, parameters.train, phases, setting)
             trainer.restore()
             trainer.run(stop)
     return trainer
+
+
+def _check_apart(init_from: str | None, models: Path) -> None:
+    if init_from is not None and Path(init_from).resolve() == models.resolve():
+        raise CaptionerError(
+            f"train.init_from={init_from}: this run's own model goes there, and DVC deletes the one before; copy the folder elsewhere "
+            "and name the copy"
+        )
 
 
 def _check_inputs(facts: dict[str, Any], group: Group) -> None:
@@ -140,8 +156,10 @@ def _publish(
     sidecar.finish()
 
 
-def _facts(parameters: Parameters, inputs: Inputs) -> dict[str, Any]:
+def _facts(parameters: Parameters, inputs: Inputs, initial: Initial | None) -> dict[str, Any]:
     """Everything that decides the result."""
+    options = dataclasses.asdict(parameters.train)
+    del options["init_from"]  # a path
     return {
         "version": VERSION,
         "dataset": parameters.dataset,
@@ -152,7 +170,8 @@ def _facts(parameters: Parameters, inputs: Inputs) -> dict[str, Any]:
         "decoder": parameters.decoder,
         "attention": parameters.attention,
         "seed": parameters.seed,
-        "train": dataclasses.asdict(parameters.train),
+        "train": options,
+        "init_from": initial and initial.sha256,
     }
 
 

@@ -41,7 +41,7 @@ def test_defaults_in_the_file_are_the_defaults_in_the_code() -> None:
         ({"train": {"epochs": "ten"}}, ["train.epochs='ten'", "of type int, not str"]),
         ({"train": {"epochs": 2.5}}, ["of type int, not float"]),
         ({"train": {"epochs": True}}, ["of type int, not bool"]),
-        ({"train": {"epochs": 0}}, ["at least 1"]),
+        ({"train": {"epochs": -1}}, ["at least 0"]),
         ({"train": {"dropout": float("nan")}}, ["finite"]),
         ({"evaluate": {"beam_sizes": []}}, ["evaluate.beam_sizes", "empty"]),
         ({"evaluate": {"beam_sizes": [3, 0]}}, ["at least 1"]),

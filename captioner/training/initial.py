@@ -1,0 +1,72 @@
+"""A trained decoder for another run to begin from (``train.init_from``)."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from captioner.decoder import DecoderConfig
+from captioner.errors import CaptionerError
+from captioner.training.inputs import Inputs
+from captioner.training.model_files import WEIGHTS, check_features, load_model
+from captioner.vocabulary.vocabulary import Vocabulary
+
+_MAY_DIFFER = ("dropout", "tune_embeddings")  # how a decoder learns; the others say what its weights mean
+_PARAMETERS = {"decoder": "decoder", "attention": "attention", "embedding_size": "vocab.dimension"}  # the others are train.<setting>
+
+
+@dataclass(frozen=True)
+class Initial:
+    """Weights to begin from.
+
+    Attributes:
+        weights: the decoder's whole state dict, word vectors included, on the CPU.
+        sha256: of ``model.safetensors``.
+    """
+
+    weights: dict[str, Tensor]
+    sha256: str
+
+
+def load_initial(folder: str | None, config: DecoderConfig, inputs: Inputs) -> Initial | None:
+    """Read a model folder and check that its weights mean the same here; None where none is asked for.
+
+    Args:
+        folder: ``train.init_from``.
+        config: of the decoder that will be trained.
+        inputs: what it will be trained on.
+
+    Raises:
+        CaptionerError: a file is missing or damaged; the model has other words, another decoder (the setting and both values are named),
+            or was trained on features of another kind.
+    """
+    if folder is None:
+        return None
+    model = load_model(folder)
+    where = f"train.init_from={folder}"
+    _check_words(where, model.vocabulary, inputs.vocabulary)
+    check_features(model, inputs.store, folder, "or leave out train.init_from")
+    for field in dataclasses.fields(config):
+        theirs, ours = getattr(model.decoder.config, field.name), getattr(config, field.name)
+        if theirs != ours and field.name not in _MAY_DIFFER:
+            parameter = _PARAMETERS.get(field.name, f"train.{field.name}")
+            raise CaptionerError(f"{where}: its decoder has {field.name}={theirs}, not {ours}; set {parameter}={theirs}, or leave it out")
+    weights = model.decoder.state_dict()
+    for name, tensor in weights.items():
+        if not torch.isfinite(tensor).all():
+            raise CaptionerError(f"{where}: its tensor {name} is not finite; copy the model's folder again, or name another one")
+    return Initial(weights, hashlib.sha256((Path(folder) / WEIGHTS).read_bytes()).hexdigest())
+
+
+def _check_words(where: str, theirs: Vocabulary, ours: Vocabulary) -> None:
+    remedy = "use the dataset and the parameters vocab.* that it was trained with, or leave it out"
+    for row, (their, our) in enumerate(zip(theirs.words, ours.words)):
+        if their != our:
+            raise CaptionerError(f"{where}: its word {row} is {their!r}, that of this vocabulary {our!r}; {remedy}")
+    if len(theirs) != len(ours):
+        raise CaptionerError(f"{where}: its vocabulary has {len(theirs)} words, this one {len(ours)}; {remedy}")

@@ -1,0 +1,298 @@
+"""Training that begins from a trained model."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+from typing import Any, Callable
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from captioner.errors import CaptionerError, Interrupted
+from captioner.training import phases
+from captioner.training import state as state_module
+from captioner.training.checkpoint import load_state
+from captioner.training.model_files import load_model
+from captioner.vocabulary.vocabulary import Vocabulary
+from tests.training.runs import Runs, torchrun_environments
+from tests.training.small import make_data, result_bytes, run, small_parameters, with_runtime
+
+STILL = {"learning_rate": 0.0, "projection_learning_rate": 0.0}
+ALONE: dict[str, Any] = {"epochs": 0, "scst_epochs": 2, "scst_learning_rate": 3e-3, "patience": 9}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return make_data(tmp_path_factory.mktemp("data"), views=2)
+
+
+@pytest.fixture(scope="module")
+def base(data: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run whose model others begin from."""
+    return run(tmp_path_factory.mktemp("base"), data, small_parameters(epochs=4, learning_rate=0.02, plateau_on="val_cider_d"))
+
+
+def beginning(base: Path, **options: Any) -> Any:
+    return small_parameters(init_from=str(base / "models"), **options)
+
+
+def history(folder: Path) -> list[dict[str, str]]:
+    with open(folder / "results/history.csv") as file:
+        return list(csv.DictReader(file))
+
+
+def metrics(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "results/metrics.json").read_text())
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "models/model.safetensors")
+
+
+def same(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+def best_row(folder: Path) -> dict[str, str]:
+    return history(folder)[metrics(folder)["best_epoch"] - 1]
+
+
+def test_training_at_a_rate_of_0_leaves_the_loaded_weights(data: dict[str, Path], base: Path, tmp_path: Path) -> None:
+    """Word vectors too, whatever the file of this run's says; dropout may be another."""
+    other = tmp_path / "other.npy"
+    np.save(other, np.load(data["embeddings"]) + 1)
+    run(tmp_path, {**data, "embeddings": other}, beginning(base, **STILL, epochs=2, dropout=0.5))
+    assert same(weights(tmp_path), weights(base))
+    begin, *rows = history(tmp_path)
+    assert [row["epoch"] for row in (begin, *rows)] == ["0", "1", "2"]
+    for name in ("val_cross_entropy", "val_token_accuracy"):
+        assert begin[name] == rows[0][name] == rows[1][name] == best_row(base)[name]
+    assert begin["learning_rate"] == begin["train_cross_entropy"] == begin["tokens"] == "" and list(begin) == [
+        name for name in history(base)[0] if name not in ("val_bleu_4", "val_cider_d")
+    ]
+    found = metrics(tmp_path)
+    assert (found["best_epoch"], found["epochs"], found["stopped"]) == (0, 2, "epochs") and "train_cross_entropy" not in found
+    assert len(json.loads((tmp_path / "results/timing.json").read_text())["epoch_seconds"]) == 2
+
+
+def test_tuned_word_vectors_come_along(data: dict[str, Path], tmp_path: Path) -> None:
+    tuned = run(tmp_path / "tuned", data, small_parameters(epochs=1, tune_embeddings=True))
+    frozen = run(tmp_path / "frozen", data, beginning(tuned, epochs=1))
+    assert not np.array_equal(weights(tuned)["embedding.weight"], np.load(data["embeddings"]))
+    assert torch.equal(weights(frozen)["embedding.weight"], weights(tuned)["embedding.weight"])
+    assert not same(weights(frozen), weights(tuned)) and not load_model(frozen / "models").decoder.config.tune_embeddings
+
+
+@pytest.mark.parametrize("bad", [False, True])
+def test_the_published_model_is_never_worse_than_the_loaded_one(data: dict[str, Path], base: Path, tmp_path: Path, bad: bool) -> None:
+    rates = {"learning_rate": 1.0, "projection_learning_rate": 1.0} if bad else {}
+    run(tmp_path, data, beginning(base, **rates, epochs=3, patience=2))
+    rows = history(tmp_path)
+    entropies = [float(row["val_cross_entropy"]) for row in rows]
+    best = entropies.index(min(entropies))
+    assert (best == 0) == bad and metrics(tmp_path)["best_epoch"] == best
+    assert same(weights(tmp_path), weights(base)) == bad
+    if bad:
+        assert metrics(tmp_path)["stopped"] == "patience" and len(rows) == 3  # the loaded weights are what it waits for to be outdone
+
+
+def watch(monkeypatch: pytest.MonkeyPatch, name: str, seen: Callable[[torch.nn.Module], None]) -> None:
+    original = getattr(phases, name)
+
+    def step(*arguments: Any) -> Any:
+        seen(next(value for value in arguments if isinstance(value, torch.nn.Module)))
+        return original(*arguments)
+
+    monkeypatch.setattr(phases, name, step)
+
+
+@pytest.mark.parametrize(("name", "options"), [("training_step", {"epochs": 1}), ("self_critical_step", ALONE)])
+def test_the_first_step_begins_from_the_loaded_weights(
+    data: dict[str, Path], base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, options: dict[str, Any]
+) -> None:
+    before: list[dict[str, torch.Tensor]] = []
+    watch(monkeypatch, name, lambda decoder: before.append({key: value.clone() for key, value in decoder.state_dict().items()}))
+    run(tmp_path, data, beginning(base, **options))
+    assert same(before[0], weights(base)) and not same(before[1], weights(base))
+
+
+def test_self_critical_training_alone(data: dict[str, Path], base: Path, tmp_path: Path) -> None:
+    run(tmp_path, data, beginning(base, **ALONE))
+    begin, *rows = history(tmp_path)
+    assert len(rows) == 2 and all(row["train_reward"] and int(row["samples"]) == 5 * 32 and row["learning_rate"] == "0.003" for row in rows)
+    assert begin["val_cider_d"] == best_row(base)["val_cider_d"] and "train_cross_entropy" not in begin
+    scores = [float(row["val_cider_d"]) for row in (begin, *rows)]
+    found = metrics(tmp_path)
+    assert found["best_epoch"] == scores.index(max(scores)) > 0 and found["epochs"] == 2
+    assert not same(weights(tmp_path), weights(base))
+
+
+def refused(data: dict[str, Path], folder: Path, parameters: Any, *words: str) -> None:
+    with pytest.raises(CaptionerError) as error:
+        run(folder, data, parameters)
+    assert "\n" not in error.value.message
+    for word in words:
+        assert word in error.value.message
+    assert not (folder / "results").exists()
+
+
+def test_no_epochs_are_refused_where_they_make_no_sense(data: dict[str, Path], base: Path, tmp_path: Path) -> None:
+    refused(data, tmp_path, beginning(base, epochs=0), "train.epochs=0", "nothing to train", "train.scst_epochs")
+    refused(data, tmp_path, small_parameters(epochs=0, scst_epochs=1), "train.epochs=0", "train.init_from")
+
+
+DIFFERENT = [
+    ({"hidden_size": 20}, "hidden_size=16, not 20; set train.hidden_size=16"),
+    ({"feature_size": 16}, "feature_size=12, not 16; set train.feature_size=12"),
+    ({"position": "none"}, "position=learned, not none; set train.position=learned"),
+    ({"decoder": "lstm"}, "decoder=gru, not lstm; set decoder=gru"),
+    ({"attention": "dot"}, "attention=soft, not dot; set attention=soft"),
+]
+
+
+@pytest.mark.parametrize(("changes", "words"), DIFFERENT)
+def test_another_decoder_is_refused(data: dict[str, Path], base: Path, tmp_path: Path, changes: dict[str, Any], words: str) -> None:
+    refused(data, tmp_path, beginning(base, **changes), f"train.init_from={base / 'models'}: its decoder has {words}, or leave it out")
+
+
+def test_other_words_or_vectors_are_refused(data: dict[str, Path], base: Path, tmp_path: Path) -> None:
+    words = Vocabulary.load(data["vocab"]).words
+    for number, (changed, said) in enumerate([
+        ([*words[:6], words[7], words[6], *words[8:]], f"its word 6 is {words[6]!r}, that of this vocabulary {words[7]!r}"),
+        ([*words, "zebra"], f"its vocabulary has {len(words)} words, this one {len(words) + 1}"),
+    ]):  # fmt: skip
+        Vocabulary(changed, [0] * len(changed), {"max_length": 12}).save(tmp_path / "vocab.json")
+        np.save(tmp_path / "vectors.npy", np.zeros((len(changed), 8), np.float32))
+        other = {**data, "vocab": tmp_path / "vocab.json", "embeddings": tmp_path / "vectors.npy"}
+        refused(other, tmp_path / str(number), beginning(base), "train.init_from=", said, "vocab.*")
+    np.save(tmp_path / "short.npy", np.load(data["embeddings"])[:, :5])
+    refused({**data, "embeddings": tmp_path / "short.npy"}, tmp_path / "short", beginning(base), "embedding_size=8, not 5; set vocab.dimension=8")
+
+
+def test_features_of_another_encoder_are_refused(base: Path, tmp_path: Path) -> None:
+    other = make_data(tmp_path / "other", views=2, encoder="squeezenet1_0")
+    refused(other, tmp_path, beginning(base, encoder="squeezenet1_0"), "encoder is squeezenet1_0, not squeezenet1_1", "train.init_from")
+    other = make_data(tmp_path / "weights", views=2, weights_sha256="ab" * 32)
+    refused(other, tmp_path, beginning(base), "weights_sha256 is abababababab", str(base / "models"))
+
+
+def test_a_folder_that_is_no_usable_model_is_refused(data: dict[str, Path], base: Path, tmp_path: Path) -> None:
+    refused(data, tmp_path, beginning(tmp_path / "absent"), "config.json: cannot be read", "name a folder that has one")
+    copy = tmp_path / "copy/models"
+    shutil.copytree(base / "models", copy)
+    tensors = load_file(copy / "model.safetensors")
+    tensors["word.weight"][0, 0] = float("nan")
+    save_file(tensors, copy / "model.safetensors")
+    refused(data, tmp_path, beginning(copy.parent), "its tensor word.weight is not finite")
+    (copy / "model.safetensors").write_bytes(b"x" * 100)
+    refused(data, tmp_path, beginning(copy.parent), "no readable weights")
+
+
+def test_the_runs_own_folder_is_refused(data: dict[str, Path], base: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(base / "models", folder / "models")
+    refused(data, folder, beginning(tmp_path / "x/../run"), "this run's own model goes there", "copy the folder elsewhere")
+
+
+class PowerCut(BaseException):
+    pass
+
+
+def cut_at(monkeypatch: pytest.MonkeyPatch, newest: str, folder: Path, data: dict[str, Path], parameters: Any) -> None:
+    """A run that ends when it has saved that state."""
+
+    def save_and_stop(place: Path, name: str, *rest: Any) -> None:
+        original(place, name, *rest)
+        if name == newest:
+            raise PowerCut
+
+    original = state_module.save_state
+    with monkeypatch.context() as patch, pytest.raises(PowerCut):
+        patch.setattr(state_module, "save_state", save_and_stop)
+        run(folder, data, with_runtime(parameters, checkpoint_seconds=0))
+
+
+@pytest.mark.parametrize("newest", ["000001-000000002", "000002-000000000", "000003-000000001"])
+@pytest.mark.parametrize("options", [{"epochs": 2, "scst_epochs": 1, "ema": 0.5}, {**ALONE, "scst_epochs": 3}])
+def test_resumes_exactly(
+    data: dict[str, Path], base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], newest: str
+) -> None:
+    parameters = beginning(base, **options)
+    whole = result_bytes(run(tmp_path / "whole", data, parameters))
+    cut_at(monkeypatch, newest, tmp_path / "cut", data, parameters)
+    assert result_bytes(run(tmp_path / "cut", data, parameters)) == whole
+
+
+def test_a_signal_in_the_first_validation(data: dict[str, Path], base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from captioner.training import validation
+
+    monkeypatch.setattr(validation, "_CAPTIONS", 8)  # several batches
+    original, parameters = validation.correct_tokens, beginning(base, epochs=1)
+
+    def signalled(outputs: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return original(outputs)
+
+    whole = result_bytes(run(tmp_path / "whole", data, parameters))
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(validation, "correct_tokens", signalled)
+        run(tmp_path / "cut", data, parameters)
+    _, state = load_state(tmp_path / "cut/models.partial")
+    assert (state["epoch"], state["step"], state["history"]) == (1, 0, [])
+    assert result_bytes(run(tmp_path / "cut", data, parameters)) == whole
+
+
+def test_another_models_bytes_begin_afresh_and_the_same_elsewhere_go_on(
+    data: dict[str, Path], base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    place = tmp_path / "a/models"
+    shutil.copytree(base / "models", place)
+    cut_at(monkeypatch, "000002-000000001", tmp_path / "cut", data, beginning(place.parent))
+    capsys.readouterr()
+    tensors = load_file(place / "model.safetensors")
+    tensors["vocabulary.bias"] += 0.25
+    save_file(tensors, place / "model.safetensors")
+    other = run(tmp_path / "cut", data, beginning(place.parent))
+    assert "unfinished work was for other init_from; starting afresh" in capsys.readouterr().err
+    assert result_bytes(other) == result_bytes(run(tmp_path / "other", data, beginning(place.parent)))
+    shutil.rmtree(tmp_path / "cut")
+    cut_at(monkeypatch, "000002-000000001", tmp_path / "cut", data, beginning(base))
+    shutil.copytree(base / "models", tmp_path / "b/models")
+    capsys.readouterr()
+    elsewhere = run(tmp_path / "cut", data, beginning(tmp_path / "b"))
+    assert "going on with unfinished work" in capsys.readouterr().err
+    assert result_bytes(elsewhere) == result_bytes(run(tmp_path / "whole", data, beginning(base)))
+
+
+def test_a_stop_file_in_the_first_epoch_publishes_the_loaded_model(
+    data: dict[str, Path], base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watch(monkeypatch, "self_critical_step", lambda _: (tmp_path / "models.partial/STOP").touch())
+    run(tmp_path, data, beginning(base, **ALONE))
+    assert same(weights(tmp_path), weights(base))
+    assert [row["epoch"] for row in history(tmp_path)] == ["0"]
+    found = metrics(tmp_path)
+    assert (found["best_epoch"], found["epochs"], found["stopped"]) == (0, 0, "by file")
+
+
+def test_several_processes(data: dict[str, Path], base: Path, tmp_path: Path) -> None:
+    """They begin from the same weights, and refuse to begin from different ones."""
+    runs = Runs()
+    try:
+        parameters = with_runtime(beginning(base, **STILL, epochs=1), processes=2)
+        assert runs.wait(runs.start(tmp_path, data, parameters, log=tmp_path / "log")) == 0, (tmp_path / "log").read_text()
+        assert same(weights(tmp_path), weights(base)) and "2 processes" in (tmp_path / "log").read_text()
+        other = run(tmp_path / "other", data, small_parameters(epochs=1))
+        places, own = torchrun_environments(2), [beginning(base), beginning(other)]
+        processes = [runs.start(tmp_path / "no", data, own[rank], places[rank], tmp_path / f"log{rank}") for rank in range(2)]
+        assert [runs.wait(process) for process in processes] == [1, 1]
+        assert "training process 1 of 2 (from 0) failed: other init_from" in (tmp_path / "log0").read_text()
+    finally:
+        runs.close()
