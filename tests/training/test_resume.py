@@ -1,10 +1,9 @@
-"""Killed, interrupted, refused: a run that was stopped ends with the bytes of one that was not."""
+"""Interrupted, cut off, refused (killed: see test_kills): a run that was stopped ends with the bytes of one that was not."""
 
 from __future__ import annotations
 
 import importlib
 import os
-import random
 import signal
 import time
 from pathlib import Path
@@ -34,50 +33,14 @@ PARAMETERS = with_runtime(small_parameters(epochs=4, patience=2, plateau_patienc
 
 
 @pytest.fixture(scope="module")
-def whole(runs: Runs, data: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
-    """An uninterrupted run, and how long it took."""
-    folder = tmp_path_factory.mktemp("whole")
-    began = time.monotonic()
-    assert runs.wait(runs.start(folder, data, PARAMETERS)) == 0
-    return folder, time.monotonic() - began
-
-
-def kill_often(runs: Runs, data: dict[str, Path], folder: Path, seconds: float, kills: int, seed: int) -> None:
-    """SIGKILL runs at random instants until so many have died, then let one go on to its end."""
-    generator, killed, newest = random.Random(seed), 0, ""
-    while killed < kills:
-        child = runs.start(folder, data, PARAMETERS)
-        time.sleep(generator.uniform(0, max(0.05, 2 * seconds / kills)))
-        os.kill(child, signal.SIGKILL)
-        if runs.wait(child) == 0:  # it was done already: begin from nothing again
-            assert (folder / "models/model.safetensors").exists()
-            for path in sorted(folder.rglob("*"), reverse=True):
-                path.unlink() if path.is_file() else path.rmdir()
-            newest = ""
-        else:
-            killed += 1
-            states = sorted(path.name for path in folder.glob("models.partial/*.state"))
-            if not (folder / "models").exists():
-                assert not newest or states[-1] >= newest  # finished work is never lost
-                newest = states[-1] if states else ""
-    assert runs.wait(runs.start(folder, data, PARAMETERS)) == 0
-
-
-def test_three_kills(runs: Runs, data: dict[str, Path], whole: tuple[Path, float], tmp_path: Path) -> None:
-    kill_often(runs, data, tmp_path, whole[1], 3, seed=0)
-    assert result_bytes(tmp_path) == result_bytes(whole[0])
-    assert not (tmp_path / "models.partial").exists()
-
-
-@pytest.mark.slow
-def test_twenty_kills(runs: Runs, data: dict[str, Path], whole: tuple[Path, float], tmp_path: Path) -> None:
-    kill_often(runs, data, tmp_path, whole[1], 20, seed=1)
-    assert result_bytes(tmp_path) == result_bytes(whole[0])
+def whole(data: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An uninterrupted run."""
+    return run(tmp_path_factory.mktemp("whole"), data, PARAMETERS)
 
 
 @pytest.mark.parametrize("stop_after", [1, 5, 8])
 def test_resumes_exactly_from_every_kind_of_place(
-    data: dict[str, Path], whole: tuple[Path, float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_after: int
+    data: dict[str, Path], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_after: int
 ) -> None:
     """Stopped after so many saved states (in the first epoch, after it, in a later one), with the newest state torn."""
     from captioner.training import state as state_module
@@ -101,11 +64,11 @@ def test_resumes_exactly_from_every_kind_of_place(
     newest = max((tmp_path / "models.partial").glob("*.state"))
     newest.write_bytes(newest.read_bytes()[:-100])
     run(tmp_path, data, PARAMETERS)
-    assert result_bytes(tmp_path) == result_bytes(whole[0])
+    assert result_bytes(tmp_path) == result_bytes(whole)
 
 
 def test_a_state_of_other_layers_is_not_resumed(
-    data: dict[str, Path], whole: tuple[Path, float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    data: dict[str, Path], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     """As after an update of the code between two runs: tensors of other names or shapes never reach the optimiser."""
     monkeypatch.setattr(Sidecar, "finish", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
@@ -119,11 +82,11 @@ def test_a_state_of_other_layers_is_not_resumed(
     save_state(folder, "999999-000000000", tensors, state)
     run(tmp_path, data, PARAMETERS)
     assert "other layers; starting afresh" in capsys.readouterr().err
-    assert result_bytes(tmp_path) == result_bytes(whole[0])
+    assert result_bytes(tmp_path) == result_bytes(whole)
 
 
 def test_stopped_while_publishing_trains_nothing_again(
-    data: dict[str, Path], whole: tuple[Path, float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: dict[str, Path], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Sidecar, "finish", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
@@ -131,13 +94,13 @@ def test_stopped_while_publishing_trains_nothing_again(
     monkeypatch.undo()
     monkeypatch.setattr("captioner.training.phases.training_step", None)  # calling it would fail
     run(tmp_path, data, PARAMETERS)
-    assert result_bytes(tmp_path) == result_bytes(whole[0])
+    assert result_bytes(tmp_path) == result_bytes(whole)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("where", ["captioner.training.phases.training_step", "captioner.training.validation.correct_tokens"])
 def test_a_signal_finishes_the_step_and_saves(
-    data: dict[str, Path], whole: tuple[Path, float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, where: str
+    data: dict[str, Path], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, where: str
 ) -> None:
     """The signal comes in the third training step or in the first validation; nothing else would be saved there."""
     module, _, name = where.rpartition(".")
@@ -158,7 +121,7 @@ def test_a_signal_finishes_the_step_and_saves(
     _, state = load_state(tmp_path / "models.partial")
     assert (state["epoch"], state["step"]) == ((1, 3) if "step" in where else (2, 0))  # all of a small validation split is one batch
     run(tmp_path, data, parameters)
-    assert result_bytes(tmp_path) == result_bytes(whole[0])
+    assert result_bytes(tmp_path) == result_bytes(whole)
 
 
 def wait_for_state(folder: Path) -> None:
@@ -179,7 +142,7 @@ def test_a_second_process_is_refused(runs: Runs, data: dict[str, Path], tmp_path
 
 
 def test_other_facts_start_afresh(
-    runs: Runs, data: dict[str, Path], whole: tuple[Path, float], tmp_path: Path, capsys: pytest.CaptureFixture
+    runs: Runs, data: dict[str, Path], whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     child = runs.start(tmp_path, data, small_parameters(seed=5, epochs=1000, patience=1000))
     wait_for_state(tmp_path)
@@ -187,7 +150,7 @@ def test_other_facts_start_afresh(
     runs.wait(child)
     run(tmp_path, data, PARAMETERS)
     assert "unfinished work was for other seed, train; starting afresh" in capsys.readouterr().err
-    assert result_bytes(tmp_path) == result_bytes(whole[0])
+    assert result_bytes(tmp_path) == result_bytes(whole)
 
 
 def test_an_unwritable_folder_is_one_line(data: dict[str, Path], tmp_path: Path) -> None:
