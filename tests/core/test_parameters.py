@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 import yaml
@@ -10,6 +12,7 @@ import yaml
 from captioner.errors import CaptionerError
 from captioner.parameters import Parameters, load_parameters, parse_parameters
 from captioner.parameters.load import parameter_names
+from stages.common import read_parameters
 from tests.data import ROOT
 
 
@@ -88,3 +91,14 @@ def test_every_parameter_has_help() -> None:
     for section in [Parameters, *[type(getattr(Parameters(), f.name)) for f in dataclasses.fields(Parameters) if dataclasses.is_dataclass(getattr(Parameters(), f.name))]]:
         for field in dataclasses.fields(section):
             assert field.metadata.get("help") or dataclasses.is_dataclass(getattr(section(), field.name)), field.name
+
+
+@pytest.mark.parametrize("name", ["download.root", "download.captions", "download.split", "extract.weights", "vocab.vectors", "train.init_from"])
+def test_a_path_out_of_a_queued_runs_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    section, key = name.split(".")
+    for folder, refused in ((tmp_path / ".dvc/tmp/exps/x", True), (tmp_path / "usual", False)):
+        folder.mkdir(parents=True)
+        (folder / "params.yaml").write_text(f"{section}: {{{key}: ../base}}\n")
+        monkeypatch.chdir(folder)
+        with pytest.raises(CaptionerError, match=rf"{name}=\.\./base: .*give an absolute path") if refused else nullcontext():
+            read_parameters()
