@@ -17,7 +17,7 @@ from captioner.training.model_files import WEIGHTS, check_features, load_model
 from captioner.vocabulary.vocabulary import Vocabulary
 
 _MAY_DIFFER = ("dropout", "tune_embeddings")  # how a decoder learns; the others say what its weights mean
-_PARAMETERS = {"decoder": "decoder", "attention": "attention", "embedding_size": "vocab.dimension"}  # the others are train.<setting>
+_PARAMETERS = {"decoder": "decoder", "attention": "attention", "vector_size": "vocab.dimension"}  # the others are train.<setting>
 
 
 @dataclass(frozen=True)
@@ -51,11 +51,12 @@ def load_initial(folder: str | None, config: DecoderConfig, inputs: Inputs) -> I
     where = f"train.init_from={folder}"
     _check_words(where, model.vocabulary, inputs.vocabulary)
     check_features(model, inputs.store, folder, "or leave out train.init_from")
-    for field in dataclasses.fields(config):
-        theirs, ours = getattr(model.decoder.config, field.name), getattr(config, field.name)
-        if theirs != ours and field.name not in _MAY_DIFFER:
-            parameter = _PARAMETERS.get(field.name, f"train.{field.name}")
-            raise CaptionerError(f"{where}: its decoder has {field.name}={theirs}, not {ours}; set {parameter}={theirs}, or leave it out")
+    names = [field.name for field in dataclasses.fields(config) if field.name not in _MAY_DIFFER]
+    for name in sorted(names, key="vector_size".__ne__):  # first, since embedding_size is the same where nothing else is asked for
+        theirs, ours = getattr(model.decoder.config, name), getattr(config, name)
+        if theirs != ours:
+            parameter = _PARAMETERS.get(name, f"train.{name}")
+            raise CaptionerError(f"{where}: its decoder has {name}={theirs}, not {ours}; set {parameter}={theirs}, or leave it out")
     weights = model.decoder.state_dict()
     for name, tensor in weights.items():
         if not torch.isfinite(tensor).all():

@@ -152,6 +152,10 @@ DIFFERENT = [
     ({"hidden_size": 20}, "hidden_size=16, not 20; set train.hidden_size=16"),
     ({"feature_size": 16}, "feature_size=12, not 16; set train.feature_size=12"),
     ({"position": "none"}, "position=learned, not none; set train.position=learned"),
+    ({"embedding_size": 6}, "embedding_size=8, not 6; set train.embedding_size=8"),
+    ({"layers": 2}, "layers=1, not 2; set train.layers=1"),
+    ({"tie_weights": True}, "tie_weights=False, not True; set train.tie_weights=False"),
+    ({"norm": "batch"}, "norm=layer, not batch; set train.norm=layer"),
     ({"decoder": "lstm"}, "decoder=gru, not lstm; set decoder=gru"),
     ({"attention": "dot"}, "attention=soft, not dot; set attention=soft"),
 ]
@@ -173,7 +177,7 @@ def test_other_words_or_vectors_are_refused(data: dict[str, Path], base: Path, t
         other = {**data, "vocab": tmp_path / "vocab.json", "embeddings": tmp_path / "vectors.npy"}
         refused(other, tmp_path / str(number), beginning(base), "train.init_from=", said, "vocab.*")
     np.save(tmp_path / "short.npy", np.load(data["embeddings"])[:, :5])
-    refused({**data, "embeddings": tmp_path / "short.npy"}, tmp_path / "short", beginning(base), "embedding_size=8, not 5; set vocab.dimension=8")
+    refused({**data, "embeddings": tmp_path / "short.npy"}, tmp_path / "short", beginning(base), "vector_size=8, not 5; set vocab.dimension=8")
 
 
 def test_features_of_another_encoder_are_refused(base: Path, tmp_path: Path) -> None:
