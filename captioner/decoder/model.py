@@ -116,7 +116,7 @@ class CaptionDecoder(nn.Module):
         return self.vocabulary(hidden), state, weights
 
     def advance(self, words: Tensor, state: State, memory: Memory, live: Tensor | None = None) -> tuple[Tensor, State, Tensor]:
-        """``step`` without the vocabulary layer: its input (R, H) in place of the logits."""
+        """``step`` without the vocabulary layer: its input (R, H or, tied, D') in place of the logits."""
         images, hypotheses = words.shape
 
         def pick(tensor: Tensor) -> Tensor:  # (I, K, ...) -> (R, ...)

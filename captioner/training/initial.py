@@ -52,7 +52,7 @@ def load_initial(folder: str | None, config: DecoderConfig, inputs: Inputs) -> I
     _check_words(where, model.vocabulary, inputs.vocabulary)
     check_features(model, inputs.store, folder, "or leave out train.init_from")
     names = [field.name for field in dataclasses.fields(config) if field.name not in _MAY_DIFFER]
-    for name in sorted(names, key="vector_size".__ne__):  # first, since embedding_size is the same where nothing else is asked for
+    for name in sorted(names, key=lambda name: name != "vector_size"):  # first, since others follow it
         theirs, ours = getattr(model.decoder.config, name), getattr(config, name)
         if theirs != ours:
             parameter = _PARAMETERS.get(name, f"train.{name}")

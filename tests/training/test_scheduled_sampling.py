@@ -139,10 +139,10 @@ def one_step(decoder: CaptionDecoder, features: Tensor, tokens: Tensor, sampled:
     return total.item(), [parameter.grad for parameter in decoder.parameters() if parameter.requires_grad]
 
 
-@pytest.mark.parametrize("cell", ["gru", "lstm"])
-def test_what_is_learned_is_the_caption_after_the_words_that_went_in(cell: str) -> None:
+@pytest.mark.parametrize(("cell", "shape"), [("gru", {}), ("lstm", {}), ("lstm", {"layers": 2, "tie_weights": True})])
+def test_what_is_learned_is_the_caption_after_the_words_that_went_in(cell: str, shape: dict[str, Any]) -> None:
     """Loss and gradients of a step, against the equations for each caption with the mixed words in its place."""
-    decoder, features, tokens = make_decoder(cell).train(), make_features(3), make_tokens([[4, 1], [7, -1], [2, 5]])
+    decoder, features, tokens = make_decoder(cell, **shape).train(), make_features(3), make_tokens([[4, 1], [7, -1], [2, 5]])
     torch.manual_seed(5)
     mixed = mix_inputs(decoder, features, tokens, 0.6)
     assert 3 <= int((mixed != tokens[..., :-1]).sum()) < 16
