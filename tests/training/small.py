@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +83,22 @@ def run(folder: Path, data: dict[str, Path], parameters: Parameters) -> Path:
     """Train into ``folder``; returns it."""
     train(parameters, **data, models=folder / "models", results=folder / "results")
     return folder
+
+
+def history(folder: Path) -> list[dict[str, str]]:
+    """The rows of a run's history.csv."""
+    with open(folder / "results/history.csv") as file:
+        return list(csv.DictReader(file))
+
+
+def history_numbers(folder: Path) -> list[dict[str, float]]:
+    """The same of a run without empty cells."""
+    return [{name: float(value) for name, value in row.items()} for row in history(folder)]
+
+
+def metrics(folder: Path) -> dict[str, Any]:
+    """A run's metrics.json."""
+    return json.loads((folder / "results/metrics.json").read_text())
 
 
 def with_runtime(parameters: Parameters, **changes: Any) -> Parameters:

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 import os
 import signal
 import time
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any
 
 import pytest
 import torch
 
-from captioner.training import state as state_module
-from captioner.training.checkpoint import load_state
+from captioner.training.checkpoint import load_state, save_state
 from captioner.training.model_files import load_model
+from tests.training.cuts import power_cut
 from tests.training.runs import Runs, torchrun_environments
-from tests.training.small import make_data, result_bytes, run, small_parameters, with_runtime
+from tests.training.small import history_numbers, make_data, result_bytes, run, small_parameters, with_runtime
 
 
 @pytest.fixture(scope="module")
@@ -29,13 +28,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture(scope="module")
 def base(data: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run(tmp_path_factory.mktemp("base"), data, small_parameters(attention="hard"))
-
-
-@pytest.fixture(scope="module")
-def runs() -> Iterator[Runs]:
-    runs = Runs()
-    yield runs
-    runs.close()
 
 
 def weights_of(folder: Path) -> bytes:
@@ -65,28 +57,11 @@ def spread(folder: Path, data: dict[str, Path]) -> float:
 
 def test_it_learns(data: dict[str, Path], tmp_path: Path) -> None:
     run(tmp_path, data, small_parameters(attention="hard", epochs=20, hidden_size=32, dropout=0.0))
-    with open(tmp_path / "results/history.csv") as file:
-        found = [float(row["val_cross_entropy"]) for row in csv.DictReader(file)]
+    found = [row["val_cross_entropy"] for row in history_numbers(tmp_path)]
     assert found[0] > 2 > 0.85 > min(found)
 
 
-class PowerCut(BaseException):
-    pass
-
-
-def cut(monkeypatch: pytest.MonkeyPatch, newest: str) -> None:
-    """Stop the program when the state of this epoch and step is saved."""
-    original = state_module.save_state
-
-    def save_and_stop(folder: Path, name: str, *rest: Any) -> None:
-        original(folder, name, *rest)
-        if name == newest:
-            raise PowerCut
-
-    monkeypatch.setattr(state_module, "save_state", save_and_stop)
-
-
-def test_resumes_exactly(data: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resumes_exactly(data: dict[str, Path], tmp_path: Path) -> None:
     """Also into self-critical training, whose steps have no baseline of this kind."""
     parameters = small_parameters(
         attention="hard", accumulate=2, ema=0.9, doubly_stochastic=0.1, hard_reinforce=1.0, epochs=2, scst_epochs=1, scst_learning_rate=0.01,
@@ -96,8 +71,7 @@ def test_resumes_exactly(data: dict[str, Path], tmp_path: Path, monkeypatch: pyt
     vocabulary = len(load_model(whole / "models").vocabulary)
     baselines = [-math.log(vocabulary)]
     for newest in ("000001-000000002", "000002-000000000", "000002-000000001", "000003-000000001"):
-        with monkeypatch.context() as patch, pytest.raises(PowerCut):
-            cut(patch, newest)
+        with power_cut(newest):
             run(tmp_path / "cut", data, with_runtime(parameters, checkpoint_seconds=0))
         tensors, state = load_state(tmp_path / "cut/models.partial")
         if state["phase"]:
@@ -109,18 +83,17 @@ def test_resumes_exactly(data: dict[str, Path], tmp_path: Path, monkeypatch: pyt
     assert result_bytes(tmp_path / "cut") == result_bytes(whole)
 
 
-def test_the_baseline_of_a_state_is_taken_up(data: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_baseline_of_a_state_is_taken_up(data: dict[str, Path], tmp_path: Path) -> None:
     """Another one in the state gives another result; the test above could not tell if it had no effect."""
     parameters, found = small_parameters(attention="hard", hard_reinforce=1.0, epochs=1), []
     for baseline in (None, 5.0):
         folder = tmp_path / str(baseline)
-        with monkeypatch.context() as patch, pytest.raises(PowerCut):
-            cut(patch, "000001-000000002")
+        with power_cut("000001-000000002"):
             run(folder, data, with_runtime(parameters, checkpoint_seconds=0))
         if baseline:
             tensors, state = load_state(folder / "models.partial")
             tensors["step.baseline"].fill_(baseline)
-            state_module.save_state(folder / "models.partial", "000001-000000003", tensors, state)
+            save_state(folder / "models.partial", "000001-000000003", tensors, state)
         found.append(weights_of(run(folder, data, parameters)))
     assert found[0] != found[1]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import shutil
@@ -17,20 +16,15 @@ from safetensors.torch import load_file, save_file
 
 from captioner.errors import CaptionerError, Interrupted
 from captioner.training import phases
-from captioner.training import state as state_module
 from captioner.training.checkpoint import load_state
 from captioner.training.model_files import load_model
 from captioner.vocabulary.vocabulary import Vocabulary
+from tests.training.cuts import power_cut
 from tests.training.runs import Runs, torchrun_environments
-from tests.training.small import make_data, result_bytes, run, small_parameters, with_runtime
+from tests.training.small import history, make_data, metrics, result_bytes, run, small_parameters, with_runtime
 
 STILL = {"learning_rate": 0.0, "projection_learning_rate": 0.0}
 ALONE: dict[str, Any] = {"epochs": 0, "scst_epochs": 2, "scst_learning_rate": 3e-3, "patience": 9}
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return make_data(tmp_path_factory.mktemp("data"), views=2)
 
 
 @pytest.fixture(scope="module")
@@ -41,15 +35,6 @@ def base(data: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 def beginning(base: Path, **options: Any) -> Any:
     return small_parameters(init_from=str(base / "models"), **options)
-
-
-def history(folder: Path) -> list[dict[str, str]]:
-    with open(folder / "results/history.csv") as file:
-        return list(csv.DictReader(file))
-
-
-def metrics(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "results/metrics.json").read_text())
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -215,32 +200,20 @@ def test_the_runs_own_folder_is_refused(data: dict[str, Path], base: Path, tmp_p
     refused(data, folder, beginning(tmp_path / "x/../run"), "this run's own model goes there", "copy the folder elsewhere")
 
 
-class PowerCut(BaseException):
-    pass
-
-
-def cut_at(monkeypatch: pytest.MonkeyPatch, newest: str, folder: Path, data: dict[str, Path], parameters: Any) -> None:
+def cut_at(newest: str, folder: Path, data: dict[str, Path], parameters: Any) -> None:
     """A run that ends when it has saved that state."""
-
-    def save_and_stop(place: Path, name: str, *rest: Any) -> None:
-        original(place, name, *rest)
-        if name == newest:
-            raise PowerCut
-
-    original = state_module.save_state
-    with monkeypatch.context() as patch, pytest.raises(PowerCut):
-        patch.setattr(state_module, "save_state", save_and_stop)
+    with power_cut(newest):
         run(folder, data, with_runtime(parameters, checkpoint_seconds=0))
 
 
 @pytest.mark.parametrize("newest", ["000001-000000002", "000002-000000000", "000003-000000001"])
 @pytest.mark.parametrize("options", [{"epochs": 2, "scst_epochs": 1, "ema": 0.5}, {**ALONE, "scst_epochs": 3}])
 def test_resumes_exactly(
-    data: dict[str, Path], base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], newest: str
+    data: dict[str, Path], base: Path, tmp_path: Path, options: dict[str, Any], newest: str
 ) -> None:
     parameters = beginning(base, **options)
     whole = result_bytes(run(tmp_path / "whole", data, parameters))
-    cut_at(monkeypatch, newest, tmp_path / "cut", data, parameters)
+    cut_at(newest, tmp_path / "cut", data, parameters)
     assert result_bytes(run(tmp_path / "cut", data, parameters)) == whole
 
 
@@ -264,11 +237,11 @@ def test_a_signal_in_the_first_validation(data: dict[str, Path], base: Path, tmp
 
 
 def test_another_models_bytes_begin_afresh_and_the_same_elsewhere_go_on(
-    data: dict[str, Path], base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    data: dict[str, Path], base: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     place = tmp_path / "a/models"
     shutil.copytree(base / "models", place)
-    cut_at(monkeypatch, "000002-000000001", tmp_path / "cut", data, beginning(place.parent))
+    cut_at("000002-000000001", tmp_path / "cut", data, beginning(place.parent))
     capsys.readouterr()
     tensors = load_file(place / "model.safetensors")
     tensors["vocabulary.bias"] += 0.25
@@ -277,7 +250,7 @@ def test_another_models_bytes_begin_afresh_and_the_same_elsewhere_go_on(
     assert "unfinished work was for other init_from; starting afresh" in capsys.readouterr().err
     assert result_bytes(other) == result_bytes(run(tmp_path / "other", data, beginning(place.parent)))
     shutil.rmtree(tmp_path / "cut")
-    cut_at(monkeypatch, "000002-000000001", tmp_path / "cut", data, beginning(base))
+    cut_at("000002-000000001", tmp_path / "cut", data, beginning(base))
     shutil.copytree(base / "models", tmp_path / "b/models")
     capsys.readouterr()
     elsewhere = run(tmp_path / "cut", data, beginning(tmp_path / "b"))
@@ -296,17 +269,13 @@ def test_a_stop_file_in_the_first_epoch_publishes_the_loaded_model(
     assert (found["best_epoch"], found["epochs"], found["stopped"]) == (0, 0, "by file")
 
 
-def test_several_processes(data: dict[str, Path], base: Path, tmp_path: Path) -> None:
+def test_several_processes(runs: Runs, data: dict[str, Path], base: Path, tmp_path: Path) -> None:
     """They begin from the same weights, and refuse to begin from different ones."""
-    runs = Runs()
-    try:
-        parameters = with_runtime(beginning(base, **STILL, epochs=1), processes=2)
-        assert runs.wait(runs.start(tmp_path, data, parameters, log=tmp_path / "log")) == 0, (tmp_path / "log").read_text()
-        assert same(weights(tmp_path), weights(base)) and "2 processes" in (tmp_path / "log").read_text()
-        other = run(tmp_path / "other", data, small_parameters(epochs=1))
-        places, own = torchrun_environments(2), [beginning(base), beginning(other)]
-        processes = [runs.start(tmp_path / "no", data, own[rank], places[rank], tmp_path / f"log{rank}") for rank in range(2)]
-        assert [runs.wait(process) for process in processes] == [1, 1]
-        assert "training process 1 of 2 (from 0) failed: other init_from" in (tmp_path / "log0").read_text()
-    finally:
-        runs.close()
+    parameters = with_runtime(beginning(base, **STILL, epochs=1), processes=2)
+    assert runs.wait(runs.start(tmp_path, data, parameters, log=tmp_path / "log")) == 0, (tmp_path / "log").read_text()
+    assert same(weights(tmp_path), weights(base)) and "2 processes" in (tmp_path / "log").read_text()
+    other = run(tmp_path / "other", data, small_parameters(epochs=1))
+    places, own = torchrun_environments(2), [beginning(base), beginning(other)]
+    processes = [runs.start(tmp_path / "no", data, own[rank], places[rank], tmp_path / f"log{rank}") for rank in range(2)]
+    assert [runs.wait(process) for process in processes] == [1, 1]
+    assert "training process 1 of 2 (from 0) failed: other init_from" in (tmp_path / "log0").read_text()

@@ -8,12 +8,11 @@ import shutil
 import signal
 import time
 from pathlib import Path
-from typing import Iterator
 
 import pytest
 
 from tests.training.runs import Runs, alive
-from tests.training.small import make_data, result_bytes, run, small_parameters, with_runtime
+from tests.training.small import result_bytes, run, small_parameters, with_runtime
 
 EPOCHS, CRITICAL_EPOCHS = 2, 4
 PARAMETERS = with_runtime(
@@ -22,18 +21,6 @@ PARAMETERS = with_runtime(
 )
 TRAIN, CRITICAL = range(0, EPOCHS + 1), range(EPOCHS + 1, EPOCHS + CRITICAL_EPOCHS + 1)
 """The epochs that the newest state is of while a phase is at work; 0: there is none yet."""
-
-
-@pytest.fixture(scope="module")
-def runs() -> Iterator[Runs]:
-    runs = Runs()
-    yield runs
-    runs.close()
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return make_data(tmp_path_factory.mktemp("data"), views=2)
 
 
 @pytest.fixture(scope="module")

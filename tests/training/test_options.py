@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import importlib
 import io
 import json
@@ -23,28 +22,20 @@ from captioner.images.captions import CaptionSet
 from captioner.images.store import write_images
 from captioner.parameters import TrainParameters, parse_parameters
 from captioner.sidecar import Sidecar
-from captioner.training import phases, state
+from captioner.training import phases
 from captioner.training.batches import epoch_batches
 from captioner.training.inputs import load_inputs
 from captioner.training.model_files import load_model
 from captioner.training.phases import Phase
 from captioner.training.step import training_step
 from captioner.vocabulary.vocabulary import START
-from tests.training.small import make_data, result_bytes, run, small_parameters, with_runtime
+from tests.training.cuts import power_cut
+from tests.training.small import history_numbers, make_data, metrics, result_bytes, run, small_parameters, with_runtime
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return make_data(tmp_path_factory.mktemp("data"))
-
-
-def history(folder: Path) -> list[dict[str, float]]:
-    with open(folder / "results/history.csv") as file:
-        return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
-
-
-def metrics(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "results/metrics.json").read_text())
 
 
 @pytest.fixture
@@ -86,7 +77,7 @@ def test_rates_of_every_step_by_hand(data: dict[str, Path], tmp_path: Path, watc
     watch(lambda _, optimizer, __: rates.append(tuple(group["lr"] for group in optimizer.param_groups)))
     figures([3, 2, 2.5, 1, 1.5])
     options = {"warmup_steps": 9, "step_every": 4, "step_factor": 0.9, "cosine": True, "plateau_patience": 0, "plateau_factor": 0.5}
-    rows = history(run(tmp_path, data, small_parameters(**options, epochs=5, learning_rate=0.3, projection_learning_rate=0.03)))
+    rows = history_numbers(run(tmp_path, data, small_parameters(**options, epochs=5, learning_rate=0.3, projection_learning_rate=0.03)))
     steps, step = batches_of(data, 5), 0
     assert len(rates) == sum(steps) and len(rows) == 5
     for epoch, plateau in enumerate([1, 1, 1, 0.5, 0.5]):
@@ -103,7 +94,7 @@ def test_plateaus_of_several_figures_multiply(data: dict[str, Path], tmp_path: P
     on = ["val_cross_entropy", "val_token_accuracy"]
     figures([3, 2, 2, 1, 1, 0.5], [0.1, 0.2, 0.1, 0.1, 0.3, 0.4])
     options = {"plateau_patience": 0, "plateau_factor": 0.5, "epochs": 6, "learning_rate": 0.01}
-    rows = history(run(tmp_path, data, small_parameters(plateau_on=on, **options)))
+    rows = history_numbers(run(tmp_path, data, small_parameters(plateau_on=on, **options)))
     # both are worse after epoch 3, accuracy after 4, cross entropy after 5
     assert [row["learning_rate"] for row in rows] == pytest.approx([0.01, 0.01, 0.01, 0.0025, 0.00125, 0.000625])
 
@@ -114,7 +105,7 @@ def test_accumulated_steps(data: dict[str, Path], tmp_path: Path, watch: Callabl
     changed = run(tmp_path / "a", data, small_parameters(accumulate=4, epochs=2))
     assert sizes == [size for count in batches_of(data, 2) for size in (4, count - 4)]
     whole = run(tmp_path / "b", data, small_parameters(epochs=2))
-    assert [row["tokens"] for row in history(changed)] == [row["tokens"] for row in history(whole)]
+    assert [row["tokens"] for row in history_numbers(changed)] == [row["tokens"] for row in history_numbers(whole)]
 
 
 def test_averaged_weights_are_validated_and_published(data: dict[str, Path], tmp_path: Path, watch: Callable) -> None:
@@ -149,7 +140,7 @@ def test_the_best_epoch_by_another_figure(data: dict[str, Path], tmp_path: Path,
     watch(lambda decoder, *_: after.append(decoder.word.weight.detach().clone()))
     figures([5, 4, 3, 2, 1, 0.5, 0.4], [0.2, 0.3, 0.1, 0.25, 0.3, 0.1, 0.1])
     folder = run(tmp_path / "a", data, small_parameters(epochs=7, select_by="val_token_accuracy", patience=3))
-    assert len(history(folder)) == 5 and metrics(folder)["best_epoch"] == 2 and metrics(folder)["stopped"] == "patience"
+    assert len(history_numbers(folder)) == 5 and metrics(folder)["best_epoch"] == 2 and metrics(folder)["stopped"] == "patience"
     assert torch.equal(load_model(folder / "models").decoder.word.weight, after[sum(batches_of(data, 2)) - 1])
     figures([5, 4, 3, 2, 1], [0.2, 0.3, 0.1, 0.25, 0.3])
     whole = run(tmp_path / "b", data, small_parameters(epochs=5, patience=3))
@@ -160,7 +151,7 @@ def test_the_best_epoch_by_another_figure(data: dict[str, Path], tmp_path: Path,
 def test_a_growing_gap_ends_training(data: dict[str, Path], tmp_path: Path, figures: Callable, allowed: int, epochs: int, stopped: str) -> None:
     figures([10, 30, 20, 40, 60, 50])  # the training cross entropy is below 5, so that these decide
     folder = run(tmp_path, data, small_parameters(epochs=6, patience=9, gap_patience=allowed))
-    assert len(history(folder)) == epochs and metrics(folder)["stopped"] == stopped
+    assert len(history_numbers(folder)) == epochs and metrics(folder)["stopped"] == stopped
 
 
 @pytest.fixture
@@ -178,7 +169,7 @@ def check_scores(tmp_path: Path, **options: Any) -> None:
     parameters = small_parameters(epochs=4, hidden_size=32, dropout=0.0, learning_rate=0.03, **options)
     run(tmp_path, data, parameters)
     found = metrics(tmp_path)
-    rows = history(tmp_path)
+    rows = history_numbers(tmp_path)
     assert found["best_epoch"] == max(rows, key=lambda row: row["val_cider_d"])["epoch"] and found["val_cider_d"] > 0.3
     assert rows[int(found["best_epoch"]) - 1]["val_bleu_4"] == pytest.approx(found["val_bleu_4"], rel=1e-5)
     evaluate(
@@ -203,9 +194,9 @@ def test_scores_of_validation_are_those_of_evaluate_with_java(tmp_path: Path) ->
 
 def test_columns_are_those_that_were_computed(data: dict[str, Path], tmp_path: Path, no_java: None) -> None:
     usual = ["epoch", "learning_rate", "projection_learning_rate", "train_cross_entropy", "val_cross_entropy", "val_token_accuracy"]
-    assert list(history(run(tmp_path / "a", data, small_parameters(epochs=1)))[0]) == [*usual, "tokens"]
+    assert list(history_numbers(run(tmp_path / "a", data, small_parameters(epochs=1)))[0]) == [*usual, "tokens"]
     scored = run(tmp_path / "b", data, small_parameters(epochs=1, plateau_on="val_bleu_4"))
-    assert list(history(scored)[0]) == [*usual, "val_bleu_4", "val_cider_d", "tokens"]
+    assert list(history_numbers(scored)[0]) == [*usual, "val_bleu_4", "val_cider_d", "tokens"]
 
 
 @pytest.mark.parametrize("options, name", [({"select_by": "val_cider_d"}, "select_by=val_cider_d"), ({"plateau_on": ["val_bleu_4"]}, "plateau_on=val_bleu_4")])
@@ -218,25 +209,8 @@ def test_scores_without_pycocoevalcap_are_refused_by_name(
         run(tmp_path, data, small_parameters(**options))
 
 
-class PowerCut(BaseException):
-    pass
-
-
-def cut_after(monkeypatch: pytest.MonkeyPatch, saves: int) -> None:
-    """Stop the program after so many saved states."""
-    done, original = [], state.save_state
-
-    def save(*arguments: Any) -> None:
-        original(*arguments)
-        done.append(1)
-        if len(done) == saves:
-            raise PowerCut
-
-    monkeypatch.setattr(state, "save_state", save)
-
-
 @pytest.mark.parametrize("kind", ["adam", "adamw", "sgd", "rmsprop", "adagrad"])
-def test_resumes_exactly_with_every_optimiser(data: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+def test_resumes_exactly_with_every_optimiser(data: dict[str, Path], tmp_path: Path, kind: str) -> None:
     parameters = small_parameters(
         optimizer=kind, momentum=0.5 if kind in ("sgd", "rmsprop") else 0.0, weight_decay=0.01, accumulate=2, ema=0.9, warmup_steps=4,
         step_every=3, cosine=True, plateau_on=["val_cross_entropy", "val_token_accuracy"], plateau_patience=0, gap_patience=3,
@@ -244,8 +218,7 @@ def test_resumes_exactly_with_every_optimiser(data: dict[str, Path], tmp_path: P
     whole = run(tmp_path / "whole", data, parameters)
     parameters = with_runtime(parameters, checkpoint_seconds=0)
     for saves in (2, 4, 6):  # in the first epoch, after it, in the second
-        with monkeypatch.context() as patch, pytest.raises(PowerCut):
-            cut_after(patch, saves)
+        with power_cut(saves):
             run(tmp_path / "cut", data, parameters)
     run(tmp_path / "cut", data, parameters)
     assert result_bytes(tmp_path / "cut") == result_bytes(whole)
@@ -261,12 +234,11 @@ def two_phases(options: TrainParameters, *_: object) -> list[Phase]:
 def test_phases_follow_one_another_and_resume_exactly(data: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.import_module("captioner.training.train"), "build_phases", two_phases)
     parameters = small_parameters(ema=0.5, patience=5)
-    rows = history(run(tmp_path / "whole", data, parameters))
+    rows = history_numbers(run(tmp_path / "whole", data, parameters))
     assert [row["learning_rate"] for row in rows] == [0.01] * 3 + [0.005] * 2
     assert [row["projection_learning_rate"] for row in rows] == [0.01] * 3 + [0.002] * 2
     for saves in (3, 5, 16):
-        with monkeypatch.context() as patch, pytest.raises(PowerCut):
-            cut_after(patch, saves)
+        with power_cut(saves):
             run(tmp_path / "cut", data, with_runtime(parameters, checkpoint_seconds=0))
     run(tmp_path / "cut", data, parameters)
     assert result_bytes(tmp_path / "cut") == result_bytes(tmp_path / "whole")
@@ -310,7 +282,7 @@ def test_a_stop_file_publishes_the_best_model_so_far(data: dict[str, Path], tmp_
     whole = run(tmp_path / "whole", data, small_parameters(epochs=1))
     watch(stop_after(tmp_path / "cut", steps))
     cut = run(tmp_path / "cut", data, small_parameters(epochs=50))
-    assert history(cut) == history(whole)
+    assert history_numbers(cut) == history_numbers(whole)
     assert metrics(cut)["stopped"] == "by file" and metrics(whole)["stopped"] == "epochs"
     assert result_bytes(cut)["models/model.safetensors"] == result_bytes(whole)["models/model.safetensors"]
     assert not (cut / "models.partial").exists()
@@ -326,7 +298,7 @@ def test_a_stop_file_in_the_first_epoch_validates(data: dict[str, Path], tmp_pat
 
     watch(note)
     run(tmp_path, data, small_parameters())
-    (row,) = history(tmp_path)
+    (row,) = history_numbers(tmp_path)
     assert row["tokens"] == sum(counts)
     assert metrics(tmp_path)["stopped"] == "by file" and metrics(tmp_path)["best_epoch"] == 1
     assert torch.equal(load_model(tmp_path / "models").decoder.word.weight, weights[1])
@@ -341,4 +313,4 @@ def test_a_stopped_run_that_could_not_be_published_stays_stopped(
         run(tmp_path, data, small_parameters())
     (tmp_path / "models.partial/STOP").unlink()
     run(tmp_path, data, small_parameters())
-    assert metrics(tmp_path)["stopped"] == "by file" and len(history(tmp_path)) == 1
+    assert metrics(tmp_path)["stopped"] == "by file" and len(history_numbers(tmp_path)) == 1

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Callable, Iterator
+from typing import Callable
 
 import numpy as np
 import pytest
@@ -31,18 +31,6 @@ from tests.training.small import make_data, result_bytes, run, small_parameters,
 
 SAMPLING = {"sampling": "linear", "sampling_epochs": 4, "sampling_rate": 0.5}  # each process draws words of its own
 PARAMETERS = with_runtime(small_parameters(epochs=8, patience=8, **SAMPLING), checkpoint_seconds=0, processes=2)
-
-
-@pytest.fixture(scope="module")
-def runs() -> Iterator[Runs]:
-    runs = Runs()
-    yield runs
-    runs.close()
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return make_data(tmp_path_factory.mktemp("data"), views=2)
 
 
 @pytest.fixture(scope="module")

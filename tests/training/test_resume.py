@@ -7,27 +7,15 @@ import os
 import signal
 import time
 from pathlib import Path
-from typing import Iterator
 
 import pytest
 
 from captioner.errors import CaptionerError, Interrupted
 from captioner.sidecar import Sidecar
 from captioner.training.checkpoint import load_state, save_state
+from tests.training.cuts import power_cut
 from tests.training.runs import Runs
-from tests.training.small import make_data, result_bytes, run, small_parameters, with_runtime
-
-@pytest.fixture(scope="module")
-def runs() -> Iterator[Runs]:
-    runs = Runs()
-    yield runs
-    runs.close()
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return make_data(tmp_path_factory.mktemp("data"), views=2)
-
+from tests.training.small import result_bytes, run, small_parameters, with_runtime
 
 PARAMETERS = with_runtime(small_parameters(epochs=4, patience=2, plateau_patience=0), checkpoint_seconds=0)  # a state after every step
 
@@ -39,28 +27,10 @@ def whole(data: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 @pytest.mark.parametrize("stop_after", [1, 5, 8])
-def test_resumes_exactly_from_every_kind_of_place(
-    data: dict[str, Path], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_after: int
-) -> None:
+def test_resumes_exactly_from_every_kind_of_place(data: dict[str, Path], whole: Path, tmp_path: Path, stop_after: int) -> None:
     """Stopped after so many saved states (in the first epoch, after it, in a later one), with the newest state torn."""
-    from captioner.training import state as state_module
-
-    saved = []
-
-    class PowerCut(BaseException):
-        pass
-
-    def save_and_stop(*arguments: object) -> None:
-        original(*arguments)
-        saved.append(arguments[1])
-        if len(saved) == stop_after:
-            raise PowerCut
-
-    original = state_module.save_state
-    monkeypatch.setattr(state_module, "save_state", save_and_stop)
-    with pytest.raises(PowerCut):
+    with power_cut(stop_after):
         run(tmp_path, data, PARAMETERS)
-    monkeypatch.setattr(state_module, "save_state", original)
     newest = max((tmp_path / "models.partial").glob("*.state"))
     newest.write_bytes(newest.read_bytes()[:-100])
     run(tmp_path, data, PARAMETERS)

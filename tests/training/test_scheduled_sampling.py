@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import itertools
 from collections import Counter
 from pathlib import Path
@@ -17,7 +16,6 @@ from captioner.decoder import CaptionDecoder, DecoderConfig, build_decoder
 from captioner.errors import CaptionerError
 from captioner.parameters import TrainParameters
 from captioner.training import phases
-from captioner.training import state as state_module
 from captioner.training.batches import epoch_batches
 from captioner.training.inputs import load_inputs
 from captioner.training.optimizers import build_optimizer, set_rates
@@ -27,7 +25,8 @@ from captioner.training.step import training_step
 from captioner.vocabulary.vocabulary import END, PAD, START, UNK
 from tests.decoder.examples import make_decoder, make_features, make_tokens
 from tests.decoder.slow import slow_logits
-from tests.training.small import make_data, result_bytes, run, small_parameters, with_runtime
+from tests.training.cuts import power_cut
+from tests.training.small import history, result_bytes, run, small_parameters, with_runtime
 
 
 class Table(nn.Module):
@@ -172,18 +171,8 @@ OPTIONS: dict[str, Any] = {"epochs": 4, "sampling": "linear", "sampling_start": 
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return make_data(tmp_path_factory.mktemp("data"), views=2)
-
-
-@pytest.fixture(scope="module")
 def whole(data: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run(tmp_path_factory.mktemp("whole"), data, small_parameters(**OPTIONS))
-
-
-def history(folder: Path) -> list[dict[str, str]]:
-    with open(folder / "results/history.csv") as file:
-        return list(csv.DictReader(file))
 
 
 def test_a_final_share_of_0_is_teacher_forcing(data: dict[str, Path], tmp_path: Path) -> None:
@@ -228,22 +217,12 @@ def test_shares_of_the_steps_of_a_run(data: dict[str, Path], whole: Path, tmp_pa
 
 
 @pytest.mark.parametrize("newest", ["000002-000000003", "000003-000000000"])
-def test_resumes_exactly(data: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, newest: str) -> None:
+def test_resumes_exactly(data: dict[str, Path], tmp_path: Path, newest: str) -> None:
     """Cut in the middle of the rise and between its epochs; several batches a step."""
-
-    class PowerCut(BaseException):
-        pass
-
-    def save_and_stop(folder: Path, name: str, *rest: Any) -> None:
-        original(folder, name, *rest)
-        if name == newest:
-            raise PowerCut
 
     parameters = small_parameters(**OPTIONS, accumulate=2)
     usual = result_bytes(run(tmp_path / "whole", data, parameters))
-    original = state_module.save_state
-    with monkeypatch.context() as patch, pytest.raises(PowerCut):
-        patch.setattr(state_module, "save_state", save_and_stop)
+    with power_cut(newest):
         run(tmp_path / "cut", data, with_runtime(parameters, checkpoint_seconds=0))
     assert result_bytes(run(tmp_path / "cut", data, parameters)) == usual
 

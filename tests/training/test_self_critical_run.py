@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import importlib.util
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,32 +11,18 @@ import torch
 
 from captioner.errors import CaptionerError
 from captioner.training import phases
-from captioner.training import state as state_module
 from captioner.training.inputs import load_inputs
 from captioner.training.model_files import load_model
 from captioner.vocabulary.vocabulary import PAD
-from tests.training.small import make_data, result_bytes, run, small_parameters, with_runtime
+from tests.training.cuts import power_cut
+from tests.training.small import history, metrics, result_bytes, run, small_parameters, with_runtime
 
 OPTIONS: dict[str, Any] = {"epochs": 4, "scst_epochs": 2, "scst_learning_rate": 3e-3, "learning_rate": 0.02, "patience": 9}
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return make_data(tmp_path_factory.mktemp("data"), views=2)
-
-
-@pytest.fixture(scope="module")
 def whole(data: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run(tmp_path_factory.mktemp("whole"), data, small_parameters(**OPTIONS))
-
-
-def history(folder: Path) -> list[dict[str, str]]:
-    with open(folder / "results/history.csv") as file:
-        return list(csv.DictReader(file))
-
-
-def metrics(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "results/metrics.json").read_text())
 
 
 def watch(monkeypatch: pytest.MonkeyPatch) -> list[tuple[dict[str, torch.Tensor], Any, Any]]:
@@ -103,20 +87,9 @@ def test_rewards_see_all_references_of_a_picture(data: dict[str, Path], tmp_path
 
 
 @pytest.mark.parametrize("newest", ["000004-000000002", "000005-000000000", "000005-000000003", "000006-000000000"])
-def test_resumes_exactly(data: dict[str, Path], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, newest: str) -> None:
+def test_resumes_exactly(data: dict[str, Path], whole: Path, tmp_path: Path, newest: str) -> None:
     """Cut in the first phase, between the phases, within and between epochs of the second: the saved state is of that epoch and step."""
-
-    class PowerCut(BaseException):
-        pass
-
-    def save_and_stop(folder: Path, name: str, *rest: Any) -> None:
-        original(folder, name, *rest)
-        if name == newest:
-            raise PowerCut
-
-    original = state_module.save_state
-    with monkeypatch.context() as patch, pytest.raises(PowerCut):
-        patch.setattr(state_module, "save_state", save_and_stop)
+    with power_cut(newest):
         run(tmp_path, data, with_runtime(small_parameters(**OPTIONS), checkpoint_seconds=0))
     run(tmp_path, data, small_parameters(**OPTIONS))
     assert result_bytes(tmp_path) == result_bytes(whole)

@@ -14,10 +14,11 @@ from safetensors.torch import load_file
 
 from captioner.features.store import FeatureStore
 from captioner.search import beam_search
-from captioner.training import phases, state
+from captioner.training import phases
 from captioner.training.model_files import load_model
 from captioner.training.step import training_step
-from tests.training.small import make_data, result_bytes, run, small_parameters, with_runtime
+from tests.training.cuts import power_cut
+from tests.training.small import make_data, metrics, result_bytes, run, small_parameters, with_runtime
 
 ALL: dict[str, Any] = {"layers": 2, "tie_weights": True, "norm": "batch", "embedding_size": 5, "tune_embeddings": True}
 
@@ -27,34 +28,17 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return make_data(tmp_path_factory.mktemp("data"))
 
 
-def metrics(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "results/metrics.json").read_text())
-
-
-class PowerCut(BaseException):
-    pass
-
-
 RUNS = [({}, (2, 6, 9)), ({"ema": 0.9, "accumulate": 2}, (2, 3, 4)), ({"scst_epochs": 1, "epochs": 2}, (2, 6, 9))]
 
 
 @pytest.mark.parametrize(("options", "cuts"), RUNS)
 def test_resumes_exactly(
-    data: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], cuts: tuple[int, ...]
+    data: dict[str, Path], tmp_path: Path, options: dict[str, Any], cuts: tuple[int, ...]
 ) -> None:
     parameters = small_parameters(**{**ALL, "decoder": "lstm", **options})
     whole = run(tmp_path / "whole", data, parameters)
     for saves in cuts:  # in the first epoch, in the second, in the third
-        left, original = [None] * saves, state.save_state
-
-        def save(*arguments: Any) -> None:
-            original(*arguments)
-            left.pop()
-            if not left:
-                raise PowerCut
-
-        with monkeypatch.context() as patch, pytest.raises(PowerCut):
-            patch.setattr(state, "save_state", save)
+        with power_cut(saves):
             run(tmp_path / "cut", data, with_runtime(parameters, checkpoint_seconds=0))
     run(tmp_path / "cut", data, parameters)
     assert result_bytes(tmp_path / "cut") == result_bytes(whole)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import json
 import math
@@ -18,7 +17,7 @@ from captioner.parameters import Parameters, TrainParameters
 from captioner.training.inputs import load_inputs
 from captioner.training.model_files import load_model
 from captioner.vocabulary.vocabulary import END, START, Vocabulary
-from tests.training.small import make_data, result_bytes, run, small_parameters, with_runtime
+from tests.training.small import history_numbers, make_data, metrics, result_bytes, run, small_parameters, with_runtime
 
 
 @pytest.fixture(scope="module")
@@ -32,19 +31,10 @@ def base(data: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Pat
     return run(tmp_path_factory.mktemp("base"), data, small_parameters())
 
 
-def history(folder: Path) -> list[dict[str, float]]:
-    with open(folder / "results/history.csv") as file:
-        return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
-
-
-def metrics(folder: Path) -> dict[str, float]:
-    return json.loads((folder / "results/metrics.json").read_text())
-
-
 @pytest.mark.parametrize("decoder", ["gru", "lstm"])
 def test_learns_what_the_pictures_show(data: dict[str, Path], tmp_path: Path, decoder: str) -> None:
     run(tmp_path, data, small_parameters(decoder=decoder, epochs=20, hidden_size=32, dropout=0.0))
-    rows = history(tmp_path)
+    rows = history_numbers(tmp_path)
     best = min(rows, key=lambda row: row["val_cross_entropy"])
     assert rows[0]["val_cross_entropy"] > 2 > 0.75 > best["val_cross_entropy"]
     found = metrics(tmp_path)
@@ -137,18 +127,18 @@ def test_every_parameter_changes_the_result(data: dict[str, Path], base: Path, t
         assert not torch.equal(weights.embedding.weight, before.embedding.weight)
         assert metrics(changed)["parameters"] == metrics(base)["parameters"] + before.embedding.weight.numel()
     elif name == "epochs":
-        assert history(changed) == history(base)[:2]
+        assert history_numbers(changed) == history_numbers(base)[:2]
     elif name == "learning_rate":
-        assert [row["learning_rate"] for row in history(changed)] == [0.002] * 3
+        assert [row["learning_rate"] for row in history_numbers(changed)] == [0.002] * 3
     elif name == "projection_learning_rate":
         again = run(tmp_path / "longer", data, small_parameters(projection_learning_rate=0.0, epochs=1))
         start = load_model(again / "models").decoder
         assert torch.equal(weights.projection.weight, start.projection.weight) and torch.equal(weights.position, start.position)
         assert not torch.equal(weights.word.weight, start.word.weight)
     elif name == "label_smoothing":  # what is reported is not smoothed: a smoothed model is less sure
-        assert history(changed)[-1]["train_cross_entropy"] > history(base)[-1]["train_cross_entropy"]
+        assert history_numbers(changed)[-1]["train_cross_entropy"] > history_numbers(base)[-1]["train_cross_entropy"]
     elif name == "precision":  # bf16 rounds to 8 bits: another result, but nearly the same one
-        for row, exact in zip(history(changed), history(base), strict=True):
+        for row, exact in zip(history_numbers(changed), history_numbers(base), strict=True):
             assert row["train_cross_entropy"] == pytest.approx(exact["train_cross_entropy"], rel=0.02)
         assert all(tensor.dtype == torch.float32 for tensor in weights.state_dict().values())
     elif name == "doubly_stochastic":
@@ -158,12 +148,12 @@ def test_every_parameter_changes_the_result(data: dict[str, Path], base: Path, t
 def test_positions_are_of_the_grid_of_the_features(data: dict[str, Path], base: Path, tmp_path: Path) -> None:
     model = load_model(run(tmp_path, data, small_parameters(position="sinusoidal", epochs=1)) / "models")
     assert model.decoder.position is None and model.decoder.config.rows == model.config["grid"][0] == 2
-    assert history(tmp_path) != history(base)[:1]
+    assert history_numbers(tmp_path) != history_numbers(base)[:1]
 
 
 def test_heads_change_the_result_of_multihead_attention(data: dict[str, Path], tmp_path: Path) -> None:
     ours, other = (run(tmp_path / str(heads), data, small_parameters(attention="multihead", heads=heads, epochs=1)) for heads in (2, 4))
-    assert history(ours) != history(other)
+    assert history_numbers(ours) != history_numbers(other)
     assert load_model(ours / "models").decoder.attention.heads == 2
     with pytest.raises(CaptionerError, match="train.heads=3: it does not divide train.attention_size=8"):
         run(tmp_path / "3", data, small_parameters(attention="multihead", heads=3))
@@ -172,7 +162,7 @@ def test_heads_change_the_result_of_multihead_attention(data: dict[str, Path], t
 def test_schedule_parameters(data: dict[str, Path], tmp_path: Path) -> None:
     """With a learning rate far too high validation stops improving, and the three parameters say what happens then."""
     options = {"learning_rate": 0.3, "projection_learning_rate": 0.3, "epochs": 8}
-    rows = history(run(tmp_path / "a", data, small_parameters(**options, plateau_patience=0, plateau_factor=0.1, patience=2)))
+    rows = history_numbers(run(tmp_path / "a", data, small_parameters(**options, plateau_patience=0, plateau_factor=0.1, patience=2)))
     best, scale, waited = math.inf, 1.0, 0
     for row in rows:
         assert row["learning_rate"] == pytest.approx(0.3 * scale)
@@ -182,9 +172,9 @@ def test_schedule_parameters(data: dict[str, Path], tmp_path: Path) -> None:
         else:
             scale, waited = scale * 0.1, waited + 1
     assert scale < 1 and (len(rows) == 8 or waited == 2)
-    slower = history(run(tmp_path / "b", data, small_parameters(**options, plateau_patience=1, plateau_factor=0.1, patience=2)))
-    other = history(run(tmp_path / "c", data, small_parameters(**options, plateau_patience=0, plateau_factor=0.7, patience=2)))
-    short = history(run(tmp_path / "d", data, small_parameters(**options, plateau_patience=0, plateau_factor=0.1, patience=1)))
+    slower = history_numbers(run(tmp_path / "b", data, small_parameters(**options, plateau_patience=1, plateau_factor=0.1, patience=2)))
+    other = history_numbers(run(tmp_path / "c", data, small_parameters(**options, plateau_patience=0, plateau_factor=0.7, patience=2)))
+    short = history_numbers(run(tmp_path / "d", data, small_parameters(**options, plateau_patience=0, plateau_factor=0.1, patience=1)))
     rates = [[row["learning_rate"] for row in run_rows] for run_rows in (rows, slower, other)]
     assert rates[0] != rates[1] and rates[0] != rates[2]
     assert short == rows[: len(short)] and len(short) < 8
@@ -208,7 +198,7 @@ def test_selectors_change_the_result(data: dict[str, Path], base: Path, tmp_path
     kinds = [{"attention": name} for name in ("none", "hard", "dot", "multihead", "bilinear")]
     for number, changes in enumerate(({"seed": 2}, *kinds, {"decoder": "lstm"})):
         changed = run(tmp_path / str(number), data, small_parameters(**changes, epochs=1))
-        assert history(changed)[0] != history(base)[0]
+        assert history_numbers(changed)[0] != history_numbers(base)[0]
 
 
 def test_stored_views_are_drawn_for_training_only(tmp_path: Path) -> None:
