@@ -40,7 +40,7 @@ class TimedLoader(BatchLoader):
 
     waits: list[float] = []
 
-    def stream_groups(self, groups: Iterable[list[Batch]]) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    def stream_groups(self, groups: Iterable[list[Batch | None]]) -> Iterator[list[tuple[Tensor, Tensor] | None]]:
         self.waits = []
         batches = super().stream_groups(groups)
         while True:

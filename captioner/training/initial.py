@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from captioner.decoder import DecoderConfig
 from captioner.errors import CaptionerError
+from captioner.fingerprint import sha256_of_file
 from captioner.training.inputs import Inputs
 from captioner.training.model_files import WEIGHTS, check_features, load_model
 from captioner.vocabulary.vocabulary import Vocabulary
@@ -61,7 +61,7 @@ def load_initial(folder: str | None, config: DecoderConfig, inputs: Inputs) -> I
     for name, tensor in weights.items():
         if not torch.isfinite(tensor).all():
             raise CaptionerError(f"{where}: its tensor {name} is not finite; copy the model's folder again, or name another one")
-    return Initial(weights, hashlib.sha256((Path(folder) / WEIGHTS).read_bytes()).hexdigest())
+    return Initial(weights, sha256_of_file(Path(folder) / WEIGHTS))
 
 
 def _check_words(where: str, theirs: Vocabulary, ours: Vocabulary) -> None:

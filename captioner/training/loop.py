@@ -110,7 +110,7 @@ class Trainer:
     def _judge_loaded(self, stop: StopSignal) -> None:
         """Epoch 0: the weights that came with the decoder are the best until an epoch outdoes them."""
         self.at.history.append({"epoch": 0, **self._validate(stop)})
-        self.best = {name: tensor.detach().clone() for name, tensor in trained_weights(self.decoder).items()}
+        self._keep_best()
         self._say(self.at.history[0])
         self._begin_phase()
 
@@ -247,8 +247,7 @@ class Trainer:
         at.history.append(row)
         if self.patience.update(lower_is_better(row, self.phase.select_by)):
             at.best_epoch = at.epoch
-            weights = self.average.tensors if self.average else trained_weights(self.decoder)
-            self.best = {name: tensor.detach().clone() for name, tensor in weights.items()}
+            self._keep_best()
         for metric, plateau in self.plateaus.items():
             plateau.update(lower_is_better(row, metric))
         self._say(row)
@@ -261,6 +260,11 @@ class Trainer:
         elif ended:
             at.phase += 1
             self._begin_phase()
+
+    def _keep_best(self) -> None:
+        """The weights that were validated last are the best so far."""
+        weights = self.average.tensors if self.average else trained_weights(self.decoder)
+        self.best = {name: tensor.detach().clone() for name, tensor in weights.items()}
 
     def _say(self, row: dict[str, float]) -> None:
         """An epoch's figures."""

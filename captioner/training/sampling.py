@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from captioner.decoder import CaptionDecoder
+from captioner.decoder.draws import draw
 from captioner.vocabulary.vocabulary import END, PAD, START, UNK
 
 NEVER_DRAWN = (PAD, START, UNK)  # as in evaluation; the other words' probabilities are scaled up to a sum of 1
@@ -55,12 +56,11 @@ def sample_captions(decoder: CaptionDecoder, features: Tensor, samples: int, max
 
 
 def draw_words(logits: Tensor, count: int) -> Tensor:
-    """``count`` words a row, (R, V) -> (R, count): where the cumulated probabilities pass a random number.
+    """``count`` words a row, (R, V) -> (R, count).
 
     torch.multinomial draws V random numbers a row, which takes longer than all the rest at V = 9,500.
     """
     passed = logits.softmax(-1)  # (R, V)
     # a CPU adds in float64 whatever it stores, and storing that costs eight times as much; a GPU adds in what it stores
     passed = passed.cumsum(-1) if passed.device.type == "cpu" else passed.cumsum(-1, dtype=torch.float64)
-    at = torch.rand(len(logits), count, dtype=passed.dtype, device=logits.device) * passed[:, -1:]
-    return torch.searchsorted(passed, at, right=True).clamp_(max=logits.shape[1] - 1)  # right: a word of probability 0 is passed over
+    return draw(passed, count)

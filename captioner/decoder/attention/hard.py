@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from captioner.decoder.attention.additive import AdditiveAttention
+from captioner.decoder.draws import draw
 from captioner.decoder.packing import PackedStep
 
 EXPECTED_SHARE = 0.5  # of the captions of a training step; section 4.1
@@ -48,13 +49,8 @@ class HardAttention(AdditiveAttention):
 
 
 def draw_positions(weights: Tensor) -> Tensor:
-    """Weights (I, K, P) -> for each row one position (I, K) int64, by torch's global generator of the device.
-
-    It is where the cumulated weights pass a random number, all in float64.
-    """
-    passed = weights.cumsum(-1, dtype=torch.float64)
-    at = torch.rand(*weights.shape[:-1], 1, dtype=torch.float64, device=weights.device) * passed[..., -1:]
-    return torch.searchsorted(passed, at, right=True).squeeze(-1).clamp_(max=weights.shape[-1] - 1)  # right: a weight of 0 is passed over
+    """Weights (I, K, P) -> for each row one position (I, K) int64, in float64."""
+    return draw(weights.cumsum(-1, dtype=torch.float64)).squeeze(-1)
 
 
 def _one_hot(positions: Tensor, weights: Tensor) -> Tensor:
