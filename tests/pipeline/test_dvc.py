@@ -34,7 +34,7 @@ def test_second_repro_does_nothing_and_the_tree_is_clean(done: Workspace) -> Non
 def test_every_out_is_there_and_ignored_by_git(done: Workspace) -> None:
     outs = ["data/scenes/images.h5", "data/scenes/captions.json", "data/scenes/skipped.csv", "data/scenes/features/squeezenet1_1.h5",
             "data/scenes/vocab.json", "data/scenes/embeddings.npy", "models/model.safetensors", "models/config.json",
-            "results/evaluate/per_image.csv", "results/evaluate/captions.json"]
+            "results/evaluate/per_image.csv", "results/evaluate/statistics.csv", "results/evaluate/captions.json"]
     for out in outs:
         assert (done.folder / out).exists(), out
     assert done.run("git", "check-ignore", *outs).split() == outs
@@ -60,6 +60,12 @@ def test_another_encoder_and_back_extracts_once(done: Workspace) -> None:
 def test_another_seed_extracts_nothing(done: Workspace) -> None:
     assert done.ran(done.dvc("exp", "run", "-S", "seed=2")) == ["train", "evaluate"]
     assert done.ran(done.dvc("exp", "run", "-S", "seed=1")) == []
+    compared = json.loads(done.run("python", "-c", "from captioner.cli import main; main()", "compare", "--json"))
+    [setting] = [setting for setting in compared["settings"] if len(setting["experiments"]) > 1]
+    assert sorted(run["seed"] for run in setting["experiments"]) == [1, 2] and setting["decoder"] == "gru"
+    metrics = json.loads((done.folder / "results/evaluate/metrics.json").read_text())
+    [main] = json.loads(done.run("python", "-c", "from captioner.cli import main; main()", "compare", "--json", "main"))["settings"]
+    assert {name: score["value"] for name, score in main["scores"].items()} == pytest.approx({name: metrics[name] for name in main["scores"]}, abs=2e-6)
 
 
 def test_a_runtime_parameter_runs_nothing(done: Workspace) -> None:
