@@ -9,6 +9,7 @@ import shutil
 
 import pytest
 import torch
+import yaml
 
 from captioner.errors import CaptionerError
 from captioner.evaluation import summary
@@ -17,6 +18,7 @@ from captioner.images.captions import CaptionSet
 from captioner.training.model_files import load_model, save_model
 from captioner.vocabulary.tokenizer import tokenize
 from captioner.vocabulary.vocabulary import END, SPECIALS, START, Vocabulary
+from tests.data import ROOT
 from tests.evaluation import small
 
 pytestmark = pytest.mark.usefixtures("no_java")
@@ -176,3 +178,15 @@ def test_what_captions_are_like(paths, tmp_path):
         rows = {int(row["beam_size"]): row for row in csv.DictReader(file)}
     assert set(rows) == {1, 3}
     assert {name: float(rows[metrics["beam_size"]][name]) for name in expected} == pytest.approx(expected, abs=1e-6)
+
+
+def test_every_figure_is_plotted_against_beam_size(paths, tmp_path):
+    """All columns of the sweep stand in dvc.yaml's plots; METEOR, which needs Java, in one of its own."""
+    results = small.run(paths, tmp_path / "results", beam_sizes=list(range(1, 10)))
+    with open(results / "plots/beam_sweep.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["beam_size"]) for row in rows] == list(range(1, 10))
+    plots = [settings for entry in yaml.safe_load((ROOT / "dvc.yaml").read_text())["plots"] for settings in entry.values()]
+    plotted = [plot["y"].get("results/evaluate/plots/beam_sweep.csv") for plot in plots if plot["x"] == "beam_size"]
+    assert sorted(name for names in plotted for name in names) == sorted([*(set(rows[0]) - {"beam_size"}), "meteor"])
+    assert ["meteor"] in plotted
