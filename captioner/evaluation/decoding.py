@@ -1,4 +1,4 @@
-"""The model at work on a split: beam search with every beam size, and teacher forcing."""
+"""The model at work on a split: the search with every beam size, and teacher forcing."""
 
 from __future__ import annotations
 
@@ -7,10 +7,14 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 
 from captioner.decoder import CaptionDecoder
+from captioner.errors import CaptionerError
+from captioner.evaluation.inputs import EvaluationInputs
 from captioner.features.store import FeatureReader, FeatureStore
 from captioner.images.captions import CaptionSet
 from captioner.parameters import EvaluateParameters
-from captioner.search import BeamStrategy, Constraints, Hypothesis, search
+from captioner.search import (
+    BeamStrategy, Constraints, DiverseStrategy, Ensemble, Hypothesis, SamplingStrategy, Strategy, prefix_words, search,
+)  # fmt: skip
 from captioner.training.batches import BatchLoader, CaptionTable
 from captioner.training.validation import teacher_forced
 from captioner.vocabulary.vocabulary import Vocabulary
@@ -18,20 +22,50 @@ from captioner.vocabulary.vocabulary import Vocabulary
 _CAPTIONS = 256  # captions in a batch of teacher forcing
 
 
+def check_search(options: EvaluateParameters) -> None:
+    """Refuse settings that exclude each other.
+
+    Raises:
+        CaptionerError: they do; what to change is in the message.
+    """
+    if options.min_length > options.max_length:
+        raise CaptionerError(
+            f"evaluate.min_length={options.min_length} is above evaluate.max_length={options.max_length}; lower the one or raise the other"
+        )
+    for size in options.beam_sizes:
+        if options.search == "diverse" and options.diversity_groups and size % options.diversity_groups:
+            raise CaptionerError(
+                f"evaluate.diversity_groups={options.diversity_groups} does not divide {size} of evaluate.beam_sizes; "
+                "take beam sizes that are multiples of it, or 0: as many groups as hypotheses"
+            )
+
+
+def strategy(options: EvaluateParameters, size: int, image_ids: Sequence[int]) -> Strategy:
+    """How ``evaluate.search`` chooses, at one of ``evaluate.beam_sizes``, for a batch of pictures."""
+    if options.search == "diverse":
+        return DiverseStrategy(size, options.diversity_groups or size, options.diversity_penalty)
+    if options.search == "sample":
+        return SamplingStrategy(size, image_ids, options.max_length, options.seed, options.temperature, options.top_k, options.top_p)
+    return BeamStrategy(size)
+
+
 class SplitDecoder:
     """Searches captions of a split's pictures.
 
     Args:
-        decoder: in eval mode on ``device``.
-        store, reader: of the features; the reader gives batches on the CPU.
+        inputs: decoder, words and features; the decoder moves to ``device``.
+        reader: of the features; gives batches on the CPU.
         parameters: search settings.
         device: where the arithmetic runs.
+
+    Raises:
+        CaptionerError: ``evaluate.prefix`` has a word that the model does not know, or too many.
     """
 
-    def __init__(
-        self, decoder: CaptionDecoder, store: FeatureStore, reader: FeatureReader, parameters: EvaluateParameters, device: torch.device
-    ) -> None:
-        self.decoder, self.store, self.reader, self.parameters, self.device = decoder, store, reader, parameters, device
+    def __init__(self, inputs: EvaluationInputs, reader: FeatureReader, parameters: EvaluateParameters, device: torch.device) -> None:
+        self.decoder, self.store, self.reader = inputs.decoder.to(device), inputs.store, reader
+        self.parameters, self.device = parameters, device
+        self.prefix = prefix_words(parameters.prefix, inputs.model.vocabulary, parameters.max_length, "evaluate.prefix")
 
     def captions(
         self, image_ids: Sequence[int], beam_sizes: Iterable[int], advance: Callable[[int], None] = lambda captions: None
@@ -74,17 +108,18 @@ class SplitDecoder:
         memory = self.decoder.encode(features)
         found = {}
         for size in beam_sizes:
-            constraints = Constraints(options.max_length, options.min_length, options.no_repeat_ngram)
+            constraints = Constraints(options.max_length, options.min_length, options.no_repeat_ngram, self.prefix)
             captions = search(
-                self.decoder, memory, len(image_ids), BeamStrategy(size), constraints,
-                length_normalisation=options.length_normalisation, attention=attention, device=self.device,
+                self.decoder, memory, len(image_ids), strategy(options, size, image_ids), constraints,
+                length_normalisation=options.length_normalisation, length_reward=options.length_reward, attention=attention,
+                device=self.device,
             )  # fmt: skip
             found[size] = [hypotheses[0] for hypotheses in captions]
         return found
 
 
 def split_figures(
-    decoder: CaptionDecoder,
+    decoder: CaptionDecoder | Ensemble,
     store: FeatureStore,
     reader: FeatureReader,
     captions: CaptionSet,

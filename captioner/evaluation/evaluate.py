@@ -11,15 +11,17 @@ import click
 
 from captioner.device import prepare_device
 from captioner.errors import CaptionerError
-from captioner.evaluation.decoding import SplitDecoder, split_figures
+from captioner.evaluation.decoding import SplitDecoder, check_search, split_figures
 from captioner.evaluation.drawing import Example, draw_sheet, seen_part, to_bytes
-from captioner.evaluation.files import Evaluation, write_evaluation
+from captioner.evaluation.files import SEARCH_TITLES, Evaluation, write_evaluation
 from captioner.evaluation.inputs import EvaluationInputs, load_inputs
 from captioner.evaluation.lots import draw_lots
 from captioner.metrics import Scorer, Scores
+from captioner.metrics.diversity import TrainingCaptions, diversity
 from captioner.parameters import Parameters
 from captioner.progress import Progress
 from captioner.search import Hypothesis
+from captioner.vocabulary.vocabulary import SPECIALS
 
 _EXAMPLES = 6  # pictures on the sheet; the same ones in every experiment on a data set, so that sheets can be compared
 
@@ -38,43 +40,45 @@ def evaluate(parameters: Parameters, models: Path, features: Path, captions: Pat
     """
     options = parameters.evaluate
     sizes = tuple(sorted(set(options.beam_sizes)))
-    if options.min_length > options.max_length:
-        raise CaptionerError(
-            f"evaluate.min_length={options.min_length} is above evaluate.max_length={options.max_length}; lower the one or raise the other"
-        )
+    check_search(options)
     begin = time.monotonic()
     device = prepare_device(parameters.runtime.device, parameters.runtime.threads)
-    inputs = load_inputs(Path(models), Path(features), Path(captions), Path(images), ("val", options.split))
+    inputs = load_inputs(Path(models), Path(features), Path(captions), Path(images), ("val", options.split), options.ensemble)
     splits, headline = inputs.splits, inputs.splits[-1]
     if options.split == "auto" and headline == "val":
         click.echo(f"warning: {captions} has no test pictures; the scores are for the validation split, which chose the beam size too", err=True)
-    decoder, vocabulary, longest = inputs.model.decoder.to(device), inputs.model.vocabulary, int(inputs.model.config["max_length"])
+    vocabulary, longest, kind = inputs.model.vocabulary, int(inputs.model.config["max_length"]), inputs.model.decoder.config.decoder
     ids = {split: inputs.captions.image_ids(split) for split in splits}
     with inputs.store.reader("auto", "cpu") as reader:
-        searcher = SplitDecoder(decoder, inputs.store, reader, options, device)
-        with Progress("evaluate: beam search", len(sizes) * sum(map(len, ids.values())), "captions") as progress:
+        searcher = SplitDecoder(inputs, reader, options, device)
+        with Progress("evaluate: search", len(sizes) * sum(map(len, ids.values())), "captions") as progress:
             found = {split: searcher.captions(ids[split], sizes, progress.advance) for split in splits}
-        forced = {split: split_figures(decoder, inputs.store, reader, inputs.captions, split, vocabulary, longest) for split in splits}
+        forced = {split: split_figures(searcher.decoder, inputs.store, reader, inputs.captions, split, vocabulary, longest) for split in splits}
         scores = _score(inputs, found, splits if options.select_by == "meteor" else (headline,))
         beam = choose_beam({size: scores["val"][size].overall for size in sizes}, options.select_by)
         chosen = draw_lots(ids[headline], _EXAMPLES)
         shown = searcher.with_attention(ids[headline], chosen, beam)
     title = (
-        f"{parameters.dataset}, {headline} split, {inputs.model.config['encoder']} + {decoder.config.decoder}, beam {beam}: "
+        f"{parameters.dataset}, {headline} split, {inputs.model.config['encoder']} + {kind}, {SEARCH_TITLES[options.search]} {beam}: "
         f"{len(chosen)} pictures drawn by lot, and where the decoder looked for each word"
     )
     sheet = draw_sheet(examples(inputs, {image: shown[image] for image in chosen}), title)
+    known = TrainingCaptions.of(text for image in inputs.captions.image_ids("train") for text in inputs.captions.captions(image))
+    variety = {
+        size: diversity([vocabulary.decode(best.tokens) for best in hypotheses.values()], known, len(vocabulary) - len(SPECIALS))
+        for size, hypotheses in found[headline].items()
+    }
     facts = {
-        "dataset": parameters.dataset, "encoder": inputs.model.config["encoder"], "decoder": decoder.config.decoder,
-        "select_by": options.select_by,
+        "dataset": parameters.dataset, "encoder": inputs.model.config["encoder"], "decoder": kind,
+        "select_by": options.select_by, "search": options.search, "models": 1 + len(options.ensemble),
     }  # fmt: skip
     write_evaluation(
         Path(results),
-        Evaluation(headline, beam, scores, forced, found[headline][beam], vocabulary, inputs.captions, facts),
+        Evaluation(headline, beam, scores, forced, variety, found[headline][beam], vocabulary, inputs.captions, facts),
         to_bytes(sheet),
         {"seconds": round(time.monotonic() - begin, 3)},
     )
-    click.echo(f"{results}: beam {beam} chosen on validation; `captioner summary` shows the scores")
+    click.echo(f"{results}: {SEARCH_TITLES[options.search]} {beam} chosen on validation; `captioner summary` shows the scores")
 
 
 def choose_beam(scores: Mapping[int, Mapping[str, float]], select_by: str) -> int:

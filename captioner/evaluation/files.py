@@ -20,6 +20,7 @@ from captioner.vocabulary.vocabulary import Vocabulary
 
 METRICS_FILE, PER_IMAGE, CAPTIONS, TIMING = "metrics.json", "per_image.csv", "captions.json", "timing.json"
 BEAM_SWEEP, SHEET = "plots/beam_sweep.csv", "plots/examples.png"
+SEARCH_TITLES = {"beam": "beam", "diverse": "diverse beam", "sample": "samples"}  # before a beam size
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Evaluation:
         beam: the headline's beam size.
         scores: split -> beam size -> scores; the splits are ``val`` and the headline's.
         forced: split -> cross entropy and token accuracy.
+        variety: beam size -> the figures of ``captioner.metrics.diversity``, of the headline split.
         hypotheses: image id -> caption, of the headline.
         vocabulary: of the model.
         captions: references and file names.
@@ -41,6 +43,7 @@ class Evaluation:
     beam: int
     scores: Mapping[str, Mapping[int, Scores]]
     forced: Mapping[str, Mapping[str, float]]
+    variety: Mapping[int, Mapping[str, float]]
     hypotheses: Mapping[int, Hypothesis]
     vocabulary: Vocabulary
     captions: CaptionSet
@@ -77,11 +80,12 @@ def write_evaluation(results: Path, evaluation: Evaluation, sheet: bytes, timing
 def metrics(evaluation: Evaluation) -> dict[str, Any]:
     """The headline's scores by name, the validation's with ``val_`` before the name, and the signature.
 
-    Scores are fractions, cross entropies nats a token.
+    Scores are fractions, cross entropies nats a token, ``caption_length`` and ``words_used`` words.
     """
     headline, val = (evaluation.scores[split][evaluation.beam] for split in (evaluation.split, "val"))
     found: dict[str, Any] = {name: _round(value) for name, value in headline.overall.items()}
     found |= {name: _round(value) for name, value in evaluation.forced[evaluation.split].items()}
+    found |= {name: _round(value) for name, value in evaluation.variety[evaluation.beam].items()}
     found["beam_size"] = evaluation.beam
     found |= {f"val_{name}": _round(value) for name, value in (val.overall | evaluation.forced["val"]).items()}
     found["signature"] = {**headline.signature, "split": evaluation.split, "beam": evaluation.beam, **evaluation.facts}
@@ -89,12 +93,14 @@ def metrics(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def beam_sweep_csv(evaluation: Evaluation) -> str:
-    """One row a beam size; a column for each metric of the headline split, then of validation (``val_``) where it was computed."""
+    """One row a beam size; a column for each metric of the headline split, then of validation (``val_``) where it was computed, then for
+    what the captions of the headline split are like."""
     headline, val = evaluation.scores[evaluation.split], evaluation.scores["val"]
     columns = [(headline, name, name) for name in METRICS] + [(val, name, f"val_{name}") for name in METRICS]
     columns = [column for column in columns if column[1] in column[0][evaluation.beam].overall]
-    rows = [["beam_size", *(title for _, _, title in columns)]]
-    rows += [[size, *(_round(scores[size].overall[name]) for scores, name, _ in columns)] for size in sorted(headline)]
+    rows = [["beam_size", *(title for _, _, title in columns), *evaluation.variety[evaluation.beam]]]
+    for size in sorted(headline):
+        rows.append([size, *(_round(scores[size].overall[name]) for scores, name, _ in columns), *map(_round, evaluation.variety[size].values())])
     return _csv(rows)
 
 
@@ -124,4 +130,4 @@ def _csv(rows: list[list[Any]]) -> str:
 
 
 def _round(value: float) -> float:
-    return round(float(value), 6)
+    return value if isinstance(value, int) else round(float(value), 6)

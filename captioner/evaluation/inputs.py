@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from captioner.decoder import CaptionDecoder
 from captioner.errors import CaptionerError
 from captioner.features.store import FeatureStore
 from captioner.images.captions import CaptionSet
 from captioner.images.store import ImageStore
-from captioner.training.model_files import Model, check_features, load_model
+from captioner.search import Ensemble
+from captioner.training.model_files import Model, check_features, check_words, load_model
 
 
 @dataclass(frozen=True)
@@ -18,6 +20,7 @@ class EvaluationInputs:
 
     Attributes:
         model: the trained captioner, on the CPU.
+        decoder: what captions are searched with: the model's own, or an ensemble of it and others.
         store: features of all pictures of the splits.
         captions: references and splits.
         images: the pictures.
@@ -25,26 +28,36 @@ class EvaluationInputs:
     """
 
     model: Model
+    decoder: CaptionDecoder | Ensemble
     store: FeatureStore
     captions: CaptionSet
     images: ImageStore
     splits: tuple[str, ...]
 
 
-def load_inputs(models: Path, features: Path, captions: Path, images: Path, splits: tuple[str, ...]) -> EvaluationInputs:
+def load_inputs(
+    models: Path, features: Path, captions: Path, images: Path, splits: tuple[str, ...], ensemble: tuple[str, ...] = ()
+) -> EvaluationInputs:
     """Read and check.
 
     Args:
         splits: the splits that will be scored; ``auto`` is test where there are test pictures, else val.
+        ensemble: folders of further models.
 
     Raises:
         CaptionerError: a file is missing or damaged; the features are of another encoder, other weights, another preprocessing or grid than
             the model was trained on, or of other pictures than ``images`` (both fingerprints are named); a split has no picture; a picture
-            of a split is missing in the images or the features (its id is named).
+            of a split is missing in the images or the features (its id is named); a further model has other words (the first is named) or
+            was trained on other features.
     """
     model, store = load_model(models), FeatureStore.open(features)
     caption_set, image_store = CaptionSet.load(captions), ImageStore.open(images)
     check_features(model, store, models, "or train again")
+    others = [load_model(folder) for folder in ensemble]
+    for other, folder in zip(others, ensemble):
+        check_words(f"evaluate.ensemble={folder}", other.vocabulary, model.vocabulary, "name models with one vocabulary, or leave it out")
+        check_features(other, store, folder, "or leave the model out of evaluate.ensemble")
+    decoder = Ensemble([model.decoder, *(other.decoder for other in others)]) if others else model.decoder
     if store.images_fingerprint != image_store.fingerprint:
         raise CaptionerError(
             f"{store.path}: its features are of other pictures (fingerprint {store.images_fingerprint[:12]}) than {image_store.path} "
@@ -59,7 +72,7 @@ def load_inputs(models: Path, features: Path, captions: Path, images: Path, spli
             raise CaptionerError(f"{caption_set.path}: no picture in the split {split}; {remedy}")
         image_store.rows(ids)
         store.rows(ids)
-    return EvaluationInputs(model, store, caption_set, image_store, splits)
+    return EvaluationInputs(model, decoder, store, caption_set, image_store, splits)
 
 
 _REMEDIES = {

@@ -55,11 +55,11 @@ def showcase(
     except (KeyError, TypeError, ValueError) as error:
         raise CaptionerError(f"{results}: its files are damaged ({error}); run the evaluate stage again") from error
     device = prepare_device(parameters.runtime.device, parameters.runtime.threads)
-    inputs = load_inputs(models, features, captions, images, (split,))
+    inputs = load_inputs(models, features, captions, images, (split,), parameters.evaluate.ensemble)
     ids = inputs.captions.image_ids(split)
     chosen = draw_lots(ids, count, seed)
     with inputs.store.reader("auto", "cpu") as reader:
-        searcher = SplitDecoder(inputs.model.decoder.to(device), inputs.store, reader, parameters.evaluate, device)
+        searcher = SplitDecoder(inputs, reader, parameters.evaluate, device)
         found = searcher.with_attention(ids, chosen, beam)
     for image in chosen:
         caption = inputs.model.vocabulary.decode(found[image].tokens)

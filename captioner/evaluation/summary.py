@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from captioner.errors import CaptionerError
-from captioner.evaluation.files import BEAM_SWEEP, CAPTIONS, METRICS_FILE, PER_IMAGE, SHEET
+from captioner.evaluation.files import BEAM_SWEEP, CAPTIONS, METRICS_FILE, PER_IMAGE, SEARCH_TITLES, SHEET
 from captioner.evaluation.lots import draw_lots
 from captioner.images.captions import CaptionSet
 
@@ -48,7 +48,7 @@ def _scores(metrics: dict[str, Any], signature: dict[str, Any], sweep: list[dict
     width = max(len(_TITLES[name]) for name in names)
     lines = [
         f"{signature['dataset']}: {signature['encoder']} + {signature['decoder']}, scores on the {signature['split']} split "
-        f"({signature['images']:,} pictures, beam {signature['beam']}, chosen on validation by {_TITLES[signature['select_by']]})",
+        f"({signature['images']:,} pictures, {SEARCH_TITLES[signature['search']]} {signature['beam']}, chosen on validation by {_TITLES[signature['select_by']]})",
         "",
         f"  {'':{width}}  {signature['split']:>8}  {'val':>8}",
     ]

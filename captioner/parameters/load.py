@@ -96,7 +96,7 @@ def _check(value: Any, hint: Any, field: dataclasses.Field, where: str) -> Any:
     origin = typing.get_origin(hint)
     if origin is tuple:
         items = value if isinstance(value, (list, tuple)) else [value]
-        if not items:
+        if not items and field.default != ():
             raise CaptionerError(f"{where}: the list is empty; give at least one value")
         return tuple(_check(item, typing.get_args(hint)[0], field, where) for item in items)
     allowed = typing.get_args(hint) if origin in (typing.Union, types.UnionType) else (hint,)

@@ -132,10 +132,20 @@ class TrainParameters:
 class EvaluateParameters:
     """Decoding and scoring."""
 
-    beam_sizes: tuple[int, ...] = option([1, 3, 5], "beam sizes to run; 1 is greedy; the headline one is chosen on validation", low=1, high=100)
+    search: str = option("beam", "beam; diverse: beam search in groups that avoid one another's words (Vijayakumar et al. 2016); sample: captions drawn from the model", choices=("beam", "diverse", "sample"))
+    beam_sizes: tuple[int, ...] = option([1, 3, 5], "beam sizes to run (sample: captions drawn of each picture, of which the best-scoring is taken); 1 is greedy; the headline one is chosen on validation", low=1, high=100)
+    diversity_groups: int = option(0, "diverse only: groups, which divide every one of beam_sizes; 0: as many as hypotheses", low=0, high=100)
+    diversity_penalty: float = option(0.5, "diverse only: what a word's log-probability loses for each group before that took it at the same step", low=0, high=100)
+    temperature: float = option(1.0, "sample only: below 1 sharper, above 1 flatter than the model", low=0.01, high=100)
+    top_k: int = option(0, "sample only: draw from this many likeliest words; 0: all", low=0)
+    top_p: float = option(1.0, "sample only: draw from the fewest likeliest words whose probabilities reach this; 1: all", low=0, high=1)
+    seed: int = option(1, "sample only: draws the captions; a picture's are the same whatever batch it is in", low=0)
+    prefix: str = option("", "words that every caption begins with, for example 'a picture of'")
+    ensemble: tuple[str, ...] = option([], "folders of further models with the same words and features, whose probabilities are averaged with the trained one's")
     max_length: int = option(30, "longest caption in tokens", low=1, high=1000)
     min_length: int = option(1, "shortest caption in tokens", low=0, high=1000)
     length_normalisation: float = option(1.0, "a hypothesis' log-probability is divided by its length to this power; 0: plain sum", low=0, high=5)
+    length_reward: float = option(0.0, "added to a hypothesis' score for each of its words, below 0 a penalty; of use where length_normalisation is 0", low=-10, high=10)
     no_repeat_ngram: int = option(0, "no n-gram of this size twice in a caption; 0: allowed", low=0, high=20)
     select_by: str = option("cider_d", "validation metric that chooses the headline beam size", choices=("bleu_4", "cider_d", "rouge_l", "meteor"))
     split: str = option("auto", "the split that the headline scores are for; auto: test where the data set has test pictures, else val", choices=("auto", "test", "val"))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from captioner.search.constraints import Constraints
-from captioner.search.engine import search
+from captioner.search.engine import Frontier, search
 from captioner.search.hypothesis import Hypothesis
 from captioner.search.protocol import StepDecoder
 
@@ -22,34 +22,26 @@ class BeamStrategy:
         beam_size: K.
     """
 
+    groups = 1
+
     def __init__(self, beam_size: int) -> None:
         self.beam_size = beam_size
 
-    def choose(self, logits: Tensor, offsets: Tensor, numbers: Tensor, shape: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
-        """Rank the continuations of every picture.
-
-        Args:
-            logits: (R, V) of the live hypotheses, minus infinity where banned.
-            offsets: (R,), what makes a logit the log-probability of the whole continued hypothesis.
-            numbers: (R,) int64, the hypotheses that they belong to, numbered picture * K' + k.
-            shape: (J, K') of all hypotheses.
-
-        Returns:
-            Log-probabilities (J, K) in falling order, parents (J, K) int64 in 0..K'-1, words (J, K) int64. Where fewer than K
-            continuations exist the rest have minus infinity.
-        """
+    def choose(self, logits: Tensor, offsets: Tensor, frontier: Frontier) -> tuple[Tensor, Tensor, Tensor]:
+        """As ``Strategy`` says; the log-probabilities fall."""
+        numbers, shape = frontier.numbers, frontier.shape
         vocabulary = logits.shape[1]
         if vocabulary >= 4 * _BLOCK and self.beam_size <= vocabulary // _BLOCK:
             totals, flat = _top_of_blocks(logits, offsets, numbers, shape, self.beam_size)
         else:
-            totals, flat = _top(_spread(logits + offsets.unsqueeze(1), numbers, shape).flatten(1), self.beam_size)
+            totals, flat = _top(spread(logits + offsets.unsqueeze(1), numbers, shape).flatten(1), self.beam_size)
         return totals, flat.div(vocabulary, rounding_mode="floor"), flat.remainder(vocabulary)
 
 
-def _spread(rows: Tensor, numbers: Tensor, shape: tuple[int, int]) -> Tensor:
-    """Rows (R, ...) at their places ``numbers`` in (J, K', ...), minus infinity at the others."""
+def spread(rows: Tensor, numbers: Tensor, shape: tuple[int, int], empty: float = -math.inf) -> Tensor:
+    """Rows (R, ...) at their places ``numbers`` in (J, K', ...), ``empty`` at the others."""
     if len(rows) < math.prod(shape):
-        rows = rows.new_full((math.prod(shape), *rows.shape[1:]), -math.inf).index_copy_(0, numbers, rows)
+        rows = rows.new_full((math.prod(shape), *rows.shape[1:]), empty).index_copy_(0, numbers, rows)
     return rows.unflatten(0, shape)
 
 
@@ -78,7 +70,7 @@ def _top_of_blocks(logits: Tensor, offsets: Tensor, numbers: Tensor, shape: tupl
     if whole * _BLOCK < vocabulary:
         maxima = torch.cat([maxima, logits[:, whole * _BLOCK :].amax(1, keepdim=True)], dim=1)
     blocks = maxima.shape[1]
-    _, chosen = _spread(maxima + offsets.unsqueeze(1), numbers, shape).flatten(1).topk(size, dim=1)  # (J, size) in K' * blocks
+    _, chosen = spread(maxima + offsets.unsqueeze(1), numbers, shape).flatten(1).topk(size, dim=1)  # (J, size) in K' * blocks
     parents = chosen.div(blocks, rounding_mode="floor")
     words = (chosen.remainder(blocks) * _BLOCK).unsqueeze(2) + torch.arange(_BLOCK, device=logits.device)  # (J, size, 128)
     beyond = words >= vocabulary
@@ -86,7 +78,7 @@ def _top_of_blocks(logits: Tensor, offsets: Tensor, numbers: Tensor, shape: tupl
     rows = numbers.new_zeros(math.prod(shape)).index_copy_(0, numbers, torch.arange(len(numbers), device=logits.device))  # in R; 0 for the others
     row = rows.view(shape).gather(1, parents)  # (J, size)
     scores = logits.reshape(-1)[row.unsqueeze(2) * vocabulary + words]
-    scores = (scores + _spread(offsets, numbers, shape).gather(1, parents).unsqueeze(2)).masked_fill(beyond, -math.inf)
+    scores = (scores + spread(offsets, numbers, shape).gather(1, parents).unsqueeze(2)).masked_fill(beyond, -math.inf)
     totals, best = scores.flatten(1).topk(size, dim=1)
     return totals, (parents.unsqueeze(2) * vocabulary + words).flatten(1).gather(1, best)
 
@@ -100,6 +92,7 @@ def beam_search(
     min_length: int = 1,
     length_normalisation: float = 1.0,
     no_repeat_ngram: int = 0,
+    prefix: tuple[int, ...] = (),
     keep: int = 1,
     attention: bool = False,
 ) -> list[list[Hypothesis]]:
@@ -113,6 +106,7 @@ def beam_search(
         length_normalisation: a finished hypothesis' log-probability is divided by its length (words and <end>) to this power;
             0 is the plain sum.
         no_repeat_ngram: no n-gram of this size twice in a caption; 0: allowed.
+        prefix: word ids that every caption begins with; see ``constraints.prefix_words``.
         keep: hypotheses returned for each picture, at most beam_size.
         attention: also return the attention weights.
 
@@ -127,7 +121,7 @@ def beam_search(
         decoder.encode(features),
         len(features),
         BeamStrategy(beam_size),
-        Constraints(max_length, min_length, no_repeat_ngram),
+        Constraints(max_length, min_length, no_repeat_ngram, prefix),
         length_normalisation=length_normalisation,
         keep=keep,
         attention=attention,

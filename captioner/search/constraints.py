@@ -1,4 +1,4 @@
-"""What a caption may not contain: words banned by id, an early or a missing <end>, a repeated n-gram."""
+"""What a caption may not contain: words banned by id, an early or a missing <end>, a repeated n-gram, another beginning than a given one."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import math
 import torch
 from torch import Tensor
 
-from captioner.vocabulary.vocabulary import END, PAD, START, UNK
+from captioner.errors import CaptionerError
+from captioner.vocabulary.tokenizer import tokenize
+from captioner.vocabulary.vocabulary import END, PAD, START, UNK, Vocabulary
 
 
 class Constraints:
@@ -20,11 +22,26 @@ class Constraints:
         max_length: words of the longest caption; after as many only <end> is left.
         min_length: words of the shortest caption; <end> is banned before.
         no_repeat_ngram: no n-gram of this size occurs twice in a caption (Paulus et al. 2018, section 2.5); 0: allowed.
+        prefix: the words that every caption begins with, at most ``max_length``. They go before the other bans, count as words of
+            the caption, and their log-probabilities as part of its own.
         banned: ids that are never chosen.
+
+    Raises:
+        ValueError: the prefix is longer than ``max_length``.
     """
 
-    def __init__(self, max_length: int, min_length: int = 0, no_repeat_ngram: int = 0, banned: tuple[int, ...] = (PAD, START, UNK)) -> None:
-        self.max_length, self.min_length, self.no_repeat_ngram, self.banned = max_length, min_length, no_repeat_ngram, banned
+    def __init__(
+        self,
+        max_length: int,
+        min_length: int = 0,
+        no_repeat_ngram: int = 0,
+        prefix: tuple[int, ...] = (),
+        banned: tuple[int, ...] = (PAD, START, UNK),
+    ) -> None:
+        if len(prefix) > max_length:
+            raise ValueError(f"a prefix of {len(prefix)} words, captions of at most {max_length}")
+        self.max_length, self.min_length, self.no_repeat_ngram = max_length, min_length, no_repeat_ngram
+        self.prefix, self.banned = prefix, banned
         self._history: Tensor | None = None  # (J, K, t) words so far; kept for n-grams alone
 
     def begin(self, images: int, device: torch.device) -> None:
@@ -33,10 +50,11 @@ class Constraints:
 
     def apply(self, logits: Tensor, length: int, live: Tensor | None = None) -> None:
         """Ban in place. ``logits`` (R, V) of the word after ``length`` words, for the hypotheses ``live`` (R,) of J * K; None: all."""
-        if length >= self.max_length:
-            end = logits[..., END].clone()
+        if length < len(self.prefix) or length >= self.max_length:
+            only = self.prefix[length] if length < len(self.prefix) else END
+            kept = logits[..., only].clone()
             logits.fill_(-math.inf)
-            logits[..., END] = end
+            logits[..., only] = kept
             return
         for word in self.banned:
             if word < logits.shape[-1]:
@@ -65,3 +83,24 @@ class Constraints:
         repeats = (windows[..., :-1] == recent).all(-1)  # (R, t - size + 1): it began with the words that stand last now
         # a window that does not match points at <pad>, which is banned as it is
         logits.scatter_(-1, torch.where(repeats, windows[..., -1], PAD), -math.inf)
+
+
+def prefix_words(text: str, vocabulary: Vocabulary, max_length: int, name: str) -> tuple[int, ...]:
+    """The ids of a beginning that captions shall have, for ``Constraints``.
+
+    Args:
+        text: "a picture of"; tokenized as training captions are.
+        max_length: words of the longest caption.
+        name: of the option that gave the text, for messages.
+
+    Raises:
+        CaptionerError: a word is not in the vocabulary, or there are more than ``max_length``.
+    """
+    tokens = tokenize(text)
+    ids = vocabulary.encode(tokens)
+    if UNK in ids:
+        word = tokens[ids.index(UNK)]
+        raise CaptionerError(f"{name}={text!r}: the word {word!r} is not in the model's vocabulary; take words that its training captions have")
+    if len(ids) > max_length:
+        raise CaptionerError(f"{name}={text!r}: {len(ids)} words, but a caption may have {max_length}; raise max_length or shorten it")
+    return tuple(ids)

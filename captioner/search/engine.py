@@ -1,13 +1,15 @@
 """The books of a search: which hypotheses live, which are finished, which pictures are done.
 
-A picture has K slots. A hypothesis that chooses <end> among the best continuations closes its slot for good, and the others go
-on with one slot fewer, as in the code of Xu et al. 2015 (Show, Attend and Tell). With K = 1 that is greedy search. A picture is
-done when its slots are closed, or earlier when nothing that still lives can outdo what it has finished; it then leaves the batch.
+A picture has K slots in G groups of equal size (one group, but in diverse beam search and in sampling). A hypothesis that chooses
+<end> among the best continuations closes a slot of its group for good, and the others go on with one slot fewer, as in the code of
+Xu et al. 2015 (Show, Attend and Tell). With K = 1 that is greedy search. A picture is done when its slots are closed, or earlier
+when nothing that still lives can outdo what it has finished; it then leaves the batch.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -24,13 +26,43 @@ _COMPACT_AT = 1 / 16
 _BLOCK_VALUES = 1 << 17
 
 
+@dataclass(frozen=True)
+class Frontier:
+    """Whose continuations are to be chosen.
+
+    Attributes:
+        numbers: (R,) int64, the live hypotheses, numbered row * K' + k and rising.
+        shape: (J, K') of all hypotheses of the J pictures still searched; K' is 1 before the first word.
+        slots: (J, G) int64, open slots of each group.
+        pictures: (J,) int64, the pictures' numbers in the whole batch.
+        step: words so far.
+    """
+
+    numbers: Tensor
+    shape: tuple[int, int]
+    slots: Tensor
+    pictures: Tensor
+    step: int
+
+
 class Strategy(Protocol):
-    """How continuations are chosen."""
+    """How continuations are chosen. ``groups`` divides ``beam_size``; slots of a group are neighbours, and a hypothesis stays in its group."""
 
     beam_size: int
+    groups: int
 
-    def choose(self, logits: Tensor, offsets: Tensor, numbers: Tensor, shape: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits (R, V) and offsets (R,) of the hypotheses ``numbers`` (R,) of ``shape`` (J, K') -> totals (J, K), falling; parents; words."""
+    def choose(self, logits: Tensor, offsets: Tensor, frontier: Frontier) -> tuple[Tensor, Tensor, Tensor]:
+        """The best continuations of every group.
+
+        Args:
+            logits: (R, V) of the live hypotheses, minus infinity where banned.
+            offsets: (R,), what makes a logit the log-probability of the whole continued hypothesis.
+            frontier: which hypotheses they are.
+
+        Returns:
+            Log-probabilities (J, K), parents (J, K) int64 in 0..K'-1, words (J, K) int64; in each group those that come first are taken,
+            as many as it has open slots. Where fewer continuations exist the rest have minus infinity.
+        """
 
 
 class _Finished:
@@ -68,14 +100,18 @@ def search(
     constraints: Constraints,
     *,
     length_normalisation: float = 0.0,
+    length_reward: float = 0.0,
     keep: int = 1,
     attention: bool = False,
     device: torch.device | str = "cpu",
 ) -> list[list[Hypothesis]]:
     """Search captions of all ``images`` pictures of ``memory`` (which lies on ``device``) at once.
 
-    A live hypothesis with log-probability L can at best end with L / (max_length + 1) ** length_normalisation: what follows adds
-    nothing positive to L, and no caption is longer. A picture is done early when that is no more than its ``keep``-th best
+    A finished hypothesis of log-probability L and n words, <end> among them, scores L / n ** length_normalisation + length_reward * n.
+    Scores rank finished hypotheses; what goes on is ranked by log-probability, among hypotheses of one length.
+
+    A live hypothesis can at best end with L / (max_length + 1) ** length_normalisation and the reward of as many words: what follows
+    adds nothing positive to L, and no caption is longer. A picture is done early when that is no more than its ``keep``-th best
     finished score, so stopping early never changes what is returned.
 
     Returns:
@@ -86,11 +122,12 @@ def search(
     """
     if images == 0:
         return []
-    size, longest = strategy.beam_size, constraints.max_length
+    size, groups, longest = strategy.beam_size, strategy.groups, constraints.max_length
     finished = _Finished(images, min(keep, size), device)
     records: list[StepRecord] = []
     live = rows = torch.arange(images, device=device)  # (J,) the picture of each row, and (I,) the row of each picture
-    slots = torch.full((images, 1), size, device=device)  # open slots
+    slots = torch.full((images, groups), size // groups, device=device)  # open slots
+    ranks = torch.arange(size // groups, device=device)
     totals = torch.zeros(images, 1, device=device)  # (J, K'), minus infinity for what does not live
     words = torch.full((images, 1), START, dtype=torch.int64, device=device)
     state = decoder.start(memory, 1)  # all hypotheses begin alike: one is enough for the first step
@@ -104,16 +141,18 @@ def search(
             logits = logits.float()
         offsets = flat[numbers] - _log_sum_exp(logits)  # (R,); before the bans, so that a ban changes no probability
         constraints.apply(logits, step, some)
-        values, parents, words = strategy.choose(logits, offsets, numbers, totals.shape)  # (J, K)
+        values, parents, words = strategy.choose(logits, offsets, Frontier(numbers, totals.shape, slots, live, step))  # (J, K)
         if values.isnan().any():
             raise CaptionerError("caption search: the model gives values that are not finite; its training diverged, train it again")
-        chosen = (torch.arange(size, device=device) < slots) & (values > -math.inf)
+        chosen = (ranks < slots.unsqueeze(2)).flatten(1) & (values > -math.inf)
         ends = chosen & (words == END)
-        finished.add(ends, values, values / (step + 1) ** length_normalisation, parents, live, step)
-        slots = slots - ends.sum(1, keepdim=True)
+        scores = values / (step + 1) ** length_normalisation + length_reward * (step + 1)
+        finished.add(ends, values, scores, parents, live, step)
+        slots = slots - ends.unflatten(1, (groups, -1)).sum(2)
         totals = values.masked_fill(~chosen | ends, -math.inf)
         records.append(StepRecord(rows, words, parents, weights if attention else None))
-        done = totals.amax(1) / (longest + 1) ** length_normalisation <= finished.best[:, -1]  # so too where nothing lives
+        bound = totals.amax(1) / (longest + 1) ** length_normalisation + max(0.0, length_reward) * (longest + 1)
+        done = bound <= finished.best[:, -1]  # so too where nothing lives
         left = len(done) - int(done.sum())
         if left == 0:
             break

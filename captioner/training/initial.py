@@ -13,8 +13,7 @@ from captioner.decoder import DecoderConfig
 from captioner.errors import CaptionerError
 from captioner.fingerprint import sha256_of_file
 from captioner.training.inputs import Inputs
-from captioner.training.model_files import WEIGHTS, check_features, load_model
-from captioner.vocabulary.vocabulary import Vocabulary
+from captioner.training.model_files import WEIGHTS, check_features, check_words, load_model
 
 _MAY_DIFFER = ("dropout", "tune_embeddings")  # how a decoder learns; the others say what its weights mean
 _PARAMETERS = {"decoder": "decoder", "attention": "attention", "vector_size": "vocab.dimension"}  # the others are train.<setting>
@@ -49,7 +48,7 @@ def load_initial(folder: str | None, config: DecoderConfig, inputs: Inputs) -> I
         return None
     model = load_model(folder)
     where = f"train.init_from={folder}"
-    _check_words(where, model.vocabulary, inputs.vocabulary)
+    check_words(where, model.vocabulary, inputs.vocabulary, "use the dataset and the parameters vocab.* that it was trained with, or leave it out")
     check_features(model, inputs.store, folder, "or leave out train.init_from")
     names = [field.name for field in dataclasses.fields(config) if field.name not in _MAY_DIFFER]
     for name in sorted(names, key=lambda name: name != "vector_size"):  # first, since others follow it
@@ -62,12 +61,3 @@ def load_initial(folder: str | None, config: DecoderConfig, inputs: Inputs) -> I
         if not torch.isfinite(tensor).all():
             raise CaptionerError(f"{where}: its tensor {name} is not finite; copy the model's folder again, or name another one")
     return Initial(weights, sha256_of_file(Path(folder) / WEIGHTS))
-
-
-def _check_words(where: str, theirs: Vocabulary, ours: Vocabulary) -> None:
-    remedy = "use the dataset and the parameters vocab.* that it was trained with, or leave it out"
-    for row, (their, our) in enumerate(zip(theirs.words, ours.words)):
-        if their != our:
-            raise CaptionerError(f"{where}: its word {row} is {their!r}, that of this vocabulary {our!r}; {remedy}")
-    if len(theirs) != len(ours):
-        raise CaptionerError(f"{where}: its vocabulary has {len(theirs)} words, this one {len(ours)}; {remedy}")

@@ -145,6 +145,22 @@ def check_features(model: Model, store: FeatureStore, folder: str | Path, remedy
         )
 
 
+def check_words(where: str, theirs: Vocabulary, ours: Vocabulary, remedy: str) -> None:
+    """Refuse a model of other words, or of the same in another order.
+
+    Args:
+        where: parameter and folder that name the model.
+
+    Raises:
+        CaptionerError: the first word that differs is named, or both numbers of words are.
+    """
+    for row, (their, our) in enumerate(zip(theirs.words, ours.words)):
+        if their != our:
+            raise CaptionerError(f"{where}: its word {row} is {their!r}, that of this vocabulary {our!r}; {remedy}")
+    if len(theirs) != len(ours):
+        raise CaptionerError(f"{where}: its vocabulary has {len(theirs)} words, this one {len(ours)}; {remedy}")
+
+
 def _facts_of_store(store: FeatureStore) -> dict[str, Any]:
     return {
         "encoder": store.encoder, "layer": store.layer, "weights_sha256": store.weights_sha256, "preprocessing": store.preprocessing,

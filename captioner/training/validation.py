@@ -62,7 +62,7 @@ def teacher_forced(
         ``cross_entropy`` in nats a token and ``token_accuracy``, both over all words and <end>; None where any process's ``stop``
         said so.
     """
-    device = decoder.vocabulary.weight.device
+    device = next(decoder.parameters()).device
     total, correct, count, stopped = 0.0, 0, 0, False
     for features, tokens in loader.stream(group.share(ordered_batches(loader.table, captions))):
         if stop():

@@ -48,6 +48,7 @@ def test_defaults_in_the_file_are_the_defaults_in_the_code() -> None:
         ({"train": {"dropout": float("nan")}}, ["finite"]),
         ({"evaluate": {"beam_sizes": []}}, ["evaluate.beam_sizes", "empty"]),
         ({"evaluate": {"beam_sizes": [3, 0]}}, ["at least 1"]),
+        ({"evaluate": {"ensemble": [3]}}, ["evaluate.ensemble=[3]", "of type str"]),
         ({"train": 3}, ["train is 3", "mapping"]),
         ([1], ["mapping"]),
         ({"download": {"root": 3}}, ["str or null"]),
@@ -93,7 +94,9 @@ def test_every_parameter_has_help() -> None:
             assert field.metadata.get("help") or dataclasses.is_dataclass(getattr(section(), field.name)), field.name
 
 
-@pytest.mark.parametrize("name", ["download.root", "download.captions", "download.split", "extract.weights", "vocab.vectors", "train.init_from"])
+@pytest.mark.parametrize(
+    "name", ["download.root", "download.captions", "download.split", "extract.weights", "vocab.vectors", "train.init_from", "evaluate.ensemble"]
+)
 def test_a_path_out_of_a_queued_runs_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     section, key = name.split(".")
     for folder, refused in ((tmp_path / ".dvc/tmp/exps/x", True), (tmp_path / "usual", False)):

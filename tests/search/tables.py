@@ -32,13 +32,14 @@ class TableState:
         return TableState(self.prefixes[images])
 
 
-class TableDecoder:
+class TableDecoder(torch.nn.Module):
     """``table(picture number, prefix without <start>)`` gives the probabilities of all words (V,).
 
     Attention of a step is (number, length of the prefix, last word), so that a test can see where it came from.
     """
 
     def __init__(self, table: Callable[[int, tuple[int, ...]], Sequence[float] | Tensor], dtype: torch.dtype = torch.float64) -> None:
+        super().__init__()
         self.table, self.dtype = table, dtype
         self.batches: list[int] = []  # pictures in each step
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from captioner.errors import CaptionerError
-from captioner.search import beam_search
+from captioner.search import BeamStrategy, Constraints, beam_search, search
 from captioner.search.beam import _top, _top_of_blocks
 from captioner.vocabulary.vocabulary import END, PAD, START, UNK
 from tests.search.tables import A, B, C, TableDecoder, pictures, random_table, words
@@ -69,6 +69,29 @@ def test_length_normalisation_counts_the_end():
     assert best(0.5).score == pytest.approx(math.log(0.288) / 4**0.5, abs=1e-6)
 
 
+def test_length_reward_by_hand():
+    """The same captions, log .30 with 2 words and log .288 with 4 (<end> counts): -1.204 and -1.245. A reward of .03 a word is worth more than
+    that to the longer one, a reward of .02 is not; a penalty only widens the gap. Divided by length, .05 a word more adds .10 and .20."""
+
+    def table(_: int, prefix: tuple[int, ...]) -> list[float]:
+        rows = {(): words(a=0.5 + 1e-9, b=0.5 - 1e-9), (A,): words(end=0.6, c=0.4), (B,): words(c=0.8, end=0.2)}
+        rows |= {(B, C): words(a=0.8, end=0.2), (B, C, A): words(end=0.9, a=0.1)}
+        return rows.get(prefix, words(end=1.0))
+
+    def best(reward: float, alpha: float = 0.0):
+        decoder, features = TableDecoder(table), pictures(0)
+        found = search(
+            decoder, decoder.encode(features), 1, BeamStrategy(4), Constraints(30, 1), length_normalisation=alpha, length_reward=reward
+        )
+        return found[0][0]
+
+    assert best(0.02).tokens == (A,) and best(0.02).score == pytest.approx(math.log(0.30) + 0.04)
+    assert best(0.03).tokens == (B, C, A) and best(0.03).score == pytest.approx(math.log(0.288) + 0.12, abs=1e-6)
+    assert best(0.03).log_probability == pytest.approx(math.log(0.288), abs=1e-6)
+    assert best(-1.0).tokens == (A,) and best(-1.0).score == pytest.approx(math.log(0.30) - 2)
+    assert best(0.05, 1.0).score == pytest.approx(math.log(0.288) / 4 + 0.20, abs=1e-6)
+
+
 def test_greedy_by_hand():
     """Beam 1 takes the likeliest word at every step and stops at the first <end>, though going on would score better."""
 
@@ -117,14 +140,16 @@ def test_a_beam_that_holds_every_prefix_is_exhaustive(seed, alpha):
         assert [hypothesis.score for hypothesis in hypotheses] == pytest.approx([score for score, _ in scored], abs=1e-12)
 
 
-@pytest.mark.parametrize("alpha", [0.0, 1.0, 3.0])
+@pytest.mark.parametrize(("alpha", "reward"), [(0.0, 0.0), (1.0, 0.0), (3.0, 0.0), (0.0, 0.7), (0.0, -0.7), (1.0, 0.1)])
 @pytest.mark.parametrize("beam", [1, 2, 5])
-def test_stopping_early_changes_nothing(beam, alpha):
+def test_stopping_early_changes_nothing(beam, alpha, reward):
     """The best of a search that may stop early is the best of one that must fill its beam (``keep`` = all stops last)."""
     table = random_table(3, vocabulary=12, end=3)
     early, late = TableDecoder(table), TableDecoder(table)
-    best = beam_search(early, pictures(*range(20)), beam_size=beam, max_length=9, length_normalisation=alpha, keep=1)
-    full = beam_search(late, pictures(*range(20)), beam_size=beam, max_length=9, length_normalisation=alpha, keep=beam)
+    options = {"length_normalisation": alpha, "length_reward": reward}
+    memory = early.encode(pictures(*range(20)))
+    best = search(early, memory, 20, BeamStrategy(beam), Constraints(9, 1), keep=1, **options)
+    full = search(late, memory, 20, BeamStrategy(beam), Constraints(9, 1), keep=beam, **options)
     assert [hypotheses[0] for hypotheses in full] == [hypotheses[0] for hypotheses in best]
     assert sum(early.batches) <= sum(late.batches)
     for hypotheses in full:

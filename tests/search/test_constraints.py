@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from captioner.errors import CaptionerError
-from captioner.search import Constraints, beam_search
-from captioner.vocabulary.vocabulary import END, PAD, START, UNK
+from captioner.search import Constraints, beam_search, prefix_words
+from captioner.vocabulary.vocabulary import END, PAD, SPECIALS, START, UNK, Vocabulary
 from tests.search.tables import A, B, C, TableDecoder, pictures, random_table, words
 
 
@@ -91,3 +91,52 @@ def test_bans_are_written_in_place():
     logits = torch.zeros(2, 7)
     Constraints(max_length=5).apply(logits, 5)
     assert logits[1].isfinite().tolist() == [False, False, True, False, False, False, False]
+
+
+@pytest.mark.parametrize("beam", [1, 3])
+def test_prefix_by_hand(beam):
+    """Greedy would say a a ..; after the forced c b the likeliest word is a, and the forced words' probabilities count."""
+
+    def table(_: int, prefix: tuple[int, ...]) -> list[float]:
+        return words(a=0.6, b=0.3, c=0.1) if len(prefix) < 3 else words(end=0.8, a=0.2)
+
+    [hypotheses] = beam_search(TableDecoder(table), pictures(0), beam_size=beam, prefix=(C, B), length_normalisation=0.0, keep=beam, max_length=3)
+    assert hypotheses[0].tokens == (C, B, A)
+    assert hypotheses[0].log_probability == pytest.approx(math.log(0.1 * 0.3 * 0.6 * 0.8))
+    assert {h.tokens for h in hypotheses} == {(C, B, A), (C, B, B), (C, B, C)} if beam == 3 else True
+
+
+@pytest.mark.parametrize("beam", [1, 4])
+def test_a_prefix_goes_before_other_bans(beam):
+    """A repeated word, and as many words as a caption may have: only <end> is left."""
+    [[found]] = beam_search(TableDecoder(ever), pictures(0), beam_size=beam, prefix=(B, B, B), no_repeat_ngram=1, max_length=3)
+    assert found.tokens == (B, B, B) and found.log_probability == pytest.approx(3 * math.log(0.4) + math.log(0.1))
+    [[found]] = beam_search(TableDecoder(ever), pictures(0), beam_size=beam, prefix=(B,), no_repeat_ngram=1, max_length=3)
+    assert found.tokens == (B, A)  # what follows is not free of them
+
+
+def test_a_prefix_is_exhaustive_search_behind_it():
+    """A beam that holds everything finds what it finds without the prefix, less the captions that begin otherwise."""
+    table = random_table(5, vocabulary=7)
+    free, forced = (beam_search(TableDecoder(table), pictures(0, 1), 120, max_length=4, keep=120, prefix=p) for p in ((), (B, A)))
+    for every, found in zip(free, forced, strict=True):
+        expected = [h for h in every if h.tokens[:2] == (B, A)]
+        assert [h.tokens for h in found] == [h.tokens for h in expected] and len(found) == 1 + 3 + 9
+        assert [h.score for h in found] == pytest.approx([h.score for h in expected], abs=1e-12)
+
+
+def test_a_prefix_that_is_too_long():
+    with pytest.raises(ValueError, match="prefix of 3 words, captions of at most 2"):
+        Constraints(2, prefix=(A, B, A))
+
+
+def test_prefix_words():
+    vocabulary = Vocabulary([*SPECIALS, "a", "picture", "of"])
+    assert prefix_words("A picture of ...", vocabulary, 5, "prefix") == (4, 5, 6)
+    assert prefix_words("", vocabulary, 5, "prefix") == ()
+    with pytest.raises(CaptionerError, match="prefix='a photo of': the word 'photo' is not in the model's vocabulary"):
+        prefix_words("a photo of", vocabulary, 5, "prefix")
+    with pytest.raises(CaptionerError, match="the word '<unk>' is not in"):
+        prefix_words("<unk>", vocabulary, 5, "prefix")
+    with pytest.raises(CaptionerError, match="prefix='a picture of': 3 words, but a caption may have 2"):
+        prefix_words("a picture of", vocabulary, 2, "prefix")

@@ -9,7 +9,7 @@ import torch
 
 from benchmarks.beam_loops import cached_loop, textbook_loop
 from captioner.decoder import DecoderConfig, build_decoder
-from captioner.search import beam_search
+from captioner.search import Constraints, DiverseStrategy, SamplingStrategy, beam_search, search
 from tests.evaluation.small import fill
 
 
@@ -77,3 +77,61 @@ def test_attention_is_what_the_decoder_looked_at():
             assert torch.allclose(weights, expected[0, 0].detach().float(), atol=1e-6)
             word = token
 
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """A decoder trained for a moment on captions drawn from a small grammar, and pictures that it has not seen; float64."""
+    torch.manual_seed(0)
+    config = DecoderConfig("gru", "soft", 24, 8, 6, 4, feature_size=12, hidden_size=24, attention_size=12, dropout=0.0)
+    decoder = build_decoder(config).double().train()
+    grids, captions = grammar(64, seed=1)
+    optimizer = torch.optim.Adam(decoder.parameters(), 1e-2)
+    for _ in range(60):
+        outputs = decoder(grids, captions)
+        loss = torch.nn.functional.cross_entropy(outputs.logits, outputs.targets)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert float(loss.detach()) < 2.0  # log 24 = 3.2 says nothing has been learned
+    return decoder.eval(), grammar(40, seed=2)[0]
+
+
+def grammar(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pictures whose largest channel names the caption's first word; each next word is one of three after the last one."""
+    generator = torch.Generator().manual_seed(seed)
+    grids = torch.randn(count, 4, 6, generator=generator, dtype=torch.float64)
+    captions = torch.zeros(count, 3, 9, dtype=torch.int64)
+    for picture in range(count):
+        for caption in range(3):
+            words = [1, 4 + int(grids[picture].sum(0).argmax())]
+            for _ in range(int(torch.randint(2, 6, (), generator=generator))):
+                words.append(4 + (words[-1] * 3 + int(torch.randint(0, 3, (), generator=generator))) % 20)
+            captions[picture, caption, : len(words) + 1] = torch.tensor([*words, 2])
+    return grids, captions
+
+
+def test_a_trained_models_larger_beams_find_likelier_captions(trained):
+    decoder, grids = trained
+    mean = {
+        size: sum(best.log_probability for [best] in beam_search(decoder, grids, size, max_length=12, length_normalisation=0.0)) / len(grids)
+        for size in (1, 5)
+    }
+    assert mean[5] >= mean[1]
+    assert mean[5] > mean[1] + 0.05  # and not because they are all the same
+
+
+def test_every_strategy_runs_a_trained_model_and_ranks_by_the_models_probability(trained):
+    """No caption of theirs outdoes the one of a beam that misses next to nothing; the log-probabilities are teacher forcing's."""
+    decoder, grids = trained
+    memory = decoder.encode(grids)
+    wide = beam_search(decoder, grids, 60, max_length=8, length_normalisation=0.0)
+    for strategy in (DiverseStrategy(6, 3, 0.5), SamplingStrategy(6, range(len(grids)), 8, top_p=0.9)):
+        found = search(decoder, memory, len(grids), strategy, Constraints(8, 1), keep=6)
+        for picture, hypotheses in enumerate(found):
+            assert hypotheses[0].log_probability <= wide[picture][0].log_probability + 1e-9
+            for hypothesis in hypotheses:
+                tokens = torch.tensor([[[1, *hypothesis.tokens, 2]]])
+                outputs = decoder(grids[[picture]], tokens)
+                expected = -torch.nn.functional.cross_entropy(outputs.logits, outputs.targets, reduction="sum")
+                assert hypothesis.log_probability == pytest.approx(float(expected.detach()), abs=1e-9)
