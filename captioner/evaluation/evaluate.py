@@ -25,7 +25,8 @@ _EXAMPLES = 6  # pictures on the sheet; the same ones in every experiment on a d
 
 
 def evaluate(parameters: Parameters, models: Path, features: Path, captions: Path, images: Path, results: Path) -> None:
-    """Score a trained model and write ``metrics.json``, ``per_image.csv``, ``captions.json`` and ``plots/`` into ``results``.
+    """Score a trained model and write ``metrics.json``, ``per_image.csv``, ``statistics.csv``, ``captions.json`` and ``plots/`` into
+    ``results``.
 
     Every beam size is run on the validation split and on the headline split (``evaluate.split``). The one whose captions score best on
     **validation** by ``evaluate.select_by`` gives the headline numbers; of equal ones the smaller. Nothing is written before all is

@@ -1,4 +1,4 @@
-"""What evaluation leaves behind: metrics.json, per_image.csv, captions.json, plots/."""
+"""What evaluation leaves behind: metrics.json, per_image.csv, statistics.csv, captions.json, plots/."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any
 from captioner.errors import CaptionerError
 from captioner.images.captions import CaptionSet
 from captioner.metrics import METRICS, Scores
+from captioner.metrics.statistics import STATISTICS
 from captioner.search import Hypothesis
 from captioner.sidecar import write_atomically
 from captioner.vocabulary.vocabulary import Vocabulary
@@ -60,6 +61,7 @@ def write_evaluation(results: Path, evaluation: Evaluation, sheet: bytes, timing
         BEAM_SWEEP: beam_sweep_csv(evaluation),
         SHEET: sheet,
         PER_IMAGE: per_image_csv(evaluation),
+        STATISTICS: evaluation.scores[evaluation.split][evaluation.beam].statistics.to_csv(),
         CAPTIONS: captions_json(evaluation),
         TIMING: json.dumps(timing) + "\n",
         METRICS_FILE: json.dumps(metrics(evaluation), indent=1) + "\n",

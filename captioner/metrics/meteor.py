@@ -51,8 +51,8 @@ class Meteor:
                 pass
         self._errors.close()
 
-    def score(self, references: Sequence[Sequence[str]], candidates: Sequence[str], time_limit: float | None = None) -> tuple[float, list[float]]:
-        """The score of all candidates together, and of each.
+    def score(self, references: Sequence[Sequence[str]], candidates: Sequence[str], time_limit: float | None = None) -> tuple[float, list[float], list[list[float]]]:
+        """The score of all candidates together, and of each, and the 23 numbers of each that its score is made of.
 
         Args:
             references: for each candidate its tokenized references, at least one.
@@ -90,7 +90,7 @@ class Meteor:
         self._late = True
         self._process.kill()
 
-    def _score(self, references: Sequence[Sequence[str]], candidates: Sequence[str]) -> tuple[float, list[float]]:
+    def _score(self, references: Sequence[Sequence[str]], candidates: Sequence[str]) -> tuple[float, list[float], list[list[float]]]:
         lines = [" ||| ".join(["SCORE", *map(_clean, texts), _clean(candidate)]) for texts, candidate in zip(references, candidates, strict=True)]
         # Written beside the reading: its answers would fill the pipe while we still write.
         writer = threading.Thread(target=self._write, args=("\n".join(lines) + "\n",), daemon=True)
@@ -104,7 +104,7 @@ class Meteor:
         writer.join()
         self._write(" ||| ".join(["EVAL", *statistics]) + "\n")
         scores = [float(self._line()) for _ in lines]
-        return float(self._line()), scores
+        return float(self._line()), scores, [list(map(float, answer.split())) for answer in statistics]
 
     def _write(self, text: str) -> None:
         try:

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from captioner.errors import CaptionerError
+from captioner.fingerprint import fingerprint
 from captioner.metrics import meteor as meteor_program
 from captioner.metrics import ptb
 from captioner.metrics.java import Java, find_java
 from captioner.metrics.rouge import rouge_l
+from captioner.metrics.statistics import Statistics, make_statistics
 from captioner.vocabulary.tokenizer import scored_tokens
 
-METRICS = ("bleu_1", "bleu_2", "bleu_3", "bleu_4", "meteor", "rouge_l", "cider_d")
+TITLES = {
+    "bleu_1": "BLEU-1", "bleu_2": "BLEU-2", "bleu_3": "BLEU-3", "bleu_4": "BLEU-4",
+    "meteor": "METEOR", "rouge_l": "ROUGE-L", "cider_d": "CIDEr-D",
+}  # fmt: skip
+METRICS = tuple(TITLES)
 OWN_TOKENIZER = "captioner (Penn Treebank style; no Java runs here)"
 
 
@@ -26,12 +32,14 @@ class Scores:
     Attributes:
         overall: metric -> score of all candidates together, as fractions (0.18, not 18); CIDEr-D may exceed 1.
         per_image: id -> metric -> score of that candidate. BLEU of all candidates is no mean of these; the others nearly or exactly.
-        signature: tool, version, tokenizer, meteor, java, images, references: what the numbers depend on.
+        signature: tool, version, tokenizer, meteor, java, images, references and the fingerprint of both: what the numbers depend on.
+        statistics: of each candidate, in the order of ``per_image``: what the overall scores are made of.
     """
 
     overall: dict[str, float]
     per_image: dict[Hashable, dict[str, float]]
     signature: dict[str, Any]
+    statistics: Statistics = field(compare=False)
 
 
 @dataclass(frozen=True)
@@ -88,14 +96,15 @@ class Scorer:
             theirs.append(known.tokens[key] if known else [next(tokens) for _ in texts[key]])
         if not any(text for group in theirs for text in group):
             raise CaptionerError("references: none of them has a word; give captions in words")
+        meteor_statistics = None
         if self._meteor is None:
-            metrics = _python_metrics(theirs, ours)
+            metrics, counts = _python_metrics(theirs, ours)
         else:  # METEOR works in its own process: beside the others, not after them
             with ThreadPoolExecutor(1) as pool:
                 running = pool.submit(self._meteor.score, theirs, ours)
                 try:
-                    metrics = _python_metrics(theirs, ours)
-                    metrics["meteor"] = running.result()
+                    metrics, counts = _python_metrics(theirs, ours)
+                    *metrics["meteor"], meteor_statistics = running.result()
                 except BaseException:  # the pool would wait for it
                     self._meteor.close()
                     raise
@@ -103,10 +112,11 @@ class Scorer:
         return Scores(
             overall={name: float(metrics[name][0]) for name in names},
             per_image={key: {name: float(metrics[name][1][row]) for name in names} for row, key in enumerate(candidates)},
-            signature=self._signature(len(ours), sum(map(len, theirs))),
+            signature=self._signature(texts),
+            statistics=make_statistics(list(candidates), counts, meteor_statistics, {name: each for name, (_, each) in metrics.items()}),
         )
 
-    def _signature(self, images: int, references: int) -> dict[str, Any]:
+    def _signature(self, references: Mapping[Hashable, Sequence[str]]) -> dict[str, Any]:
         absent = "absent: not asked for" if not self._wanted else "absent: no Java runs here"
         return {
             "tool": "pycocoevalcap",
@@ -114,8 +124,9 @@ class Scorer:
             "tokenizer": ptb.NAME if self._java else OWN_TOKENIZER,
             "meteor": meteor_program.NAME if self._meteor else absent,
             "java": self._java.version if self._java else "none",
-            "images": images,
-            "references": references,
+            "images": len(references),
+            "references": sum(map(len, references.values())),
+            "fingerprint": fingerprint({str(key): sorted(texts) for key, texts in references.items()}),
         }
 
 
@@ -165,22 +176,27 @@ def _tokenize(captions: list[str], java: Java | None) -> list[str]:
     return [" ".join(scored_tokens(caption)) for caption in captions]
 
 
-def _python_metrics(references: list[list[str]], candidates: list[str]) -> dict[str, tuple[float, Sequence[float]]]:
-    """Everything but METEOR, of tokenized captions."""
-    bleu, cider = _pycocoevalcap()
+def _python_metrics(
+    references: list[list[str]], candidates: list[str]
+) -> tuple[dict[str, Sequence[Any]], list[dict[str, Any]]]:
+    """Everything but METEOR, of tokenized captions: metric -> (overall, of each); and of each the counts that BLEU sums."""
+    BleuScorer, Cider = _pycocoevalcap()
     truth, guess = dict(enumerate(references)), {row: [text] for row, text in enumerate(candidates)}
-    overall, each = bleu(truth, guess)
-    metrics = {f"bleu_{n}": (overall[n - 1], each[n - 1]) for n in range(1, 5)}
+    scorer = BleuScorer(n=4)
+    for candidate, texts in zip(candidates, references, strict=True):
+        scorer += (candidate, texts)
+    overall, each = scorer.compute_score(option="closest", verbose=0)
+    metrics: dict[str, Sequence[Any]] = {f"bleu_{n}": (overall[n - 1], each[n - 1]) for n in range(1, 5)}
     rouge = [rouge_l(candidate, texts) for candidate, texts in zip(candidates, references)]
     metrics["rouge_l"] = (sum(rouge) / len(rouge), rouge)
-    metrics["cider_d"] = cider(truth, guess)  # pycocoevalcap calls it CIDEr
-    return metrics
+    metrics["cider_d"] = Cider().compute_score(truth, guess)  # pycocoevalcap calls it CIDEr
+    return metrics, scorer.ctest
 
 
-def _pycocoevalcap() -> tuple[Callable, Callable]:
+def _pycocoevalcap() -> tuple[type, type]:
     try:
-        from pycocoevalcap.bleu.bleu import Bleu
+        from pycocoevalcap.bleu.bleu_scorer import BleuScorer
         from pycocoevalcap.cider.cider import Cider
     except ImportError as error:
         raise CaptionerError(f"pycocoevalcap: cannot be imported ({error}); install it with pip install pycocoevalcap==1.2") from error
-    return lambda truth, guess: Bleu(4).compute_score(truth, guess, verbose=0), Cider().compute_score
+    return BleuScorer, Cider

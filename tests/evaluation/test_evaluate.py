@@ -18,8 +18,9 @@ from captioner.evaluation.drawing import draw_sheet
 from captioner.evaluation.evaluate import choose_beam
 from captioner.features.store import FeatureStore
 from captioner.images.captions import CaptionSet
-from captioner.metrics import score
+from captioner.metrics import METRICS, score
 from captioner.metrics.java import find_java
+from captioner.metrics.statistics import Statistics
 from captioner.training.model_files import load_model
 from captioner.vocabulary.tokenizer import tokenize
 from captioner.vocabulary.vocabulary import END, START
@@ -106,6 +107,15 @@ def test_per_image_rows(results, paths):
     assert all(float(row["log_probability"]) < 0 for row in rows)
 
 
+def test_statistics_are_the_headlines(results):
+    """Summed over pictures they give the headline's scores."""
+    statistics, metrics = Statistics.from_csv((results / "statistics.csv").read_text(), "statistics.csv"), read_metrics(results)
+    assert [int(image) for image in statistics.image_ids] == list(read_captions(results))
+    found = statistics.overall()
+    assert set(found) == set(METRICS) & set(metrics)
+    assert found == pytest.approx({name: metrics[name] for name in found}, abs=1e-6)
+
+
 def test_beam_sweep_holds_every_size_once_and_the_headline_in_it(results):
     rows, metrics = read_csv(results / "plots/beam_sweep.csv"), read_metrics(results)
     assert [row["beam_size"] for row in rows] == ["1", "3"]
@@ -123,7 +133,7 @@ def test_the_sheet_is_a_picture(results):
 
 def test_a_second_evaluation_gives_the_same_bytes(no_java, paths, tmp_path):
     results, again = small.run(paths, tmp_path / "once"), small.run(paths, tmp_path / "again")
-    names = ["metrics.json", "per_image.csv", "captions.json", "plots/beam_sweep.csv", "plots/examples.png"]
+    names = ["metrics.json", "per_image.csv", "statistics.csv", "captions.json", "plots/beam_sweep.csv", "plots/examples.png"]
     assert all((again / name).read_bytes() == (results / name).read_bytes() for name in names)
 
 

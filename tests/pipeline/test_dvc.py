@@ -34,7 +34,7 @@ def test_second_repro_does_nothing_and_the_tree_is_clean(done: Workspace) -> Non
 def test_every_out_is_there_and_ignored_by_git(done: Workspace) -> None:
     outs = ["data/scenes/images.h5", "data/scenes/captions.json", "data/scenes/skipped.csv", "data/scenes/features/squeezenet1_1.h5",
             "data/scenes/vocab.json", "data/scenes/embeddings.npy", "models/model.safetensors", "models/config.json",
-            "results/evaluate/per_image.csv", "results/evaluate/captions.json"]
+            "results/evaluate/per_image.csv", "results/evaluate/statistics.csv", "results/evaluate/captions.json"]
     for out in outs:
         assert (done.folder / out).exists(), out
     assert done.run("git", "check-ignore", *outs).split() == outs
