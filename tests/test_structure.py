@@ -10,7 +10,7 @@ import pytest
 from captioner.parameters.table import table
 from tests.data import ROOT
 
-ORDER = ["images", "features", "vocabulary", "decoder", "search", "metrics", "training", "evaluation", "cli"]
+ORDER = ["images", "features", "vocabulary", "decoder", "search", "metrics", "training", "evaluation", "comparison", "cli"]
 
 
 def _imports(path) -> set[str]:

@@ -60,6 +60,12 @@ def test_another_encoder_and_back_extracts_once(done: Workspace) -> None:
 def test_another_seed_extracts_nothing(done: Workspace) -> None:
     assert done.ran(done.dvc("exp", "run", "-S", "seed=2")) == ["train", "evaluate"]
     assert done.ran(done.dvc("exp", "run", "-S", "seed=1")) == []
+    compared = json.loads(done.run("python", "-c", "from captioner.cli import main; main()", "compare", "--json"))
+    [setting] = [setting for setting in compared["settings"] if len(setting["experiments"]) > 1]
+    assert sorted(run["seed"] for run in setting["experiments"]) == [1, 2] and setting["decoder"] == "gru"
+    metrics = json.loads((done.folder / "results/evaluate/metrics.json").read_text())
+    [main] = json.loads(done.run("python", "-c", "from captioner.cli import main; main()", "compare", "--json", "main"))["settings"]
+    assert {name: score["value"] for name, score in main["scores"].items()} == pytest.approx({name: metrics[name] for name in main["scores"]}, abs=2e-6)
 
 
 def test_a_runtime_parameter_runs_nothing(done: Workspace) -> None:
