@@ -21,7 +21,7 @@ const fixed = (value, digits = 3) => (value === null || value === undefined ? "â
 function ticks(low, high, count) {
   const rough = (high - low) / count;
   const power = 10 ** Math.floor(Math.log10(rough));
-  const step = [1, 2, 5, 10].map((factor) => factor * power).find((size) => size >= rough);
+  const step = [5, 2, 1].map((factor) => factor * power).find((size) => size <= rough * 1.2) || power;
   const found = [];
   for (let at = Math.ceil(low / step - 1e-9) * step; at <= high + step * 1e-6; at += step) found.push(Number(at.toPrecision(10)));
   return found;
@@ -50,7 +50,7 @@ function chart({ title, xLabel, series, steps = false, fromZero = false }) {
     svg.append(draw("line", { class: "grid", x1: left, x2: width - right, y1: py(tick), y2: py(tick) }));
     svg.append(draw("text", { class: "tick", x: left - 8, y: py(tick) + 4, "text-anchor": "end" }, fixed(tick, digits)));
   }
-  for (const tick of ticks(x0, x1, 8).filter(Number.isInteger)) {
+  for (const tick of ticks(x0, x1, 7).filter(Number.isInteger)) {
     svg.append(draw("text", { class: "tick", x: px(tick), y: height - bottom + 18, "text-anchor": "middle" }, String(tick)));
   }
   svg.append(draw("text", { class: "label", x: (left + width - right) / 2, y: height - 4, "text-anchor": "middle" }, xLabel));

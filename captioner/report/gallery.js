@@ -30,8 +30,8 @@ function makeCard(data, place, observer) {
   const several = captions.length > 1;
   const alt = captions.map((caption, number) => (several ? `${letter(number)}: ` : "") + (caption.words.join(" ") || "no words")).join("; ");
   const image = make("img", { alt, width: picture.width, height: picture.height, decoding: "async" });
-  image.style.setProperty("--ratio", picture.width / picture.height);
   const shot = make("div", { class: "shot" }, image);
+  shot.style.setProperty("--ratio", picture.width / picture.height);
   const element = make("li", { class: "card" }, make("div", { class: "frame" }, shot));
   const figures = [];
   captions.forEach((caption, number) => {

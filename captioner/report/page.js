@@ -70,7 +70,7 @@ function curves() {
   const both = (train, val) => (...each) => [...learned(val, "validation", false, "0")(...each), ...learned(train, "training", true, "grey")(...each)];
   const sweep = (name) => (experiment, tone, prefix) => {
     const { sizes, values } = experiment.beam_sweep;
-    return values[name] ? [{ name: `${prefix}${TITLES[name]}`, tone, points: sizes.map((size, row) => [size, values[name][row]]) }] : [];
+    return sizes.length > 1 && values[name] ? [{ name: `${prefix}${TITLES[name]}`, tone, points: sizes.map((size, row) => [size, values[name][row]]) }] : [];
   };
   const share = (counts) => counts.map((count, length) => [length, count / counts.reduce((sum, each) => sum + each, 0)]);
   const lengths = [

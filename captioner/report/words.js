@@ -3,6 +3,16 @@ function bytes(text) {
   return Uint8Array.from(atob(text), (sign) => sign.charCodeAt(0));
 }
 
+// For each pixel of one direction the two cells that it lies between and how far it is from the first; null outside begin..end.
+function between(count, begin, end, pixels) {
+  return Array.from({ length: pixels }, (_, pixel) => {
+    const at = ((pixel + 0.5 - begin) / (end - begin)) * count - 0.5;
+    if (at < -0.5 || at > count - 0.5) return null;
+    const low = Math.min(Math.max(Math.floor(at), 0), count - 1);
+    return [low, Math.min(low + 1, count - 1), Math.min(Math.max(at - low, 0), 1)];
+  });
+}
+
 // Darkens what the decoder did not look at. cells: bytes of the grid, row by row; box: the part of the picture that the grid covers, as shares.
 function shade(shot, cells, [rows, columns], [left, top, right, bottom]) {
   let canvas = shot.querySelector("canvas");
@@ -12,17 +22,24 @@ function shade(shot, cells, [rows, columns], [left, top, right, bottom]) {
   }
   const image = shot.querySelector("img");
   [canvas.width, canvas.height] = [Number(image.getAttribute("width")), Number(image.getAttribute("height"))];
-  const small = make("canvas", { width: columns, height: rows });
-  const pixels = new ImageData(columns, rows);
-  cells.forEach((cell, place) => pixels.data.set([8, 10, 16, 200 * (1 - (cell / 255) ** 0.8)], place * 4));
-  small.getContext("2d").putImageData(pixels, 0, 0);
-  const pen = canvas.getContext("2d");
-  const [x, y, width, height] = [left * canvas.width, top * canvas.height, (right - left) * canvas.width, (bottom - top) * canvas.height];
-  pen.fillStyle = "rgba(8, 10, 16, 0.784)"; // outside the box the encoder saw nothing
-  pen.fillRect(0, 0, canvas.width, canvas.height);
-  pen.clearRect(x, y, width, height);
-  pen.imageSmoothingQuality = "high";
-  pen.drawImage(small, x, y, width, height);
+  const [width, height] = [canvas.width, canvas.height];
+  const pixels = new ImageData(width, height);
+  const across = between(columns, left * width, right * width, width);
+  const down = between(rows, top * height, bottom * height, height);
+  for (let y = 0; y < height; y += 1) {
+    for (let x = 0; x < width; x += 1) {
+      let seen = 0; // outside the box the encoder saw nothing
+      if (across[x] && down[y]) {
+        const [x0, x1, dx] = across[x];
+        const [y0, y1, dy] = down[y];
+        const upper = cells[y0 * columns + x0] * (1 - dx) + cells[y0 * columns + x1] * dx;
+        const lower = cells[y1 * columns + x0] * (1 - dx) + cells[y1 * columns + x1] * dx;
+        seen = (upper * (1 - dy) + lower * dy) / 255;
+      }
+      pixels.data.set([8, 10, 16, 205 * (1 - seen ** 0.8)], (y * width + x) * 4);
+    }
+  }
+  canvas.getContext("2d").putImageData(pixels, 0, 0);
   shot.classList.add("shaded");
 }
 
