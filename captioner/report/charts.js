@@ -15,7 +15,7 @@ function draw(name, attributes, text) {
   return element;
 }
 
-const fixed = (value, digits = 3) => (value === null || value === undefined ? "–" : value.toFixed(digits));
+const fixed = (value, digits = 3) => (value === null || value === undefined ? "–" : value.toFixed(digits).replace("-", "−"));
 
 // About `count` round numbers from low to high.
 function ticks(low, high, count) {

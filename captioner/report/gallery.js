@@ -43,14 +43,17 @@ function makeCard(data, place, observer) {
     head.append(figure);
     element.append(make("div", { class: "caption" }, captionLine(caption, experiment.grid, shot, several ? `Caption of ${letter(number)}` : "Generated caption"), head));
   });
-  const references = make("ul", { class: "references", "aria-label": "Reference captions" });
-  for (const text of picture.references) references.append(make("li", {}, text));
-  const details = make("details", {}, make("summary", {}, `${picture.references.length} references`), references);
-  element.append(details, make("p", { class: "file" }, picture.name));
+  const references = picture.references.map((text) => make("li", {}, text));
+  if (references.length) element.append(make("ul", { class: "references", "aria-label": "Reference captions" }, references[0]));
+  if (references.length > 1) {
+    const more = make("ul", { class: "references", "aria-label": "More reference captions" }, ...references.slice(1));
+    element.append(make("details", {}, make("summary", {}, `${references.length - 1} more references`), more));
+  }
+  element.append(make("p", { class: "file" }, picture.name));
   const text = new Set([...captions.flatMap((caption) => caption.words), ...picture.references.flatMap(wordsOf), ...wordsOf(picture.name), picture.name.toLowerCase()]);
   image.dataset.place = String(place);
   observer.observe(image);
-  return { element, place, captions, figures, text: [...text].map((word) => word.toLowerCase()), name: picture.name.toLowerCase() };
+  return { element, place, captions, figures, text: [...text].map((word) => word.toLowerCase()) };
 }
 
 function gallery(section, data) {

@@ -37,6 +37,8 @@ function header() {
 function scores() {
   const metrics = Object.keys(TITLES).filter((name) => data.experiments.some((experiment) => name in experiment.scores));
   const spread = (score) => (!score || score.low === null ? "" : `${fixed(score.low)} – ${fixed(score.high)}`);
+  const tables = make("div", { class: "tables" });
+  at("scores").append(tables);
   const all = data.experiments.map((experiment) => experiment.scores);
   if (several) {
     const cell = (score) => {
@@ -44,21 +46,20 @@ function scores() {
       if (spread(score)) found.append(make("span", { class: "interval" }, spread(score)));
       return found;
     };
-    at("scores").append(scrolling("Scores", table(["", ...all.map((_, place) => letter(place))], metrics.map((name) => [TITLES[name], ...all.map((each) => cell(each[name]))]))));
+    tables.append(make("div", {}, scrolling("Scores", table(["", ...all.map((_, place) => letter(place))], metrics.map((name) => [TITLES[name], ...all.map((each) => cell(each[name]))])))));
   } else {
-    at("scores").append(scrolling("Scores", table(["", "score", "95 % interval", "validation"], metrics.map((name) => {
+    tables.append(make("div", {}, scrolling("Scores", table(["", "score", "95 % interval", "validation"], metrics.map((name) => {
       const score = all[0][name];
       return [TITLES[name], fixed(score.value), spread(score), fixed(score.val)];
-    }))));
+    })))));
   }
-  at("scores").append(make("p", { class: "hint" }, "Intervals are of a bootstrap over pictures. Cross entropy is in nats a word, lower is better."));
+  tables.lastChild.append(make("p", { class: "hint" }, "Intervals are of a bootstrap over pictures. Cross entropy is in nats a word, lower is better."));
   if (!data.pairs.length) return;
-  at("scores").append(make("h3", {}, "Differences"));
   const rows = data.pairs.flatMap((pair) => Object.entries(pair.differences).map(([name, found]) => [
-    `${letter(pair.second)} − ${letter(pair.first)}, ${TITLES[name]}`, `${found.value > 0 ? "+" : ""}${fixed(found.value)}`, `${fixed(found.low)} – ${fixed(found.high)}`, fixed(found.p),
+    `${letter(pair.second)} − ${letter(pair.first)}, ${TITLES[name]}`, (found.value > 0 ? "+" : "") + fixed(found.value), `${fixed(found.low)} to ${fixed(found.high)}`, fixed(found.p),
   ]));
-  at("scores").append(scrolling("Differences", table(["", "difference", "95 % interval", "p"], rows)));
-  at("scores").append(make("p", { class: "hint" }, "p is of a two-sided paired bootstrap over pictures."));
+  tables.append(make("div", {}, scrolling("Differences", table(["", "difference", "95 % interval", "p"], rows)),
+    make("p", { class: "hint" }, "p is of a two-sided paired bootstrap over pictures.")));
 }
 
 function curves() {
