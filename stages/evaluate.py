@@ -1,4 +1,4 @@
-"""Stage ``evaluate``: beam search and scores of the trained model into results/evaluate/."""
+"""Stage ``evaluate``: beam search and scores of the trained model into results/evaluate/, and the report."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ def main() -> None:
         captions=paths.captions(dataset),
         images=paths.images(dataset),
         results=paths.EVALUATE_RESULTS,
+        report=paths.REPORT,
+        history=paths.HISTORY,
     )
 
 

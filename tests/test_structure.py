@@ -10,7 +10,7 @@ import pytest
 from captioner.parameters.table import table
 from tests.data import ROOT
 
-ORDER = ["images", "features", "vocabulary", "decoder", "search", "metrics", "training", "evaluation", "comparison", "cli"]
+ORDER = ["images", "features", "vocabulary", "decoder", "search", "metrics", "training", "comparison", "report", "evaluation", "cli"]
 
 
 def _imports(path) -> set[str]:

@@ -9,6 +9,7 @@ import click
 # name -> module of captioner.cli that has the click command ``command``, and its line of help
 _COMMANDS = {
     "compare": ("compare", "Compare experiments: confidence intervals, and whether they differ by more than chance."),
+    "report": ("report", "Make one page of one or several experiments: scores, curves, pictures, attention."),
     "score": ("score", "Score a COCO results file against a COCO captions file."),
     "summary": ("summary", "Show the last run's scores and some captions."),
     "verify": ("verify", "Check an images or features file."),

@@ -10,6 +10,8 @@ MODELS = Path("models")
 RESULTS = Path("results")
 TRAIN_RESULTS = RESULTS / "train"
 EVALUATE_RESULTS = RESULTS / "evaluate"
+HISTORY = TRAIN_RESULTS / "history.csv"
+REPORT = RESULTS / "report" / "index.html"
 PARAMETERS = Path("params.yaml")
 
 

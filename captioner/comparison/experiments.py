@@ -72,7 +72,7 @@ def read_runs(repository: Repository, names: Sequence[str], results: PurePosixPa
         if runs and (reason := difference(run.signature, runs[0].signature)):
             left_out.append((revision.name, f"{reason}, as {runs[0].names[0]} has"))
             continue
-        run = replace(run, statistics=_in_order(run, runs[0].statistics.image_ids)) if runs else run
+        run = replace(run, statistics=in_order(run.statistics, runs[0].statistics.image_ids)) if runs else run
         place = next((place for place, other in enumerate(runs) if _same(run, other)), None)
         if place is None:
             runs.append(run)
@@ -92,6 +92,19 @@ def difference(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str | None
     return None
 
 
+def read_lock(repository: Repository, revision: Revision) -> tuple[dict[str, Any], dict[str, str]]:
+    """A revision's stages as its dvc.lock has them, and the path of every out with its hash.
+
+    Raises:
+        Missing: there is no whole dvc.lock.
+    """
+    try:
+        stages = yaml.load(repository.read(revision, _LOCK), getattr(yaml, "CSafeLoader", yaml.SafeLoader))["stages"]
+        return stages, {out["path"]: out["md5"] for stage in stages.values() for out in stage.get("outs", ())}
+    except (yaml.YAMLError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise Missing(f"its dvc.lock is damaged ({type(error).__name__}: {error}); run it again") from error
+
+
 def _read(repository: Repository, revision: Revision, results: PurePosixPath) -> Run:
     """One revision's run.
 
@@ -100,8 +113,7 @@ def _read(repository: Repository, revision: Revision, results: PurePosixPath) ->
     """
     statistics_path, metrics_path = str(results / STATISTICS), str(results / _METRICS)
     try:
-        stages = yaml.load(repository.read(revision, _LOCK), getattr(yaml, "CSafeLoader", yaml.SafeLoader))["stages"]
-        outs = {out["path"]: out["md5"] for stage in stages.values() for out in stage.get("outs", ())}
+        stages, outs = read_lock(repository, revision)
         if statistics_path not in outs:
             raise Missing(f"its dvc.lock names no {statistics_path}; run it again")
         metrics = repository.read(revision, metrics_path)
@@ -138,10 +150,9 @@ def _same(a: Run, b: Run) -> bool:
     return (a.parameters, a.code, a.seed) == (b.parameters, b.code, b.seed) and np.array_equal(a.statistics.values, b.statistics.values)
 
 
-def _in_order(run: Run, image_ids: tuple[str, ...]) -> Statistics:
-    """Its rows in the order of ``image_ids``, the same images."""
-    if run.statistics.image_ids == image_ids:
-        return run.statistics
-    places = {image: place for place, image in enumerate(run.statistics.image_ids)}
-    return replace(run.statistics, image_ids=image_ids, values=run.statistics.values[[places[image] for image in image_ids]])
-
+def in_order(statistics: Statistics, image_ids: tuple[str, ...]) -> Statistics:
+    """The rows in the order of ``image_ids``, the same images."""
+    if statistics.image_ids == image_ids:
+        return statistics
+    places = {image: place for place, image in enumerate(statistics.image_ids)}
+    return replace(statistics, image_ids=image_ids, values=statistics.values[[places[image] for image in image_ids]])

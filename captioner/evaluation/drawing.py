@@ -55,6 +55,20 @@ def seen_part(size: tuple[int, int], preprocessing: dict[str, Any]) -> tuple[flo
     return left / width, top / height, right / width, bottom / height
 
 
+def strengths(weights: np.ndarray) -> np.ndarray:
+    """Attention of one word as it is shown, cell by cell.
+
+    Args:
+        weights: (P,) of the grid's cells.
+
+    Returns:
+        (P,) float32 in 0..1: 1 at the largest weight, 0 at an even share or less.
+    """
+    cells = np.asarray(weights, dtype=np.float32)
+    even, most = 1.0 / cells.size, float(cells.max())
+    return np.clip((cells - even) / max(most - even, 1e-6), 0.0, 1.0) if most > even * 1.001 else np.zeros_like(cells)
+
+
 def attention_map(weights: np.ndarray, grid: tuple[int, int], box: tuple[float, float, float, float], size: tuple[int, int]) -> np.ndarray:
     """Attention of one word over the pixels of its picture.
 
@@ -69,9 +83,7 @@ def attention_map(weights: np.ndarray, grid: tuple[int, int], box: tuple[float, 
         outside the box.
     """
     width, height = size
-    cells = np.asarray(weights, dtype=np.float32).reshape(grid)
-    even, most = 1.0 / cells.size, float(cells.max())
-    cells = np.clip((cells - even) / max(most - even, 1e-6), 0.0, 1.0) if most > even * 1.001 else np.zeros_like(cells)
+    cells = strengths(weights).reshape(grid)
     left, top, right, bottom = (round(share * side) for share, side in zip(box, (width, height, width, height), strict=True))
     smooth = Image.fromarray(cells).resize((max(1, right - left), max(1, bottom - top)), Image.Resampling.BICUBIC)
     whole = np.zeros((height, width), dtype=np.float32)
@@ -111,10 +123,10 @@ def to_bytes(picture: Image.Image) -> bytes:
 
 def _draw_example(example: Example) -> Image.Image:
     width = _WIDTH - 2 * _MARGIN
-    picture = _fit(example.picture, _PICTURE)
+    picture = fit(example.picture, _PICTURE)
     panels = []
     if example.attention is not None:
-        small = _fit(example.picture, _PANEL)
+        small = fit(example.picture, _PANEL)
         panels = [overlay(small, weights, example.grid, example.box) for weights in example.attention]
     left = _PICTURE + 24
     columns = (width - left + _GAP) // (_PANEL + _GAP)
@@ -142,7 +154,7 @@ def _draw_example(example: Example) -> Image.Image:
     return block
 
 
-def _fit(picture: Image.Image, side: int) -> Image.Image:
+def fit(picture: Image.Image, side: int) -> Image.Image:
     """The picture with its longer side ``side`` pixels, aspect kept."""
     scale = side / max(picture.size)
     size = tuple(max(1, round(length * scale)) for length in picture.size)

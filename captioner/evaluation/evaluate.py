@@ -16,23 +16,31 @@ from captioner.evaluation.drawing import Example, draw_sheet, seen_part, to_byte
 from captioner.evaluation.files import SEARCH_TITLES, Evaluation, write_evaluation
 from captioner.evaluation.inputs import EvaluationInputs, load_inputs
 from captioner.evaluation.lots import draw_lots
+from captioner.evaluation.page_data import page_data
 from captioner.metrics import Scorer, Scores
 from captioner.metrics.diversity import TrainingCaptions, diversity
 from captioner.parameters import Parameters
 from captioner.progress import Progress
+from captioner.report import render
 from captioner.search import Hypothesis
 from captioner.vocabulary.vocabulary import SPECIALS
 
+_VALIDATION_ONLY = "the scores are for the validation split, which chose the beam size too"
 _EXAMPLES = 6  # pictures on the sheet; the same ones in every experiment on a data set, so that sheets can be compared
 
 
-def evaluate(parameters: Parameters, models: Path, features: Path, captions: Path, images: Path, results: Path) -> None:
+def evaluate(
+    parameters: Parameters, models: Path, features: Path, captions: Path, images: Path, results: Path, report: Path, history: Path | None = None
+) -> None:
     """Score a trained model and write ``metrics.json``, ``per_image.csv``, ``statistics.csv``, ``captions.json`` and ``plots/`` into
-    ``results``.
+    ``results``, and the page ``report``.
 
     Every beam size is run on the validation split and on the headline split (``evaluate.split``). The one whose captions score best on
     **validation** by ``evaluate.select_by`` gives the headline numbers; of equal ones the smaller. Nothing is written before all is
     computed.
+
+    Args:
+        history: training's ``history.csv``, for the report's learning curves; None: it has none.
 
     Raises:
         CaptionerError: inputs that are damaged or do not belong together (see ``inputs.load_inputs``), settings that exclude each other,
@@ -46,7 +54,7 @@ def evaluate(parameters: Parameters, models: Path, features: Path, captions: Pat
     inputs = load_inputs(Path(models), Path(features), Path(captions), Path(images), ("val", options.split), options.ensemble)
     splits, headline = inputs.splits, inputs.splits[-1]
     if options.split == "auto" and headline == "val":
-        click.echo(f"warning: {captions} has no test pictures; the scores are for the validation split, which chose the beam size too", err=True)
+        click.echo(f"warning: {captions} has no test pictures; {_VALIDATION_ONLY}", err=True)
     vocabulary, longest, kind = inputs.model.vocabulary, int(inputs.model.config["max_length"]), inputs.model.decoder.config.decoder
     ids = {split: inputs.captions.image_ids(split) for split in splits}
     with inputs.store.reader("auto", "cpu") as reader:
@@ -57,27 +65,21 @@ def evaluate(parameters: Parameters, models: Path, features: Path, captions: Pat
         scores = _score(inputs, found, splits if options.select_by == "meteor" else (headline,))
         beam = choose_beam({size: scores["val"][size].overall for size in sizes}, options.select_by)
         chosen = draw_lots(ids[headline], _EXAMPLES)
-        shown = searcher.with_attention(ids[headline], chosen, beam)
+        gallery = draw_lots(ids[headline], options.report_pictures)
+        shown = searcher.with_attention(ids[headline], {*chosen, *gallery}, beam)
     title = (
         f"{parameters.dataset}, {headline} split, {inputs.model.config['encoder']} + {kind}, {SEARCH_TITLES[options.search]} {beam}: "
         f"{len(chosen)} pictures drawn by lot, and where the decoder looked for each word"
     )
     sheet = draw_sheet(examples(inputs, {image: shown[image] for image in chosen}), title)
-    known = TrainingCaptions.of(text for image in inputs.captions.image_ids("train") for text in inputs.captions.captions(image))
-    variety = {
-        size: diversity([vocabulary.decode(best.tokens) for best in hypotheses.values()], known, len(vocabulary) - len(SPECIALS))
-        for size, hypotheses in found[headline].items()
-    }
     facts = {
         "dataset": parameters.dataset, "encoder": inputs.model.config["encoder"], "decoder": kind,
         "select_by": options.select_by, "search": options.search, "models": 1 + len(options.ensemble),
     }  # fmt: skip
-    write_evaluation(
-        Path(results),
-        Evaluation(headline, beam, scores, forced, variety, found[headline][beam], vocabulary, inputs.captions, facts),
-        to_bytes(sheet),
-        {"seconds": round(time.monotonic() - begin, 3)},
-    )
+    evaluation = Evaluation(headline, beam, scores, forced, _variety(inputs, found[headline]), found[headline][beam], vocabulary, inputs.captions, facts)
+    pictures = dict(zip(gallery, examples(inputs, {image: shown[image] for image in gallery}), strict=True))
+    page = render(page_data(parameters, inputs, evaluation, pictures, history, _warnings(parameters, inputs, evaluation)))
+    write_evaluation(Path(results), evaluation, to_bytes(sheet), Path(report), page, {"seconds": round(time.monotonic() - begin, 3)})
     click.echo(f"{results}: {SEARCH_TITLES[options.search]} {beam} chosen on validation; `captioner summary` shows the scores")
 
 
@@ -93,6 +95,28 @@ def choose_beam(scores: Mapping[int, Mapping[str, float]], select_by: str) -> in
             "evaluate.select_by=cider_d"
         )
     return min(scores, key=lambda size: (-scores[size][select_by], size))
+
+
+def _variety(inputs: EvaluationInputs, found: Mapping[int, Mapping[int, Hypothesis]]) -> dict[int, dict[str, float]]:
+    """Beam size -> what its captions are like."""
+    vocabulary = inputs.model.vocabulary
+    known = TrainingCaptions.of(text for image in inputs.captions.image_ids("train") for text in inputs.captions.captions(image))
+    return {
+        size: diversity([vocabulary.decode(best.tokens) for best in hypotheses.values()], known, len(vocabulary) - len(SPECIALS))
+        for size, hypotheses in found.items()
+    }
+
+
+def _warnings(parameters: Parameters, inputs: EvaluationInputs, evaluation: Evaluation) -> list[str]:
+    """What the reader of the scores must know."""
+    found = []
+    if evaluation.split == "val":
+        found.append(f"There are no held-out test pictures here: {_VALIDATION_ONLY}.")
+    if inputs.store.weights_name == "bundled" and parameters.dataset != "scenes":
+        found.append("The encoder's bundled weights were trained on drawn scenes; with weights trained on photographs the captions are much better.")
+    if "meteor" not in evaluation.scores[evaluation.split][evaluation.beam].overall:
+        found.append("METEOR is absent, for no Java ran.")
+    return found
 
 
 def examples(inputs: EvaluationInputs, hypotheses: Mapping[int, Hypothesis]) -> list[Example]:

@@ -50,15 +50,16 @@ class Evaluation:
     facts: Mapping[str, Any]
 
 
-def write_evaluation(results: Path, evaluation: Evaluation, sheet: bytes, timing: Mapping[str, Any]) -> None:
+def write_evaluation(results: Path, evaluation: Evaluation, sheet: bytes, report: Path, page: str, timing: Mapping[str, Any]) -> None:
     """Make the text of every file first, then write each atomically, ``metrics.json`` last.
 
     Args:
         sheet: the PNG of example captions.
+        report, page: the report's file and its text.
         timing: seconds; in a file of its own, for times are never the same twice.
 
     Raises:
-        CaptionerError: ``results`` cannot be written.
+        CaptionerError: ``results`` or ``report`` cannot be written.
     """
     files: dict[str, str | bytes] = {
         BEAM_SWEEP: beam_sweep_csv(evaluation),
@@ -70,6 +71,7 @@ def write_evaluation(results: Path, evaluation: Evaluation, sheet: bytes, timing
         METRICS_FILE: json.dumps(metrics(evaluation), indent=1) + "\n",
     }
     try:
+        write_atomically(report, page)
         for name, content in files.items():
             write_atomically(results / name, content)
     except OSError as error:

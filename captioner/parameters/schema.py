@@ -150,6 +150,7 @@ class EvaluateParameters:
     select_by: str = option("cider_d", "validation metric that chooses the headline beam size", choices=("bleu_4", "cider_d", "rouge_l", "meteor"))
     split: str = option("auto", "the split that the headline scores are for; auto: test where the data set has test pictures, else val", choices=("auto", "test", "val"))
     batch_size: int = option(64, "pictures searched at once", low=1)
+    report_pictures: int = option(200, "the most pictures in the report's gallery, drawn by lot; 0: a report without pictures", low=0, high=5000)
 
 
 @dataclass(frozen=True)

@@ -95,5 +95,5 @@ def parameters(**evaluate_options: Any) -> Parameters:
 
 def run(paths: dict[str, Path], results: Path, **evaluate_options: Any) -> Path:
     """Evaluate into ``results``; returns it."""
-    evaluate(parameters(**evaluate_options), results=results, **paths)
+    evaluate(parameters(**evaluate_options), results=results, report=results / "report.html", **paths)
     return results

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from captioner.report import read_page
 from tests.pipeline.workspace import STAGES, Workspace
 
 
@@ -34,7 +35,8 @@ def test_second_repro_does_nothing_and_the_tree_is_clean(done: Workspace) -> Non
 def test_every_out_is_there_and_ignored_by_git(done: Workspace) -> None:
     outs = ["data/scenes/images.h5", "data/scenes/captions.json", "data/scenes/skipped.csv", "data/scenes/features/squeezenet1_1.h5",
             "data/scenes/vocab.json", "data/scenes/embeddings.npy", "models/model.safetensors", "models/config.json",
-            "results/evaluate/per_image.csv", "results/evaluate/statistics.csv", "results/evaluate/captions.json"]
+            "results/evaluate/per_image.csv", "results/evaluate/statistics.csv", "results/evaluate/captions.json",
+            "results/report/index.html"]
     for out in outs:
         assert (done.folder / out).exists(), out
     assert done.run("git", "check-ignore", *outs).split() == outs
@@ -105,10 +107,18 @@ def test_show_and_diffs_say_something(done: Workspace) -> None:
     assert "results/evaluate/metrics.json" in diff and "cross_entropy" in diff
     shown = done.run("make", "-o", "install", "show")
     assert "bleu_4" in shown and "decoder" in shown and "jpeg" not in shown
+    done.dvc("plots", "show", "-o", "plots")
+    page = (done.folder / "plots/index.html").read_text()
+    assert "train_cross_entropy" in page and "beam_size" in page and "cider_d" in page and page.count("<img") == 1
+    shutil.rmtree(done.folder / "plots")
     done.dvc("plots", "diff", "-o", "plots")
     page = (done.folder / "plots/index.html").read_text()
-    assert "val_cross_entropy" in page and "<img" in page
+    assert "val_cross_entropy" in page and "beam_size" in page and page.count("<img") == 2
     shutil.rmtree(done.folder / "plots")
+    done.run("python", "-c", "from captioner.cli import main; main()", "report", "workspace", "main", "--out", "beside.html")
+    beside = read_page((done.folder / "beside.html").read_text(), "beside")
+    assert [experiment["parameters"]["decoder"] for experiment in beside["experiments"]] == ["lstm", "gru"] and beside["pairs"]
+    (done.folder / "beside.html").unlink()
     done.dvc("exp", "run", "-S", "decoder=gru")
 
 

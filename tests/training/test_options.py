@@ -175,7 +175,7 @@ def check_scores(tmp_path: Path, **options: Any) -> None:
     evaluate(
         parse_parameters({"dataset": "small", "evaluate": {"beam_sizes": [1]}, "runtime": {"device": "cpu", "threads": 1}}),
         models=tmp_path / "models", features=data["features"], captions=data["captions"], images=tmp_path / "i.h5",
-        results=tmp_path / "evaluation",
+        results=tmp_path / "evaluation", report=tmp_path / "report.html",
     )  # fmt: skip
     scores = json.loads((tmp_path / "evaluation/metrics.json").read_text())
     assert found["val_cider_d"] == pytest.approx(scores["val_cider_d"], abs=1e-6)

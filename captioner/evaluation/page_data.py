@@ -1,0 +1,168 @@
+"""What the report shows of one evaluation, as plain data (``captioner.report.page`` renders it)."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import dataclasses
+import io
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from captioner.comparison.bootstrap import interval, resample
+from captioner.errors import CaptionerError
+from captioner.evaluation.drawing import Example, fit, strengths
+from captioner.evaluation.files import Evaluation, metrics
+from captioner.evaluation.inputs import EvaluationInputs
+from captioner.images.captions import CaptionSet
+from captioner.metrics import METRICS
+from captioner.metrics.diversity import DIVERSITY
+from captioner.parameters import Parameters
+from captioner.vocabulary.tokenizer import tokenize
+
+_SIDE, _QUALITY = 288, 70  # of a picture in the page: some 15 KB
+_NOVEL = 4  # words of a phrase that is looked for in the training captions
+
+
+def page_data(
+    parameters: Parameters, inputs: EvaluationInputs, evaluation: Evaluation, shown: Mapping[int, Example], history: Path | None, warnings: Sequence[str]
+) -> dict[str, Any]:
+    """Everything on the page of one experiment; no time and no path, so that the same run gives the same bytes.
+
+    Args:
+        shown: image id -> what to show of it, in the order of the lots.
+        history: training's ``history.csv``; None: no learning curves.
+        warnings: what the reader of the scores must know.
+
+    Raises:
+        CaptionerError: ``history`` cannot be read.
+    """
+    model, config = inputs.model, inputs.model.config
+    scores = evaluation.scores[evaluation.split][evaluation.beam]
+    novel = novelty({image: [model.vocabulary.words[word] for word in evaluation.hypotheses[image].tokens] for image in shown}, inputs.captions)
+    experiment = {
+        "name": f"{config['encoder']} + {config['decoder']['decoder']}, {config['decoder']['attention']} attention",
+        "signature": metrics(evaluation)["signature"],
+        "scores": _scores(evaluation),
+        "history": None if history is None else _columns(_read_csv(history)),
+        "beam_sweep": _beam_sweep(evaluation),
+        "lengths": _lengths(inputs, evaluation),
+        "parameters": _parameters(parameters),
+        "model": {key: config[key] for key in ("decoder", "layer", "weights_name", "grid", "preprocessing")},
+        "fingerprints": {
+            "model": config["fingerprint"], "features": inputs.store.fingerprint, "images": inputs.images.fingerprint,
+            "captions": inputs.captions.fingerprint, "encoder weights": inputs.store.weights_sha256,
+        },
+        "warnings": list(warnings),
+        "seconds": None,
+        "grid": list(inputs.store.grid),
+        "captions": [
+            {
+                "words": list(example.words),
+                "attention": _attention(example),
+                "scores": {name: round(scores.per_image[image][name], 4) for name in METRICS if name in scores.overall},
+                "log_probability": round(float(evaluation.hypotheses[image].log_probability), 4),
+                "novelty": novel[image],
+            }
+            for image, example in shown.items()
+        ],
+    }  # fmt: skip
+    pictures = [{"id": image, "name": example.name, **_jpeg(example), "references": inputs.captions.captions(image)} for image, example in shown.items()]
+    title = f"{parameters.dataset}: {experiment['name']}"
+    return {"title": title, "dataset": parameters.dataset, "total": len(evaluation.hypotheses), "pictures": pictures, "experiments": [experiment], "pairs": []}
+
+
+def novelty(captions: Mapping[int, Sequence[str]], known: CaptionSet) -> dict[int, float]:
+    """Of each caption the share of its phrases of four words (all of it, where it is shorter) that no training caption has.
+
+    Args:
+        captions: image id -> words.
+    """
+    phrases = {image: list(_phrases(words, min(_NOVEL, max(1, len(words))))) for image, words in captions.items()}
+    sizes = {len(phrase) for group in phrases.values() for phrase in group}
+    new = {phrase for group in phrases.values() for phrase in group}
+    for image in known.image_ids("train"):
+        for text in known.captions(image):
+            words = tokenize(text)
+            for size in sizes:
+                new.difference_update(_phrases(words, size))
+    return {image: round(sum(phrase in new for phrase in group) / len(group), 4) if group else 0.0 for image, group in phrases.items()}
+
+
+def _phrases(words: Sequence[str], size: int) -> Iterable[tuple[str, ...]]:
+    return zip(*(words[first:] for first in range(size)), strict=False)
+
+
+def _scores(evaluation: Evaluation) -> dict[str, dict[str, float | None]]:
+    """Figure -> value, 95 % bootstrap interval over images where there is one, and the value on validation where it was computed."""
+    every = metrics(evaluation)
+    [drawn] = resample([evaluation.scores[evaluation.split][evaluation.beam].statistics])
+    found: dict[str, dict[str, float | None]] = {}
+    for name in (*METRICS, "cross_entropy", "token_accuracy", *DIVERSITY):
+        if name in every:
+            low, high = (round(limit, 6) for limit in interval(drawn[name])) if name in drawn else (None, None)
+            found[name] = {"value": every[name], "low": low, "high": high, "val": every.get(f"val_{name}")}
+    return found
+
+
+def _beam_sweep(evaluation: Evaluation) -> dict[str, Any]:
+    """Beam sizes, and of each metric its values on the headline split."""
+    headline = evaluation.scores[evaluation.split]
+    sizes = sorted(headline)
+    values = {name: [round(headline[size].overall[name], 6) for size in sizes] for name in METRICS if name in headline[sizes[0]].overall}
+    return {"sizes": sizes, "chosen": evaluation.beam, "values": values}
+
+
+def _lengths(inputs: EvaluationInputs, evaluation: Evaluation) -> dict[str, list[int]]:
+    """How many captions have 0, 1, 2, ... words: generated ones of the whole split, and its references."""
+    generated = Counter(len(hypothesis.tokens) for hypothesis in evaluation.hypotheses.values())
+    references = Counter(len(tokenize(text)) for image in evaluation.hypotheses for text in inputs.captions.captions(image))
+    longest = max([*generated, *references])
+    return {name: [counts[length] for length in range(longest + 1)] for name, counts in (("generated", generated), ("references", references))}
+
+
+def _parameters(parameters: Parameters) -> dict[str, Any]:
+    """What training and evaluation depend on; the earlier stages are told by the fingerprints of what they made."""
+    values = dataclasses.asdict(parameters)
+    return {name: values[name] for name in ("dataset", "encoder", "decoder", "attention", "seed", "train", "evaluate")}
+
+
+def _attention(example: Example) -> dict[str, Any] | None:
+    """Cells as bytes, 255 at a word's largest weight and 0 at an even share or less, word by word; and the part of the picture that they cover."""
+    if example.attention is None or not len(example.words):
+        return None
+    cells = np.stack([strengths(weights) for weights in example.attention[: len(example.words)]])
+    return {"cells": base64.b64encode((cells * 255).round().astype(np.uint8).tobytes()).decode("ascii"), "box": [round(float(side), 4) for side in example.box]}
+
+
+def _jpeg(example: Example) -> dict[str, Any]:
+    picture, stream = example.picture, io.BytesIO()
+    small: Image.Image = fit(picture, _SIDE) if max(picture.size) > _SIDE else picture.convert("RGB")
+    small.save(stream, "JPEG", quality=_QUALITY, optimize=True)
+    return {"jpeg": base64.b64encode(stream.getvalue()).decode("ascii"), "width": small.width, "height": small.height}
+
+
+def _read_csv(path: Path) -> list[dict[str, str]]:
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            return list(csv.DictReader(file))
+    except OSError as error:
+        raise CaptionerError(f"{path}: cannot be read ({error.strerror}); run the train stage") from error
+
+
+def _columns(rows: list[dict[str, str]]) -> dict[str, list[float | None]]:
+    """Columns of numbers; None where a cell has none."""
+    return {name: [_number(row[name]) for row in rows] for name in (rows[0] if rows else ())}
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        value = float(text or "")
+    except ValueError:
+        return None
+    return value if np.isfinite(value) else None

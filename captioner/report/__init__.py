@@ -1,0 +1,5 @@
+"""A page that shows experiments: scores, curves, and pictures with their captions and where the decoder looked. It opens from disk."""
+
+from captioner.report.page import read_page, render
+
+__all__ = ["read_page", "render"]

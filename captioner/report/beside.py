@@ -1,0 +1,80 @@
+"""Several experiments on one page: their pages' data put side by side, and how far chance explains their differences."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from captioner.comparison import Run, compare
+from captioner.comparison.experiments import difference, in_order
+from captioner.errors import CaptionerError
+from captioner.metrics.statistics import Statistics
+
+_MOST = 6  # experiments on a page: colours that are told apart
+
+
+@dataclass(frozen=True)
+class Source:
+    """One experiment to show.
+
+    Attributes:
+        name: its folder or revision, as it was asked for.
+        page: the data of its own page.
+        statistics: of its captions' scores; rows in any order.
+    """
+
+    name: str
+    page: dict[str, Any]
+    statistics: Statistics
+
+
+def side_by_side(sources: Sequence[Source]) -> dict[str, Any]:
+    """Data of a page with every experiment; of one source, its own page's.
+
+    The pictures are those that every page shows, in the order of the first: lots are drawn from the ids alone, so that pages made with one
+    ``evaluate.report_pictures`` show the same.
+
+    Raises:
+        CaptionerError: the scores are not comparable, no picture is on every page, or too many experiments.
+    """
+    first = sources[0]
+    if len(sources) == 1:
+        return first.page
+    if len(sources) > _MOST:
+        raise CaptionerError(f"{len(sources)} experiments: a page shows {_MOST} at most; name fewer")
+    own = [source.page["experiments"][0] for source in sources]
+    for source, experiment in zip(sources[1:], own[1:], strict=True):
+        if reason := difference(experiment["signature"], own[0]["signature"]):
+            raise CaptionerError(f"{source.name}: {reason}, as {first.name} has; only experiments on the same pictures stand side by side")
+    places = [{picture["id"]: place for place, picture in enumerate(source.page["pictures"])} for source in sources]
+    common = [image for image in places[0] if all(image in place for place in places)]
+    if not common and all(places):
+        raise CaptionerError(f"{', '.join(source.name for source in sources)}: no picture is on every page; evaluate them with one evaluate.report_pictures")
+    experiments = []
+    for source, experiment, place in zip(sources, own, places, strict=True):
+        captions = [experiment["captions"][place[image]] for image in common]
+        experiments.append({**experiment, "name": f"{source.name}: {experiment['name']}", "captions": captions})
+    return {
+        "title": f"{first.page['dataset']}: {len(sources)} experiments side by side",
+        "dataset": first.page["dataset"],
+        "total": first.page["total"],
+        "pictures": [first.page["pictures"][places[0][image]] for image in common],
+        "experiments": experiments,
+        "pairs": _pairs(sources, own),
+    }
+
+
+def _pairs(sources: Sequence[Source], experiments: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Differences of each two experiments, as ``captioner compare`` has them; every experiment stands for itself, other seeds too."""
+    order = sources[0].statistics.image_ids
+    runs = [
+        Run((source.name,), {}, {"place": str(place)}, None, experiment["signature"], in_order(source.statistics, order))
+        for place, (source, experiment) in enumerate(zip(sources, experiments, strict=True))
+    ]
+    return [
+        {"first": pair.first, "second": pair.second, "differences": {
+            metric: {name: round(value, 6) for name, value in vars(found).items()} for metric, found in pair.differences.items()
+        }}
+        for pair in compare(runs).pairs
+    ]  # fmt: skip

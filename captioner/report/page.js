@@ -1,0 +1,123 @@
+// The page: header, tables, charts, gallery, and what was run.
+const data = JSON.parse(document.getElementById("data").textContent);
+const several = data.experiments.length > 1;
+const at = (id) => document.getElementById(id);
+const SEARCHES = { beam: "beam size", diverse: "diverse beam size", sample: "samples" };
+const counted = (value) => (Number.isInteger(value) && value > 1 ? value.toLocaleString("en") : fixed(value));
+const named = (place) => (several ? `${letter(place)} ` : "");
+
+function scrolling(label, table) {
+  return make("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": label }, table);
+}
+
+function table(head, rows) {
+  const cells = (row) => row.map((cell, place) => (place ? make("td", {}, cell) : make("th", { scope: "row" }, cell)));
+  return make("table", {},
+    make("thead", {}, make("tr", {}, ...head.map((cell) => make("th", { scope: "col" }, cell)))),
+    make("tbody", {}, ...rows.map((row) => make("tr", {}, ...cells(row)))));
+}
+
+function header() {
+  const { signature } = data.experiments[0];
+  const top = at("top");
+  top.append(make("p", { class: "kicker" }, "Image captioning report"));
+  top.append(make("h1", {}, data.title));
+  const searches = [...new Set(data.experiments.map((experiment) => `${SEARCHES[experiment.signature.search]} ${experiment.signature.beam}`))].join(" and ");
+  top.append(make("p", { class: "lead" }, `${signature.images.toLocaleString("en")} pictures of the ${signature.split} split, `
+    + `${signature.references.toLocaleString("en")} references, ${searches}`));
+  if (several) {
+    const list = make("ul", { class: "experiments" });
+    data.experiments.forEach((experiment, place) => {
+      list.append(make("li", {}, make("span", { class: `chip tone-${place % 6}` }, letter(place)), make("span", {}, experiment.name)));
+    });
+    top.append(list);
+  }
+  const warnings = data.experiments.flatMap((experiment, place) => experiment.warnings.map((text) => named(place) + text));
+  for (const text of warnings) top.append(make("p", { class: "notice", role: "note" }, text));
+}
+
+function scores() {
+  const metrics = Object.keys(TITLES).filter((name) => data.experiments.some((experiment) => name in experiment.scores));
+  const spread = (score) => (!score || score.low === null ? "" : `${fixed(score.low)} – ${fixed(score.high)}`);
+  const tables = make("div", { class: "tables" });
+  at("scores").append(tables);
+  const all = data.experiments.map((experiment) => experiment.scores);
+  if (several) {
+    const cell = (score) => {
+      const found = make("span", {}, counted(score && score.value));
+      if (spread(score)) found.append(make("span", { class: "interval" }, spread(score)));
+      return found;
+    };
+    tables.append(make("div", {}, scrolling("Scores", table(["", ...all.map((_, place) => letter(place))], metrics.map((name) => [TITLES[name], ...all.map((each) => cell(each[name]))])))));
+  } else {
+    tables.append(make("div", {}, scrolling("Scores", table(["", "score", "95 % interval", "validation"], metrics.map((name) => {
+      const score = all[0][name];
+      return [TITLES[name], counted(score.value), spread(score), fixed(score.val)];
+    })))));
+  }
+  tables.lastChild.append(make("p", { class: "hint" }, "Intervals are of a bootstrap over pictures. Cross entropy is in nats a word, lower is better. Distinct-1 and -2 are the shares of different words and of different pairs of neighbours; novel captions are those that training does not have word for word."));
+  if (!data.pairs.length) return;
+  const rows = data.pairs.flatMap((pair) => Object.entries(pair.differences).map(([name, found]) => [
+    `${letter(pair.second)} − ${letter(pair.first)}, ${TITLES[name]}`, (found.value > 0 ? "+" : "") + fixed(found.value), `${fixed(found.low)} to ${fixed(found.high)}`, fixed(found.p),
+  ]));
+  tables.append(make("div", {}, scrolling("Differences", table(["", "difference", "95 % interval", "p"], rows)),
+    make("p", { class: "hint" }, "p is of a two-sided paired bootstrap over pictures.")));
+}
+
+function curves() {
+  const lines = (make) => data.experiments.flatMap((experiment, place) => make(experiment, several ? String(place % 6) : "0", several ? `${letter(place)} ` : ""));
+  const learned = (column, name, dash, tone) => (experiment, own, prefix) => {
+    const history = experiment.history;
+    return history && history[column] ? [{ name: `${prefix}${name}`, tone: several ? own : tone, dash, points: history[column].map((y, row) => [history.epoch[row], y]) }] : [];
+  };
+  const both = (train, val) => (...each) => [...learned(val, "validation", false, "0")(...each), ...learned(train, "training", true, "grey")(...each)];
+  const sweep = (name) => (experiment, tone, prefix) => {
+    const { sizes, values } = experiment.beam_sweep;
+    return sizes.length > 1 && values[name] ? [{ name: `${prefix}${TITLES[name]}`, tone, points: sizes.map((size, row) => [size, values[name][row]]) }] : [];
+  };
+  const share = (counts) => counts.map((count, length) => [length, count / counts.reduce((sum, each) => sum + each, 0)]);
+  const lengths = [
+    ...lines((experiment, tone, prefix) => [{ name: `${prefix}generated`, tone, points: share(experiment.lengths.generated) }]),
+    { name: "references", tone: "grey", dash: true, points: share(data.experiments[0].lengths.references) },
+  ];
+  const found = [
+    chart({ title: "Cross entropy", xLabel: "epoch", series: lines(both("train_cross_entropy", "val_cross_entropy")) }),
+    chart({ title: "Token accuracy on validation", xLabel: "epoch", series: lines(learned("val_token_accuracy", "validation", false, "0")) }),
+    chart({ title: "CIDEr-D by beam size", xLabel: "beam size", series: lines(sweep("cider_d")) }),
+    chart({ title: "BLEU-4 by beam size", xLabel: "beam size", series: lines(sweep("bleu_4")) }),
+    chart({ title: "Length of captions, share of each", xLabel: "words", series: lengths, steps: true, fromZero: true }),
+  ];
+  at("curves").append(make("div", { class: "charts" }, ...found.filter(Boolean)));
+}
+
+function flat(values, before = "") {
+  return Object.entries(values).flatMap(([name, value]) => (value && typeof value === "object" && !Array.isArray(value)
+    ? flat(value, `${before}${name}.`) : [[before + name, Array.isArray(value) ? value.join(", ") : String(value ?? "none")]]));
+}
+
+function run() {
+  const merge = (pick) => {
+    const each = data.experiments.map((experiment) => Object.fromEntries(flat(pick(experiment))));
+    const names = [...new Set(each.flatMap(Object.keys))];
+    const rows = names.map((name) => [name, ...each.map((values) => values[name] ?? "–")]);
+    const differ = (row) => new Set(row.slice(1)).size > 1;
+    return several ? [...rows.filter(differ), ...rows.filter((row) => !differ(row))] : rows;
+  };
+  const head = several ? ["", ...data.experiments.map((_, place) => letter(place))] : ["", "value"];
+  const block = (title, pick, open) => {
+    const details = make("details", open ? { open: "" } : {}, make("summary", {}, title), scrolling(title, table(head, merge(pick))));
+    details.classList.add("facts");
+    at("run").append(details);
+  };
+  block("Parameters", (experiment) => experiment.parameters, false);
+  block("Model", (experiment) => experiment.model, false);
+  block("Fingerprints", (experiment) => experiment.fingerprints, false);
+  block("How it was scored", (experiment) => experiment.signature, false);
+  if (data.experiments.some((experiment) => experiment.seconds)) block("Seconds", (experiment) => experiment.seconds || {}, false);
+}
+
+header();
+scores();
+curves();
+gallery(at("pictures"), data);
+run();
