@@ -8,6 +8,8 @@ import click
 
 # name -> module of captioner.cli that has the click command ``command``, and its line of help
 _COMMANDS = {
+    "caption": ("caption", "Caption pictures with the trained model."),
+    "doctor": ("doctor", "Show what is installed and what is missing, each with its remedy."),
     "score": ("score", "Score a COCO results file against a COCO captions file."),
     "summary": ("summary", "Show the last run's scores and some captions."),
     "verify": ("verify", "Check an images or features file."),
