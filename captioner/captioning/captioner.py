@@ -40,12 +40,13 @@ class Captioner:
 
     Attributes:
         model: decoder, vocabulary and configuration.
+        encoder: makes its features.
         device: where the arithmetic runs.
     """
 
     def __init__(self, model: Model, encoder: PictureEncoder, readers: PictureReaders) -> None:
         self.model, self.device = model, encoder.device
-        self._encoder, self._readers = encoder, readers
+        self.encoder, self._readers = encoder, readers
         self._decoder = model.decoder.to(encoder.device)
         self._end = weakref.finalize(self, readers.close)
 
@@ -122,7 +123,7 @@ class Captioner:
             for first in range(0, len(images), size):
                 part = names[first : first + size]
                 sources = [image if isinstance(image, Image.Image) else os.fspath(image) for image in images[first : first + size]]
-                reads = [self._readers.read(source, attention) for source in sources]
+                reads = self._readers.read(sources, attention)
                 waiting.append(pool.submit(self._batch, part, reads, beam, n_best, attention))
                 if len(waiting) > workers + 1:
                     yield from waiting.popleft().result()
@@ -141,13 +142,13 @@ class Captioner:
         else:
             torch.set_num_threads(1)
 
-    def _batch(self, names: list[str], reads: list[Future[ReadPicture]], beam: int, n_best: int, attention: bool) -> list[PictureCaptions]:
-        found = [read.result() for read in reads]
+    def _batch(self, names: list[str], reads: list[Future[list[ReadPicture]]], beam: int, n_best: int, attention: bool) -> list[PictureCaptions]:
+        found = [picture for read in reads for picture in read.result()]
         good = [number for number, read in enumerate(found) if read.pixels is not None]
         results = [PictureCaptions(name, error=read.error) for name, read in zip(names, found, strict=True)]
         if not good:
             return results
-        features = self._encoder(np.stack([found[number].pixels for number in good]))  # (B, P, C) float16
+        features = self.encoder(np.stack([found[number].pixels for number in good]))  # (B, P, C) float16
         finite = torch.isfinite(features).all(dim=(1, 2)).tolist()
         for number in [number for number, is_finite in zip(good, finite, strict=True) if not is_finite]:
             results[number] = PictureCaptions(names[number], error="its features are not finite")

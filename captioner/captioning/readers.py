@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -16,6 +17,8 @@ from PIL import Image
 
 import captioner
 from captioner.features.reading import ReadPicture, Recipe, read_picture
+
+_TOGETHER = 8  # pictures that are asked for at once: every answer wakes a thread here, which takes the interpreter's lock from those that compute
 
 
 class PictureReaders:
@@ -34,9 +37,10 @@ class PictureReaders:
         self._pool = ThreadPoolExecutor(processes, "picture-reader")
         self._pool.submit(self._child)  # the first process starts while an encoder is built
 
-    def read(self, source: str | Image.Image, shown: bool) -> Future[ReadPicture]:
-        """Begin to read a file, or to prepare an open picture (here: its bytes are decoded already)."""
-        return self._pool.submit(self._read, source, shown)
+    def read(self, sources: Sequence[str | Image.Image], shown: bool) -> list[Future[list[ReadPicture]]]:
+        """Begin to read files, and to prepare open pictures (here: their bytes are decoded already), a few at a time, in their order."""
+        parts = [sources[first : first + _TOGETHER] for first in range(0, len(sources), _TOGETHER)]
+        return [self._pool.submit(self._read, part, shown) for part in parts]
 
     def close(self) -> None:
         """End all processes; what was asked for and is not read yet, never will be."""
@@ -49,19 +53,27 @@ class PictureReaders:
         for child in children:
             child.end()
 
-    def _read(self, source: str | Image.Image, shown: bool) -> ReadPicture:
-        if isinstance(source, Image.Image):
-            with self._lock:  # Python's filters of warnings are of the whole process
-                return read_picture(source, self._recipe, shown)
+    def _read(self, sources: Sequence[str | Image.Image], shown: bool) -> list[ReadPicture]:
+        files = [source for source in sources if isinstance(source, str)]
+        found = iter(self._read_files(files, shown)) if files else iter(())
+        return [next(found) if isinstance(source, str) else self._prepare(source, shown) for source in sources]
+
+    def _prepare(self, picture: Image.Image, shown: bool) -> ReadPicture:
+        with self._lock:  # Python's filters of warnings are of the whole process
+            return read_picture(picture, self._recipe, shown)
+
+    def _read_files(self, paths: list[str], shown: bool) -> list[ReadPicture]:
         child = self._child()
-        found = child.read(source, self._recipe, shown)
+        found = child.read(paths, self._recipe, shown)
         if found is not None:
             return found
         status = child.end()
         with self._lock:
             self._children.discard(child)
         self._own.child = None
-        return ReadPicture(None, f"the process that decoded it ended with status {status}, perhaps for want of memory")
+        if len(paths) > 1:  # which of them it was
+            return [read for path in paths for read in self._read_files([path], shown)]
+        return [ReadPicture(None, f"the process that decoded it ended with status {status}, perhaps for want of memory")]
 
     def _child(self) -> _Child:
         """This thread's process."""
@@ -86,9 +98,9 @@ class _Child:
         command = [sys.executable, "-m", "captioner.features.reading"]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
 
-    def read(self, path: str, recipe: Recipe, shown: bool) -> ReadPicture | None:
-        """None where the process ended over it."""
-        task = {"path": path, "recipe": asdict(recipe), "shown": shown}
+    def read(self, paths: list[str], recipe: Recipe, shown: bool) -> list[ReadPicture] | None:
+        """None where the process ended over them."""
+        task = {"paths": paths, "recipe": asdict(recipe), "shown": shown}
         try:
             self._process.stdin.write(json.dumps(task).encode() + b"\n")
             self._process.stdin.flush()
@@ -98,18 +110,20 @@ class _Child:
         if not answer.endswith(b"\n"):
             return None
         facts = json.loads(answer)
-        if facts["error"] is not None:
-            return ReadPicture(None, facts["error"])
-        pixels, picture = np.empty((recipe.side, recipe.side, 3), np.uint8), None
-        if self._process.stdout.readinto(memoryview(pixels).cast("B")) < pixels.nbytes:
-            return None
-        if facts["size"]:
-            width, height = facts["size"]
-            data = self._process.stdout.read(width * height * 3)
-            if len(data) < width * height * 3:
+        sound = sum(fact["error"] is None for fact in facts)
+        pixels = np.empty((sound, recipe.side, recipe.side, 3), np.uint8)
+        shapes = [(fact["size"][1], fact["size"][0], 3) for fact in facts if fact["size"]]
+        pictures = [np.empty(shape, np.uint8) for shape in shapes]
+        for array in (pixels, *pictures) if sound else ():
+            if self._process.stdout.readinto(memoryview(array).cast("B")) < array.nbytes:
                 return None
-            picture = Image.frombytes("RGB", (width, height), data)
-        return ReadPicture(pixels, None, picture, tuple(facts["box"]))
+        squares, small = iter(pixels), iter(pictures)
+        return [
+            ReadPicture(None, fact["error"])
+            if fact["error"] is not None
+            else ReadPicture(next(squares), None, Image.fromarray(next(small)) if fact["size"] else None, tuple(fact["box"]))
+            for fact in facts
+        ]
 
     def kill(self) -> None:
         self._process.kill()

@@ -54,6 +54,8 @@ def command(
             overlays = Overlays(attention, tuple(config["grid"]), title)
         shown = len(pictures) >= _MANY and not sys.stdout.isatty()
         with _json_list(as_json) as add, Progress("caption", len(pictures), "pictures", shown=shown) as progress:
+            for path, reason in faults if as_json else ():
+                add({"picture": path, "error": reason})
             for result in captioner.stream(pictures, beam, n_best, attention is not None):
                 row = _row(result)
                 error = result.error

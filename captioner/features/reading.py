@@ -1,7 +1,7 @@
 """From a picture file to what the encoder sees, as the stages ``download`` and ``extract`` would do it one after the other.
 
 Run as a program (``python -m captioner.features.reading``) it is one of the processes that decode: strangers' bytes are decoded there,
-so that a picture that brings a decoder down takes nothing else with it. A line of JSON comes in for each picture; out go a line of JSON
+so that a picture that brings a decoder down takes nothing else with it. A line of JSON comes in for a few pictures; out go a line of JSON
 and the bytes that it announces. It loads no torch.
 """
 
@@ -101,17 +101,21 @@ def read_picture(source: str | Image.Image, recipe: Recipe, shown: bool) -> Read
 
 def _work() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # it may reach the whole group; this process ends when its input does
+    if hasattr(os, "sched_setscheduler"):  # as in captioner.features.decoding: a batch job does not push the encoder off its core
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints is no answer
     for line in sys.stdin.buffer:
         task = json.loads(line)
-        found = read_picture(task["path"], Recipe(**task["recipe"]), task["shown"])
-        size = found.picture.size if found.picture else None
-        answers.write(json.dumps({"error": found.error, "size": size, "box": found.box}).encode() + b"\n")
-        if found.pixels is not None:
-            answers.write(np.ascontiguousarray(found.pixels))
-        if found.picture is not None:
-            answers.write(found.picture.tobytes())
+        found = [read_picture(path, Recipe(**task["recipe"]), task["shown"]) for path in task["paths"]]
+        facts = [{"error": read.error, "size": read.picture and read.picture.size, "box": read.box} for read in found]
+        answers.write(json.dumps(facts).encode() + b"\n")
+        for read in found:
+            if read.pixels is not None:
+                answers.write(np.ascontiguousarray(read.pixels))
+        for read in found:
+            if read.picture is not None:
+                answers.write(read.picture.tobytes())
         answers.flush()
 
 
