@@ -30,7 +30,7 @@ from captioner.search import Hypothesis, beam_search
 from captioner.training.model_files import CONFIG, Model, load_model
 
 Picture = str | os.PathLike[str] | Image.Image
-_BATCH = {"cpu": 32, "cuda": 256}
+_BATCH = {"cpu": 64, "cuda": 256}
 _MOST_BEAM = 100
 _MOST_READERS = 16
 

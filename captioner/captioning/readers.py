@@ -71,7 +71,7 @@ class PictureReaders:
         with self._lock:
             self._children.discard(child)
         self._own.child = None
-        if len(paths) > 1:  # which of them it was
+        if len(paths) > 1 or child.answered:  # one by one, each with a process that is fresh for it: else the wrong one would be blamed
             return [read for path in paths for read in self._read_files([path], shown)]
         return [ReadPicture(None, f"the process that decoded it ended with status {status}, perhaps for want of memory")]
 
@@ -96,6 +96,7 @@ class _Child:
             "OPENBLAS_NUM_THREADS": "1",
         }
         command = [sys.executable, "-m", "captioner.features.reading"]
+        self.answered = False  # whether it has ever read something
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
 
     def read(self, paths: list[str], recipe: Recipe, shown: bool) -> list[ReadPicture] | None:
@@ -117,6 +118,7 @@ class _Child:
         for array in (pixels, *pictures) if sound else ():
             if self._process.stdout.readinto(memoryview(array).cast("B")) < array.nbytes:
                 return None
+        self.answered = True
         squares, small = iter(pixels), iter(pictures)
         return [
             ReadPicture(None, fact["error"])

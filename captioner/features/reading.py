@@ -63,13 +63,16 @@ def read_file(path: str) -> bytes:
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe without a writer would be waited for
-        with open(descriptor, "rb") as file:
+        try:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
                 raise BadPicture("no file")
             if status.st_size > MOST_BYTES:
                 raise BadPicture(f"file of {status.st_size:,} bytes; at most {MOST_BYTES:,} are read")
-            return file.read(MOST_BYTES + 1)
+            with open(descriptor, "rb", closefd=False) as file:
+                return file.read(MOST_BYTES + 1)
+        finally:
+            os.close(descriptor)
     except OSError as error:
         raise BadPicture(f"cannot be read ({error.strerror})") from None
     except ValueError:  # a zero byte in the name
