@@ -8,7 +8,9 @@ import click
 
 # name -> module of captioner.cli that has the click command ``command``, and its line of help
 _COMMANDS = {
+    "caption": ("caption", "Caption pictures with the trained model."),
     "compare": ("compare", "Compare experiments: confidence intervals, and whether they differ by more than chance."),
+    "doctor": ("doctor", "Show what is installed and what is missing, each with its remedy."),
     "report": ("report", "Make one page of one or several experiments: scores, curves, pictures, attention."),
     "score": ("score", "Score a COCO results file against a COCO captions file."),
     "summary": ("summary", "Show the last run's scores and some captions."),

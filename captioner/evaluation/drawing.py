@@ -27,7 +27,7 @@ class Example:
         attention: (T, P) weights, a row a word and the grid row by row; None: no panels are drawn.
         grid: (rows, columns), rows * columns = P.
         box: (left, top, right, bottom), the part of the picture that the grid covers, as shares of its width and height.
-        reference: one of the picture's own captions.
+        reference: one of the picture's own captions; None where it has none.
         name: the picture's file name.
     """
 
@@ -36,7 +36,7 @@ class Example:
     attention: np.ndarray | None
     grid: tuple[int, int]
     box: tuple[float, float, float, float]
-    reference: str
+    reference: str | None
     name: str
 
 
@@ -99,6 +99,11 @@ def overlay(picture: Image.Image, weights: np.ndarray, grid: tuple[int, int], bo
     return Image.fromarray((grey + (colour - grey) * strength).round().astype(np.uint8))
 
 
+def told_apart(weights: np.ndarray | None) -> np.ndarray | None:
+    """The attention (T, P), or None where it is everywhere alike, as in a decoder without attention: there is nothing to draw then."""
+    return None if weights is None or (weights.size and float(weights.max() - weights.min()) < 1e-6) else weights
+
+
 def draw_sheet(examples: list[Example], title: str) -> Image.Image:
     """One sheet: of each picture its caption, a reference, the picture and a panel a word. Width 1,200 pixels, any height."""
     blocks = [_draw_example(example) for example in examples]
@@ -133,7 +138,7 @@ def _draw_example(example: Example) -> Image.Image:
     lines = -(-len(panels) // columns)
     line_height = (panels[0].height if panels else 0) + 24
     caption = _wrap(" ".join(example.words) or "(no words)", _font(22), width - left)
-    reference = _wrap(f"reference: {example.reference}", _font(15), width - left)
+    reference = _wrap(f"reference: {example.reference}", _font(15), width - left) if example.reference is not None else []
     text_height = 29 * len(caption) + 21 * len(reference) + 12
     block = Image.new("RGB", (width, max(picture.height + 22, text_height + lines * line_height)), _PAPER)
     pen = ImageDraw.Draw(block)

@@ -12,7 +12,7 @@ import click
 from captioner.device import prepare_device
 from captioner.errors import CaptionerError
 from captioner.evaluation.decoding import SplitDecoder, check_search, split_figures
-from captioner.evaluation.drawing import Example, draw_sheet, seen_part, to_bytes
+from captioner.evaluation.drawing import Example, draw_sheet, seen_part, to_bytes, told_apart
 from captioner.evaluation.files import SEARCH_TITLES, Evaluation, write_evaluation
 from captioner.evaluation.inputs import EvaluationInputs, load_inputs
 from captioner.evaluation.lots import draw_lots
@@ -124,14 +124,11 @@ def examples(inputs: EvaluationInputs, hypotheses: Mapping[int, Hypothesis]) -> 
     sheet = []
     for image_id, hypothesis in hypotheses.items():
         picture = inputs.images.image(int(inputs.images.rows([image_id])[0]))
-        weights = hypothesis.attention
-        if weights is not None and weights.numel() and float(weights.max() - weights.min()) < 1e-6:
-            weights = None  # a decoder without attention looks everywhere alike
         sheet.append(
             Example(
                 picture=picture,
                 words=tuple(inputs.model.vocabulary.words[word] for word in hypothesis.tokens),
-                attention=None if weights is None else weights.numpy(),
+                attention=told_apart(None if hypothesis.attention is None else hypothesis.attention.numpy()),
                 grid=inputs.store.grid,
                 box=seen_part(picture.size, inputs.store.preprocessing),
                 reference=inputs.captions.captions(image_id)[0],

@@ -136,6 +136,13 @@ def _tamed(model: nn.Module) -> nn.Module:
     return model
 
 
+def published_weights(name: str) -> Any:
+    """Torchvision's ImageNet weights that are taken for a classifier; ``url`` says where they are."""
+    published = torchvision.models.get_model_weights(name)
+    # where there are two recipes, the first is the one that published captioning results used
+    return getattr(published, "IMAGENET1K_V1", None) or published.DEFAULT
+
+
 def build_classifier(name: str, weights: str, seed: int) -> nn.Module:
     """The whole classifier in eval mode, with torchvision's ImageNet weights, or for any other value of ``weights`` with random (seeded) ones.
 
@@ -150,9 +157,7 @@ def build_classifier(name: str, weights: str, seed: int) -> nn.Module:
         torch.manual_seed(seed)
         if weights != "imagenet":
             return _tamed(torchvision.models.get_model(name, weights=None, **options)).eval()
-        published = torchvision.models.get_model_weights(name)
-        # where there are two recipes, the first is the one that published captioning results used
-        chosen = getattr(published, "IMAGENET1K_V1", None) or published.DEFAULT
+        chosen = published_weights(name)
         try:
             return torchvision.models.get_model(name, weights=chosen, **options).eval()
         except (OSError, RuntimeError) as error:  # no network; or a file whose hash is not the one in its name

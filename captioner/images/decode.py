@@ -9,6 +9,8 @@ from __future__ import annotations
 import io
 import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
@@ -45,14 +47,45 @@ def to_jpeg(data: bytes, image_size: int, quality: int) -> tuple[bytes, int, int
     Raises:
         BadPicture: no picture, truncated, too large to decode safely, or of an unknown kind of colour.
     """
-    if not data:
-        raise BadPicture("empty file")
-    if len(data) > MOST_BYTES:
-        raise BadPicture(f"file of {len(data):,} bytes; at most {MOST_BYTES:,} are read")
+    with _judged():
+        picture, kept = _decode(data, image_size)
+        return (data, picture.height, picture.width) if kept else encode(picture, image_size, quality)
+
+
+def to_picture(data: bytes, image_size: int, quality: int) -> Image.Image:
+    """The picture, mode RGB, that ``to_jpeg`` stores: pixel for pixel what comes out of its JPEG bytes.
+
+    Raises:
+        BadPicture: as ``to_jpeg``.
+    """
+    with _judged():
+        picture, kept = _decode(data, image_size)
+        return picture if kept else _stored(picture, image_size, quality)
+
+
+def store_picture(picture: Image.Image, image_size: int, quality: int) -> Image.Image:
+    """``to_picture`` of one that is open already, of any mode.
+
+    Raises:
+        BadPicture: its pixels cannot be had, or not be stored as JPEG.
+    """
+    with _judged():
+        rotation = _orientation(picture)
+        picture = _rgb(picture)
+        return _stored(picture if rotation == 1 else _upright(picture, rotation), image_size, quality)
+
+
+def _stored(picture: Image.Image, image_size: int, quality: int) -> Image.Image:
+    return Image.open(io.BytesIO(encode(picture, image_size, quality)[0]), formats=("JPEG",)).convert("RGB")
+
+
+@contextmanager
+def _judged() -> Iterator[None]:
+    """Whatever a decoder of untrusted bytes raises is said in one line."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # large but allowed pictures, odd EXIF: judged here, not printed
-            return _to_jpeg(data, image_size, quality)
+            yield
     except BadPicture:
         raise
     except UnidentifiedImageError:
@@ -76,7 +109,12 @@ def encode(picture: Image.Image, image_size: int, quality: int) -> tuple[bytes, 
     return buffer.getvalue(), picture.height, picture.width
 
 
-def _to_jpeg(data: bytes, image_size: int, quality: int) -> tuple[bytes, int, int]:
+def _decode(data: bytes, image_size: int) -> tuple[Image.Image, bool]:
+    """The picture, RGB, upright and small enough; and whether its bytes may be kept as they are."""
+    if not data:
+        raise BadPicture("empty file")
+    if len(data) > MOST_BYTES:
+        raise BadPicture(f"file of {len(data):,} bytes; at most {MOST_BYTES:,} are read")
     picture = Image.open(io.BytesIO(data), formats=FORMATS)
     width, height = picture.size
     most = MOST_PIXELS_JPEG if picture.format in ("JPEG", "MPO") else MOST_PIXELS
@@ -86,7 +124,7 @@ def _to_jpeg(data: bytes, image_size: int, quality: int) -> tuple[bytes, int, in
     fits = min(width, height) <= image_size and len(data) <= 3 * width * height + _METADATA
     if picture.format == "JPEG" and picture.mode == "RGB" and rotation == 1 and fits:
         picture.load()
-        return data, height, width
+        return picture, True
     target = _fitted((width, height), image_size)
     # libjpeg scales by 1/2, 1/4, 1/8 while it decodes; twice the target leaves Lanczos enough to work with
     picture.draft(picture.mode, (2 * target[0], 2 * target[1]))
@@ -94,9 +132,7 @@ def _to_jpeg(data: bytes, image_size: int, quality: int) -> tuple[bytes, int, in
     picture = _rgb(picture)
     if picture.size != target:
         picture = picture.resize(target, Image.Resampling.LANCZOS)
-    if rotation != 1:
-        picture = _upright(picture, rotation)
-    return encode(picture, image_size, quality)
+    return picture if rotation == 1 else _upright(picture, rotation), False
 
 
 def _fitted(size: tuple[int, int], image_size: int) -> tuple[int, int]:

@@ -19,11 +19,11 @@ from captioner.fingerprint import fingerprint
 from captioner.sidecar import write_atomically
 from captioner.vocabulary.vocabulary import Vocabulary
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 2: with what it takes to make a further picture's features
 WEIGHTS, CONFIG, ENCODER = "model.safetensors", "config.json", "encoder.safetensors"
 KEYS = frozenset((
-    "format_version", "dataset", "encoder", "layer", "weights_name", "weights_sha256", "preprocessing", "grid", "features_fingerprint",
-    "vocabulary", "max_length", "decoder", "fingerprint",
+    "format_version", "dataset", "encoder", "layer", "weights_name", "weights_sha256", "weights_seed", "precision", "pictures", "preprocessing",
+    "grid", "features_fingerprint", "vocabulary", "max_length", "decoder", "fingerprint",
 ))  # fmt: skip
 
 

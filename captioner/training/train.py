@@ -143,7 +143,9 @@ def _publish(
     store = inputs.store
     save_model(draft, decoder, inputs.vocabulary, {
         "dataset": parameters.dataset, "encoder": store.encoder, "layer": store.layer, "weights_name": store.weights_name,
-        "weights_sha256": store.weights_sha256, "preprocessing": store.preprocessing, "grid": list(store.grid),
+        "weights_sha256": store.weights_sha256, "weights_seed": parameters.extract.seed, "precision": store.facts["precision"],
+        "pictures": {"image_size": parameters.download.image_size, "jpeg_quality": parameters.download.jpeg_quality},
+        "preprocessing": store.preprocessing, "grid": list(store.grid),
         "features_fingerprint": store.fingerprint, "max_length": inputs.max_length,
         "fingerprint": sidecar.fingerprint,
     })  # fmt: skip

@@ -83,7 +83,8 @@ def fill(decoder: CaptionDecoder, seed: int = 0, sharpness: float = 6.0, end: fl
 def model_facts(store: FeatureStore) -> dict[str, Any]:
     return {
         "dataset": "small", "encoder": store.encoder, "layer": store.layer, "weights_name": store.weights_name,
-        "weights_sha256": store.weights_sha256, "preprocessing": store.preprocessing, "grid": list(store.grid),
+        "weights_sha256": store.weights_sha256, "weights_seed": 1, "precision": store.facts["precision"],
+        "pictures": {"image_size": 256, "jpeg_quality": 90}, "preprocessing": store.preprocessing, "grid": list(store.grid),
         "features_fingerprint": store.fingerprint, "max_length": 12, "fingerprint": "0" * 64,
     }  # fmt: skip
 

@@ -61,6 +61,7 @@ def test_every_command_runs(tmp_path) -> None:
         "/data/flickr8k": str(tiny_data.flickr8k(tmp_path / "flickr8k")),
         "/data/coco": str(tiny_data.coco2017(tmp_path / "coco")),
         "/data/mine/captions.csv": str(tiny_data.table(tmp_path / "mine")),
+        "/data/mine": str(tmp_path / "mine"),
         "/data/remote": str(tmp_path / "remote"),
         "extract.weights=imagenet": "extract.weights=random",
         "encoder=resnet152": "encoder=resnet18",

@@ -49,7 +49,7 @@ FAULTS = {
         lambda folder: (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:-9]),
         "no readable weights",
     ),
-    "other version": (config_change(lambda content: content.update(format_version=99)), "model format 99, this program reads 1"),
+    "other version": (config_change(lambda content: content.update(format_version=99)), "model format 99, this program reads 2"),
     "unknown key": (config_change(lambda content: content.update(colour=1)), "'colour' is unknown"),
     "missing key": (config_change(lambda content: content.pop("encoder")), "'encoder' is missing"),
     "unknown setting": (config_change(lambda content: content["decoder"].update(wings=8)), "unknown decoder setting wings=8"),

@@ -82,6 +82,8 @@ def test_model_folder_is_complete(data: dict[str, Path], base: Path) -> None:
         store.weights_sha256,
     )
     assert config["preprocessing"] == store.preprocessing and config["features_fingerprint"] == store.fingerprint
+    assert config["pictures"] == {"image_size": 256, "jpeg_quality": 90}  # download's defaults
+    assert (config["weights_seed"], config["precision"]) == (1, "fp32")  # extract's default, and the features file's
     assert config["max_length"] == 12 and config["dataset"] == "scenes" and config["grid"] == [2, 2]
     assert str(base) not in (base / "models/config.json").read_text()
 

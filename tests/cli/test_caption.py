@@ -1,0 +1,106 @@
+"""``captioner caption``: what is printed where, what is written, and the exit status."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from PIL import Image
+
+from captioner.captioning import Captioner
+from captioner.cli import main
+from tests.captioning import small
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return small.make_run(tmp_path_factory.mktemp("caption") / "run")
+
+
+def caption(run: dict[str, Path], *arguments: object) -> Result:
+    return CliRunner().invoke(main, ["caption", *map(str, arguments), "--model", str(run["models"]), "--device", "cpu"])
+
+
+@pytest.fixture
+def folder(run: dict[str, Path], tmp_path: Path) -> Path:
+    """Two pictures of one name, one with control characters in its name, one that is none."""
+    for place, source in (("a/x.jpg", "00.jpg"), ("b/x.jpg", "01.jpg"), ("b/\x1b[31m\n.png", "03.png")):
+        (tmp_path / "in" / place).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in" / place).write_bytes((run["files"] / source).read_bytes())
+    (tmp_path / "in/b/junk.jpg").write_bytes(b"junk")
+    return tmp_path / "in"
+
+
+def test_captions_with_log_probabilities(run: dict[str, Path]) -> None:
+    path = run["files"] / "00.jpg"
+    done = caption(run, path, "--beam", 4, "--n-best", 2)
+    assert done.exit_code == 0 and done.stderr == ""
+    with Captioner.load(run["models"], "cpu") as captioner:
+        [result] = captioner.caption(path, beam=4, n_best=2)
+    expected = [str(path)] + [f"{caption.log_probability:9.3f}  {caption.text}" for caption in result.captions]
+    assert done.stdout.splitlines() == expected and len(expected) == 3
+
+
+def test_json_alone_on_the_output_and_a_line_for_each_fault(run: dict[str, Path], folder: Path) -> None:
+    done = caption(run, folder, folder / "none.jpg", "--json")
+    rows = json.loads(done.stdout)
+    assert [os.path.relpath(row["picture"], folder) for row in rows] == ["a/x.jpg", "b/\x1b[31m\n.png", "b/junk.jpg", "b/x.jpg", "none.jpg"]
+    assert [sorted(set(row) - {"picture"}) for row in rows] == [["captions"], ["captions"], ["error"], ["captions"], ["error"]]
+    assert all(set(one) == {"caption", "log_probability"} and one["log_probability"] < 0 for row in rows for one in row.get("captions", []))
+    assert done.exit_code == 1
+    assert done.stderr == f"Error: {folder}/b/junk.jpg: no picture of a known format\nError: {folder}/none.jpg: cannot be read (No such file or directory)\n"
+
+
+def test_names_are_escaped_for_people(run: dict[str, Path], folder: Path) -> None:
+    done = caption(run, folder)
+    assert done.exit_code == 1 and "\x1b" not in done.stdout + done.stderr
+    assert f"{folder}/b/\\x1b[31m\\n.png" in done.stdout.splitlines()
+
+
+def test_attention_pictures(run: dict[str, Path], folder: Path, tmp_path: Path) -> None:
+    done = caption(run, folder, "--attention", tmp_path / "out/put", "--json")
+    written = [Path(row["attention"]) for row in json.loads(done.stdout) if "attention" in row]
+    assert sorted(path.name for path in written) == ["_[31m_.attention.png", "x-2.attention.png", "x.attention.png"]
+    assert sorted(written) == sorted((tmp_path / "out/put").iterdir())
+    contents = set()
+    for path in written:
+        with Image.open(path) as picture:
+            assert picture.format == "PNG" and picture.width == 1200
+            contents.add(picture.convert("RGB").tobytes())
+    assert len(contents) == 3
+
+
+def test_a_place_where_nothing_can_be_written(run: dict[str, Path], folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    done = caption(run, folder, "--attention", tmp_path / "file/out")
+    assert done.exit_code == 1 and done.stdout == "" and done.stderr.count("\n") == 1
+    assert "file/out: no folder for attention pictures can be made there" in done.stderr
+
+
+def test_no_picture(run: dict[str, Path], tmp_path: Path) -> None:
+    done = caption(run, tmp_path, "--json")
+    [row] = json.loads(done.stdout)
+    assert done.exit_code == 1 and row["picture"] == str(tmp_path) and "no picture in this folder" in row["error"]
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_model_of_another_version_or_none(run: dict[str, Path], tmp_path: Path) -> None:
+    folder = small.copy(run, tmp_path / "models")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "format_version": 1}))
+    for models, wanted in ((folder, "model format 1, this program reads 2; train again"), (tmp_path / "none", "cannot be read")):
+        done = caption({"models": models}, run["files"] / "00.jpg", "--json")
+        assert done.exit_code == 1 and done.stdout == "" and done.stderr.count("\n") == 1 and wanted in done.stderr
+
+
+def test_the_command_as_people_start_it(run: dict[str, Path]) -> None:
+    """As a process of its own: it ends by itself, with nothing on the standard error."""
+    code = "from captioner.cli import main; main()"
+    command = [sys.executable, "-c", code, "caption", str(run["files"] / "00.jpg"), "--model", str(run["models"]), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and done.stderr == "" and len(json.loads(done.stdout)) == 1
