@@ -6,6 +6,7 @@ with the facts it was computed from. A run with the same facts goes on with it; 
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -19,6 +20,7 @@ from captioner.errors import CaptionerError
 from captioner.fingerprint import fingerprint
 
 _FACTS, _LOCK = "fingerprint.json", "lock"
+_MISSES = 100  # that many are no race with another process but a file or a dangling link in the folder's place
 
 
 def sync_folder(folder: str | Path) -> None:
@@ -114,12 +116,25 @@ class Sidecar:
 
     def finish(self) -> None:
         """Delete the sidecar after everything in it was published."""
-        shutil.rmtree(self.folder)
+        self._clear()
+        self.path(_LOCK).unlink()
+        try:
+            self.folder.rmdir()
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # from here on another process may have begun in it
+                raise
 
     def _acquire(self) -> None:
+        misses = 0
         while True:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            lock = os.open(self.path(_LOCK), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                lock = os.open(self.path(_LOCK), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            except (FileNotFoundError, FileExistsError):  # a holder before us may delete the folder at any moment
+                misses += 1
+                if misses == _MISSES:
+                    raise
+                continue
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -151,11 +166,15 @@ class Sidecar:
         if found is not None:
             changed = sorted(key for key in {*found, *self.facts} if found.get(key) != self.facts.get(key))
             click.echo(f"{self.out}: unfinished work was for other {', '.join(changed) or 'facts'}; starting afresh", err=True)
-        facts_file.unlink(missing_ok=True)  # first, so that a half-emptied folder is never taken for resumable work
+        self._clear()
+        write_atomically(facts_file, json.dumps(self.facts, indent=1, sort_keys=True))
+
+    def _clear(self) -> None:
+        """Delete everything but the lock; the facts first, so that a half-emptied folder is never taken for resumable work."""
+        self.path(_FACTS).unlink(missing_ok=True)
         for path in list(self.folder.iterdir()):
             if path.name != _LOCK:
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-        write_atomically(facts_file, json.dumps(self.facts, indent=1, sort_keys=True))
 
     def _release(self) -> None:
         if self._lock is not None:

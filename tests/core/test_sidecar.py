@@ -95,3 +95,32 @@ def test_write_atomically_keeps_the_old_file_when_the_write_fails(tmp_path, monk
     with pytest.raises(OSError):
         write_atomically(path, "new")
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_many_processes_one_after_the_other_never_trip_over_the_end_of_another(tmp_path) -> None:
+    """One that comes while another deletes its sidecar begins afresh, or is told who is at work; neither one fails."""
+    code = textwrap.dedent(
+        """
+        import os, sys
+        from captioner.errors import CaptionerError
+        from captioner.sidecar import Sidecar
+        done = refused = 0
+        while done < 150:
+            try:
+                with Sidecar(sys.argv[1], {}) as work:
+                    own = work.path("draft")
+                    own.write_text(str(os.getpid()))
+                    assert own.read_text() == str(os.getpid())
+                    work.publish("draft", sys.argv[1])
+                    work.finish()
+                done += 1
+            except CaptionerError as error:
+                assert "is at work on it" in error.message, error.message
+                refused += 1
+        """
+    )
+    out = tmp_path / "out"
+    running = [subprocess.Popen([sys.executable, "-c", code, str(out)], stderr=subprocess.PIPE, text=True) for _ in range(3)]
+    errors = [process.communicate(timeout=120)[1] for process in running]
+    assert [process.returncode for process in running] == [0, 0, 0], errors
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
