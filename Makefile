@@ -18,11 +18,14 @@ repro: install
 	dvc repro
 	@captioner summary
 
+# a file's tests stay in one process: they share its fixtures
+TESTS = python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+
 test: install
-	python -m pytest -m 'not slow'
+	$(TESTS) -m 'not slow'
 
 test-all: install
-	python -m pytest
+	$(TESTS)
 
 show: install
 	@dvc exp show --no-pager --drop '.*' --keep $(COLUMNS_SHOWN)

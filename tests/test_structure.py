@@ -6,6 +6,7 @@ import ast
 import re
 
 import pytest
+import yaml
 
 from captioner.parameters.table import table
 from tests.data import ROOT
@@ -30,6 +31,19 @@ def test_imports_point_one_way(area: str) -> None:
         for name in _imports(path):
             assert name.split(".")[0] not in ("stages", "benchmarks", "tests"), f"{path}: {name}"
             assert area == "cli" or not name.startswith(tuple(later)), f"{path}: {name}"
+
+
+@pytest.mark.parametrize("stage", ["train", "evaluate"])
+def test_dvc_knows_the_code_that_a_stage_runs(stage: str) -> None:
+    """What reads pictures and features is tested to give the same, however it is written; a change of anything else makes the stage run again."""
+    paths = [ROOT / dep for dep in yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"][stage]["deps"] if dep.startswith("captioner/")]
+    areas = tuple(f"captioner.{area}" for area in ORDER if area not in ("images", "features"))
+    for path in paths:
+        for file in path.rglob("*.py") if path.is_dir() else [path]:
+            for name in _imports(file):
+                if name.startswith(areas):
+                    module = ROOT.joinpath(*name.split("."))
+                    assert any(module == known or known in module.parents or module.with_suffix(".py") == known for known in paths), f"{file}: {name}"
 
 
 def test_modules_of_the_gpu_machine_import_little() -> None:

@@ -42,7 +42,7 @@ def test_features_are_those_of_extraction(tmp_path: Path, fit: str) -> None:
 
 def test_captions_are_those_that_evaluation_wrote(run: dict[str, Path], captioner: Captioner, tmp_path: Path) -> None:
     parameters = parse_parameters({"dataset": "small", "evaluate": {"beam_sizes": [3]}, "runtime": {"device": "cpu", "threads": 1}})
-    evaluate(parameters, results=tmp_path, **{name: path for name, path in run.items() if name != "files"})
+    evaluate(parameters, results=tmp_path, report=tmp_path / "index.html", **{name: path for name, path in run.items() if name != "files"})
     with open(tmp_path / "per_image.csv", newline="") as file:
         written = list(csv.DictReader(file))
     results = captioner.caption([run["files"] / row["file_name"] for row in written], beam=3)

@@ -18,6 +18,7 @@ from captioner.evaluation import evaluate
 from captioner.evaluation.page_data import novelty
 from captioner.features.store import FeatureStore
 from captioner.images.captions import CaptionSet, write_captions
+from captioner.metrics.diversity import DIVERSITY
 from captioner.report import read_page
 from captioner.training.model_files import load_model
 from captioner.vocabulary.vocabulary import START
@@ -69,9 +70,10 @@ def test_it_shows_the_results(results, paths):
         assert caption["scores"] == pytest.approx({name: float(row[name]) for name in caption["scores"]}, abs=1e-4)
         with Image.open(io.BytesIO(base64.b64decode(picture["jpeg"]))) as image:
             assert image.format == "JPEG" and image.size == (picture["width"], picture["height"]) == ((48, 32) if picture["id"] % 2 else (32, 40))
+    assert {"bleu_4", "cross_entropy", *DIVERSITY} <= set(experiment["scores"])
     for name, found in experiment["scores"].items():
-        assert found["value"] == metrics[name] and found["val"] == metrics[f"val_{name}"]
-        assert (found["low"] is None) == (name in ("cross_entropy", "token_accuracy"))
+        assert found["value"] == metrics[name] and found["val"] == metrics.get(f"val_{name}")
+        assert (found["low"] is None) == (name in ("cross_entropy", "token_accuracy", *DIVERSITY))
         assert found["low"] is None or found["low"] <= found["value"] <= found["high"]
     assert experiment["signature"] == metrics["signature"]
     assert experiment["history"]["train_cross_entropy"] == [None, 3.25] and experiment["history"]["val_token_accuracy"] == [0.25, 0.5]
