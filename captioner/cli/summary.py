@@ -13,4 +13,4 @@ def command() -> None:
     from captioner.evaluation.summary import summary
     from captioner.parameters import load_parameters
 
-    click.echo(summary(paths.EVALUATE_RESULTS, paths.captions(load_parameters(paths.PARAMETERS).dataset)))
+    click.echo(summary(paths.EVALUATE_RESULTS, paths.captions(load_parameters(paths.PARAMETERS).dataset), paths.REPORT))

@@ -19,12 +19,13 @@ _TITLES = {
 _SHOWN = 3
 
 
-def summary(results: Path, captions: Path) -> str:
+def summary(results: Path, captions: Path, report: Path) -> str:
     """Scores, three captions beside a reference, and where to look next, from the files of a finished evaluation.
 
     Args:
         results: the folder with ``metrics.json``.
         captions: the data set's ``captions.json``.
+        report: the page.
 
     Raises:
         CaptionerError: a file is missing or damaged.
@@ -35,7 +36,7 @@ def summary(results: Path, captions: Path) -> str:
         with open(results / BEAM_SWEEP, newline="", encoding="utf-8") as file:
             sweep = list(csv.DictReader(file))
         signature = metrics["signature"]
-        lines = [*_scores(metrics, signature, sweep), "", *_captions(generated, CaptionSet.load(captions)), "", *_next(results, signature)]
+        lines = [*_scores(metrics, signature, sweep), "", *_captions(generated, CaptionSet.load(captions)), "", *_next(results, report, signature)]
     except OSError as error:
         raise CaptionerError(f"{error.filename}: cannot be read ({error.strerror}); run the evaluate stage") from error
     except (ValueError, KeyError, TypeError) as error:
@@ -73,10 +74,11 @@ def _captions(generated: dict[int, str], captions: CaptionSet) -> list[str]:
     return lines
 
 
-def _next(results: Path, signature: dict[str, Any]) -> list[str]:
+def _next(results: Path, report: Path, signature: dict[str, Any]) -> list[str]:
     other = "lstm" if signature["decoder"] != "lstm" else "gru"
     return [
         "Where to look next:",
+        f"  {report}   a page for the browser: pictures, scores, curves, what was run",
         f"  {results / SHEET}   pictures, captions, and where the decoder looked for each word",
         f"  {results / PER_IMAGE}   every caption with its scores",
         f"  dvc exp run -S decoder={other}   another decoder: only train and evaluate run again",

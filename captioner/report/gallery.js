@@ -1,8 +1,7 @@
 // Cards of pictures with their captions; sorted and searched without being made again.
 const TITLES = {
   bleu_1: "BLEU-1", bleu_2: "BLEU-2", bleu_3: "BLEU-3", bleu_4: "BLEU-4", meteor: "METEOR", rouge_l: "ROUGE-L", cider_d: "CIDEr-D",
-  cross_entropy: "cross entropy", token_accuracy: "token accuracy", distinct_1: "distinct-1", distinct_2: "distinct-2", words_used: "words used",
-  vocabulary_used: "vocabulary used", novel: "novel captions", caption_length: "mean length",
+  cross_entropy: "cross entropy", token_accuracy: "token accuracy",
 };
 const letter = (place) => String.fromCharCode(65 + place);
 const mean = (values) => values.reduce((sum, value) => sum + value, 0) / values.length;

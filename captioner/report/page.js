@@ -2,6 +2,9 @@
 const data = JSON.parse(document.getElementById("data").textContent);
 const several = data.experiments.length > 1;
 const at = (id) => document.getElementById(id);
+const VARIETY = {
+  distinct_1: "distinct-1", distinct_2: "distinct-2", words_used: "words used", vocabulary_used: "vocabulary used", novel: "novel captions", caption_length: "mean length",
+};
 const SEARCHES = { beam: "beam size", diverse: "diverse beam size", sample: "samples" };
 const counted = (value) => (Number.isInteger(value) && value > 1 ? value.toLocaleString("en") : fixed(value));
 const named = (place) => (several ? `${letter(place)} ` : "");
@@ -36,26 +39,29 @@ function header() {
   for (const text of warnings) top.append(make("p", { class: "notice", role: "note" }, text));
 }
 
-function scores() {
-  const metrics = Object.keys(TITLES).filter((name) => data.experiments.some((experiment) => name in experiment.scores));
+// One row a figure, one column an experiment; of a single one its interval and its value on validation in columns of their own.
+function figures(label, titles, beside) {
+  const all = data.experiments.map((experiment) => experiment.scores);
+  const names = Object.keys(titles).filter((name) => all.some((each) => name in each));
   const spread = (score) => (!score || score.low === null ? "" : `${fixed(score.low)} – ${fixed(score.high)}`);
+  const cell = (score) => {
+    const found = make("span", {}, counted(score && score.value));
+    if (several && spread(score)) found.append(make("span", { class: "interval" }, spread(score)));
+    return found;
+  };
+  const head = several ? all.map((_, place) => letter(place)) : beside ? ["score", "95 % interval", "validation"] : ["captions"];
+  const rows = names.map((name) => [titles[name], ...all.map((each) => cell(each[name])), ...(several || !beside ? [] : [spread(all[0][name]), fixed(all[0][name].val)])]);
+  return scrolling(label, table(["", ...head], rows));
+}
+
+function scores() {
   const tables = make("div", { class: "tables" });
   at("scores").append(tables);
-  const all = data.experiments.map((experiment) => experiment.scores);
-  if (several) {
-    const cell = (score) => {
-      const found = make("span", {}, counted(score && score.value));
-      if (spread(score)) found.append(make("span", { class: "interval" }, spread(score)));
-      return found;
-    };
-    tables.append(make("div", {}, scrolling("Scores", table(["", ...all.map((_, place) => letter(place))], metrics.map((name) => [TITLES[name], ...all.map((each) => cell(each[name]))])))));
-  } else {
-    tables.append(make("div", {}, scrolling("Scores", table(["", "score", "95 % interval", "validation"], metrics.map((name) => {
-      const score = all[0][name];
-      return [TITLES[name], counted(score.value), spread(score), fixed(score.val)];
-    })))));
-  }
-  tables.lastChild.append(make("p", { class: "hint" }, "Intervals are of a bootstrap over pictures. Cross entropy is in nats a word, lower is better. Distinct-1 and -2 are the shares of different words and of different pairs of neighbours; novel captions are those that training does not have word for word."));
+  tables.append(
+    make("div", {}, figures("Scores", TITLES, true),
+      make("p", { class: "hint" }, "Intervals are of a bootstrap over pictures. Cross entropy is in nats a word, lower is better.")),
+    make("div", {}, figures("Variety of captions", VARIETY, false),
+      make("p", { class: "hint" }, "Distinct-1 and -2 are the shares of different words and of different pairs of neighbours; novel captions are those that training does not have word for word.")));
   if (!data.pairs.length) return;
   const rows = data.pairs.flatMap((pair) => Object.entries(pair.differences).map(([name, found]) => [
     `${letter(pair.second)} − ${letter(pair.first)}, ${TITLES[name]}`, (found.value > 0 ? "+" : "") + fixed(found.value), `${fixed(found.low)} to ${fixed(found.high)}`, fixed(found.p),

