@@ -9,6 +9,7 @@ import click
 
 from captioner.errors import CaptionerError
 
+
 @click.command("score")
 @click.argument("references", type=click.Path(path_type=Path))
 @click.argument("results", type=click.Path(path_type=Path))
@@ -22,6 +23,7 @@ def command(references: Path, results: Path, as_json: bool) -> None:
     from captioner.metrics import score
     from captioner.metrics.coco_files import read_references, read_results
     from captioner.metrics.scores import TITLES, shown
+    from captioner.metrics.spice import with_spice
 
     truth, captions = read_references(references), read_results(results)
     unknown = [key for key in captions if key not in truth]
@@ -37,7 +39,8 @@ def command(references: Path, results: Path, as_json: bool) -> None:
         click.echo(
             f"{results} has {len(captions):,} of the {described:,} images with references; CIDEr-D of a subset is not comparable with that of the whole", err=True
         )
-    scores = score({key: truth[key] for key in captions}, captions)
+    references_of = {key: truth[key] for key in captions}
+    scores = with_spice(score(references_of, captions), references_of, captions)
     if as_json:
         click.echo(json.dumps({**scores.overall, "signature": scores.signature}, indent=1))
         return

@@ -100,7 +100,7 @@ def compare(runs: Sequence[Run], resamples: int = RESAMPLES) -> Comparison:
     settings = _settings(runs)
     observed = [run.statistics.overall() for run in runs]
     resampled = resample([run.statistics for run in runs], resamples)
-    metrics = tuple(observed[0])
+    metrics = tuple(name for name in observed[0] if all(name in scores for scores in observed))  # SPICE may be some runs' alone
     values = [{metric: np.array([observed[run][metric] for run in members]) for metric in metrics} for members in settings]
     draws = [{metric: np.mean([resampled[run][metric] for run in members], axis=0) for metric in metrics} for members in settings]
     others = _others([runs[members[0]] for members in settings])

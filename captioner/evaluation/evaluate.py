@@ -19,6 +19,7 @@ from captioner.evaluation.lots import draw_lots
 from captioner.evaluation.page_data import page_data
 from captioner.metrics import Scorer, Scores
 from captioner.metrics.diversity import TrainingCaptions, diversity
+from captioner.metrics.spice import with_spice
 from captioner.parameters import Parameters
 from captioner.progress import Progress
 from captioner.report import render
@@ -64,6 +65,7 @@ def evaluate(
         forced = {split: split_figures(searcher.decoder, inputs.store, reader, inputs.captions, split, vocabulary, longest) for split in splits}
         scores = _score(inputs, found, splits if options.select_by == "meteor" else (headline,))
         beam = choose_beam({size: scores["val"][size].overall for size in sizes}, options.select_by)
+        scores[headline][beam] = with_spice(scores[headline][beam], *_captions(inputs, found[headline][beam]))
         chosen = draw_lots(ids[headline], _EXAMPLES)
         gallery = draw_lots(ids[headline], options.report_pictures)
         shown = searcher.with_attention(ids[headline], {*chosen, *gallery}, beam)
@@ -145,13 +147,17 @@ def _score(
 
     Its process reads tables for some seconds. It starts after the search, whose threads it would hold up, and before the splits without it.
     """
-    decode, captions = inputs.model.vocabulary.decode, inputs.captions
     scores: dict[str, dict[int, Scores]] = {}
     with Scorer(meteor=True) as full, Scorer(meteor=False) as plain:
         for split in sorted(found, key=lambda split: split in with_meteor):
             scores[split] = {}
             for size, hypotheses in found[split].items():
                 scorer = full if split in with_meteor else plain
-                references: dict[Any, list[str]] = {image: captions.captions(image) for image in hypotheses}
-                scores[split][size] = scorer.score(references, {image: decode(best.tokens) for image, best in hypotheses.items()})
+                scores[split][size] = scorer.score(*_captions(inputs, hypotheses))
     return scores
+
+
+def _captions(inputs: EvaluationInputs, hypotheses: Mapping[int, Hypothesis]) -> tuple[dict[Any, list[str]], dict[Any, str]]:
+    """References and generated captions by image id."""
+    decode, captions = inputs.model.vocabulary.decode, inputs.captions
+    return {image: captions.captions(image) for image in hypotheses}, {image: decode(best.tokens) for image, best in hypotheses.items()}

@@ -109,7 +109,7 @@ def beam_sweep_csv(evaluation: Evaluation) -> str:
 def per_image_csv(evaluation: Evaluation) -> str:
     """One row a picture of the headline split, in the order of the captions file."""
     scores = evaluation.scores[evaluation.split][evaluation.beam]
-    names = [name for name in METRICS if name in scores.overall]
+    names = list(scores.overall)
     rows: list[list[Any]] = [["image_id", "file_name", "caption", *names, "log_probability"]]
     for image, hypothesis in evaluation.hypotheses.items():
         values = [_round(scores.per_image[image][name]) for name in names]

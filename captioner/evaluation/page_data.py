@@ -22,6 +22,7 @@ from captioner.evaluation.inputs import EvaluationInputs
 from captioner.images.captions import CaptionSet
 from captioner.metrics import METRICS
 from captioner.metrics.diversity import DIVERSITY
+from captioner.metrics.scores import TITLES
 from captioner.parameters import Parameters
 from captioner.vocabulary.tokenizer import tokenize
 
@@ -65,7 +66,7 @@ def page_data(
             {
                 "words": list(example.words),
                 "attention": _attention(example),
-                "scores": {name: round(scores.per_image[image][name], 4) for name in METRICS if name in scores.overall},
+                "scores": {name: round(scores.per_image[image][name], 4) for name in scores.overall},
                 "log_probability": round(float(evaluation.hypotheses[image].log_probability), 4),
                 "novelty": novel[image],
             }
@@ -103,7 +104,7 @@ def _scores(evaluation: Evaluation) -> dict[str, dict[str, float | None]]:
     every = metrics(evaluation)
     [drawn] = resample([evaluation.scores[evaluation.split][evaluation.beam].statistics])
     found: dict[str, dict[str, float | None]] = {}
-    for name in (*METRICS, "cross_entropy", "token_accuracy", *DIVERSITY):
+    for name in (*TITLES, "cross_entropy", "token_accuracy", *DIVERSITY):
         if name in every:
             low, high = (round(limit, 6) for limit in interval(drawn[name])) if name in drawn else (None, None)
             found[name] = {"value": every[name], "low": low, "high": high, "val": every.get(f"val_{name}")}

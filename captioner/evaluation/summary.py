@@ -11,11 +11,9 @@ from captioner.errors import CaptionerError
 from captioner.evaluation.files import BEAM_SWEEP, CAPTIONS, METRICS_FILE, PER_IMAGE, SEARCH_TITLES, SHEET
 from captioner.evaluation.lots import draw_lots
 from captioner.images.captions import CaptionSet
+from captioner.metrics.scores import TITLES
 
-_TITLES = {
-    "bleu_1": "BLEU-1", "bleu_2": "BLEU-2", "bleu_3": "BLEU-3", "bleu_4": "BLEU-4", "meteor": "METEOR", "rouge_l": "ROUGE-L",
-    "cider_d": "CIDEr-D", "cross_entropy": "cross entropy", "token_accuracy": "token accuracy",
-}  # fmt: skip
+_TITLES = TITLES | {"cross_entropy": "cross entropy", "token_accuracy": "token accuracy"}
 _SHOWN = 3
 
 

@@ -19,9 +19,9 @@ from captioner.vocabulary.tokenizer import scored_tokens
 
 TITLES = {
     "bleu_1": "BLEU-1", "bleu_2": "BLEU-2", "bleu_3": "BLEU-3", "bleu_4": "BLEU-4",
-    "meteor": "METEOR", "rouge_l": "ROUGE-L", "cider_d": "CIDEr-D",
+    "meteor": "METEOR", "rouge_l": "ROUGE-L", "cider_d": "CIDEr-D", "spice": "SPICE",
 }  # fmt: skip
-METRICS = tuple(TITLES)
+METRICS = tuple(name for name in TITLES if name != "spice")  # what every scoring has, METEOR where a Java runs
 OWN_TOKENIZER = "captioner (Penn Treebank style; no Java runs here)"
 
 

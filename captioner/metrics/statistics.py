@@ -1,7 +1,7 @@
 """What one picture adds to the scores of all: numbers whose sums give every metric of any selection of pictures, without Java or captions.
 
 BLEU (Papineni et al. 2002) and METEOR (Denkowski and Lavie 2014) of many captions are no means of the captions' scores; they are
-functions of sums over captions. ROUGE-L and CIDEr-D are means. With one row a picture, the scores of a bootstrap resample are those
+functions of sums over captions. ROUGE-L, CIDEr-D and SPICE are means. With one row a picture, the scores of a bootstrap resample are those
 of its summed rows.
 """
 
@@ -30,7 +30,10 @@ METEOR_COLUMNS = (  # the order of the line that METEOR 1.5 gives for a caption 
     "meteor_chunks", "meteor_test_matches", "meteor_reference_matches",
 )  # fmt: skip
 _MEANS = ("rouge_l", "cider_d")
-_COLUMNS = (*BLEU_COLUMNS, *METEOR_COLUMNS, *_MEANS)
+_SPICE = "spice"  # a mean too, where its jars are there
+_COLUMNS = {
+    (*BLEU_COLUMNS, *meteor, *_MEANS, *spice) for meteor in (METEOR_COLUMNS, ()) for spice in ((_SPICE,), ())
+}
 
 # METEOR 1.5's English parameters for the task "rank", the program's default (its Constants.java).
 _ALPHA, _BETA, _GAMMA, _DELTA = 0.85, 0.20, 0.60, 0.75
@@ -43,8 +46,8 @@ class Statistics:
 
     Attributes:
         image_ids: (N,) ids as text.
-        columns: (K,) names of the columns; METEOR's are absent where it was not computed.
-        values: (N, K) float64; all but ``rouge_l`` and ``cider_d`` are whole numbers.
+        columns: (K,) names of the columns; METEOR's and SPICE's are absent where it was not computed.
+        values: (N, K) float64; all but ``rouge_l``, ``cider_d`` and ``spice`` are whole numbers.
     """
 
     image_ids: tuple[str, ...]
@@ -64,7 +67,7 @@ class Statistics:
         found = _bleu(column)
         if METEOR_COLUMNS[0] in column:
             found["meteor"] = _meteor(column)
-        return found | {name: column[name] / images for name in _MEANS}
+        return found | {name: column[name] / images for name in (*_MEANS, _SPICE) if name in column}
 
     def overall(self) -> dict[str, float]:
         """Metrics of all pictures together."""
@@ -92,7 +95,7 @@ class Statistics:
         try:
             header, *rows = csv.reader(io.StringIO(text))
             columns = tuple(header[1:])
-            if header[0] != "image_id" or columns not in (_COLUMNS, tuple(column for column in _COLUMNS if column not in METEOR_COLUMNS)):
+            if header[0] != "image_id" or columns not in _COLUMNS:
                 raise ValueError("its columns are others")
             values = np.array([row[1:] for row in rows], dtype=np.float64)
             if values.ndim != 2 or not np.isfinite(values).all():

@@ -1,6 +1,6 @@
 // Cards of pictures with their captions; sorted and searched without being made again.
 const TITLES = {
-  bleu_1: "BLEU-1", bleu_2: "BLEU-2", bleu_3: "BLEU-3", bleu_4: "BLEU-4", meteor: "METEOR", rouge_l: "ROUGE-L", cider_d: "CIDEr-D",
+  bleu_1: "BLEU-1", bleu_2: "BLEU-2", bleu_3: "BLEU-3", bleu_4: "BLEU-4", meteor: "METEOR", rouge_l: "ROUGE-L", cider_d: "CIDEr-D", spice: "SPICE",
   cross_entropy: "cross entropy", token_accuracy: "token accuracy",
 };
 const letter = (place) => String.fromCharCode(65 + place);
