@@ -19,12 +19,12 @@ import torch
 from PIL import Image
 
 from captioner.captioning.encoder import load_encoder
-from captioner.features.reading import ReadPicture, Recipe
 from captioner.captioning.readers import PictureReaders
 from captioner.captioning.results import Caption, PictureCaptions
 from captioner.device import core_count, resolve_device
 from captioner.errors import CaptionerError
 from captioner.features.forward import CPU_BATCH, PictureEncoder, keep_freed_memory
+from captioner.features.reading import ReadPicture, Recipe
 from captioner.parameters import EvaluateParameters
 from captioner.search import Hypothesis, beam_search
 from captioner.training.model_files import CONFIG, Model, load_model

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import stat
 import sys
 from dataclasses import dataclass
 
@@ -18,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from captioner.features.preprocess import Preprocessing, square, visible_box
-from captioner.images.decode import MOST_BYTES, BadPicture, store_picture, to_picture
+from captioner.images.decode import BadPicture, read_regular, store_picture, to_picture
 
 _SHOWN = 424  # longest side in pixels of the picture that is handed out for overlays
 
@@ -62,21 +61,14 @@ def read_file(path: str) -> bytes:
         BadPicture: no file, or one that cannot be read.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe without a writer would be waited for
-        try:
-            status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode):
-                raise BadPicture("no file")
-            if status.st_size > MOST_BYTES:
-                raise BadPicture(f"file of {status.st_size:,} bytes; at most {MOST_BYTES:,} are read")
-            with open(descriptor, "rb", closefd=False) as file:
-                return file.read(MOST_BYTES + 1)
-        finally:
-            os.close(descriptor)
+        data = read_regular(path)
     except OSError as error:
         raise BadPicture(f"cannot be read ({error.strerror})") from None
     except ValueError:  # a zero byte in the name
         raise BadPicture("no file has such a name") from None
+    if data is None:
+        raise BadPicture("no file")
+    return data
 
 
 def read_picture(source: str | Image.Image, recipe: Recipe, shown: bool) -> ReadPicture:

@@ -7,7 +7,9 @@ at most ``image_size``. Colour profiles are ignored; of an animation the first f
 from __future__ import annotations
 
 import io
+import os
 import re
+import stat
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,6 +33,26 @@ class BadPicture(Exception):
     def __init__(self, reason: str) -> None:
         self.reason = " ".join(re.sub(r"<[^>]*at 0x[0-9a-fA-F]+>", "", reason).split())
         super().__init__(self.reason)
+
+
+def read_regular(path: str) -> bytes | None:
+    """The bytes of a file, of one that grows meanwhile at most one more than ``MOST_BYTES``; None of a folder, pipe or device.
+
+    Raises:
+        BadPicture: the file is too large.
+        OSError, ValueError: no such file, or one that cannot be read; no file can have such a name.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe without a writer would be waited for
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            return None
+        if status.st_size > MOST_BYTES:
+            raise BadPicture(f"file of {status.st_size:,} bytes; at most {MOST_BYTES:,} are read")
+        with open(descriptor, "rb", closefd=False) as file:
+            return file.read(MOST_BYTES + 1)
+    finally:
+        os.close(descriptor)
 
 
 def to_jpeg(data: bytes, image_size: int, quality: int) -> tuple[bytes, int, int]:

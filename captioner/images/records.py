@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import stat
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -12,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Union
 
 from captioner.errors import CaptionerError
-from captioner.images.decode import MOST_BYTES, BadPicture
+from captioner.images.decode import MOST_BYTES, BadPicture, read_regular
 
 _LOCAL_HEADER = 30
 
@@ -41,21 +40,12 @@ class FileSource:
 
     def read(self) -> bytes:
         try:
-            descriptor = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a named pipe must not hang the work
+            data = read_regular(self.path)
         except OSError as error:
             raise BadPicture(f"file cannot be read ({error.strerror})") from None
-        try:
-            status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode):
-                raise BadPicture("no regular file")
-            if status.st_size > MOST_BYTES:
-                raise BadPicture(f"file of {status.st_size:,} bytes; at most {MOST_BYTES:,} are read")
-            with open(descriptor, "rb", closefd=False) as file:
-                return file.read(MOST_BYTES + 1)
-        except OSError as error:
-            raise BadPicture(f"file cannot be read ({error.strerror})") from None
-        finally:
-            os.close(descriptor)
+        if data is None:
+            raise BadPicture("no regular file")
+        return data
 
 
 @dataclass(frozen=True)

@@ -28,20 +28,9 @@ from tests.evaluation import small
 
 
 @pytest.fixture(scope="module")
-def paths(tmp_path_factory):
-    return small.make_run(tmp_path_factory.mktemp("run"))
-
-
-@pytest.fixture(scope="module")
 def results(paths, tmp_path_factory):
     """A whole evaluation with the defaults, METEOR included where a Java runs."""
     return small.run(paths, tmp_path_factory.mktemp("results") / "evaluate", beam_sizes=[3, 1, 3])
-
-
-@pytest.fixture
-def no_java(monkeypatch):
-    """Java takes seconds to start; what a parameter does is seen without it."""
-    monkeypatch.setattr("captioner.metrics.scores.find_java", lambda: None)
 
 
 def read_metrics(results) -> dict:

@@ -24,17 +24,9 @@ from captioner.training.model_files import load_model
 from captioner.vocabulary.vocabulary import START
 from tests.evaluation import small
 
+pytestmark = pytest.mark.usefixtures("no_java")
+
 HISTORY = "epoch,learning_rate,train_cross_entropy,val_cross_entropy,val_token_accuracy\n0,0.1,,3.5,0.25\n1,0.1,3.25,3.0,0.5\n"
-
-
-@pytest.fixture(autouse=True)
-def no_java(monkeypatch):
-    monkeypatch.setattr("captioner.metrics.scores.find_java", lambda: None)
-
-
-@pytest.fixture(scope="module")
-def paths(tmp_path_factory):
-    return small.make_run(tmp_path_factory.mktemp("run"))
 
 
 @pytest.fixture

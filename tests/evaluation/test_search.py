@@ -25,16 +25,6 @@ pytestmark = pytest.mark.usefixtures("no_java")
 
 
 @pytest.fixture
-def no_java(monkeypatch):
-    monkeypatch.setattr("captioner.metrics.scores.find_java", lambda: None)
-
-
-@pytest.fixture(scope="module")
-def paths(tmp_path_factory):
-    return small.make_run(tmp_path_factory.mktemp("run"))
-
-
-@pytest.fixture
 def found(paths, tmp_path):
     """Evaluates; gives the captions with their log-probabilities, ``{image id: (caption, log-probability)}``."""
 
