@@ -200,7 +200,7 @@ class _Handler(BaseHTTPRequestHandler):
         share = fault.share if isinstance(fault, (Reset, Stall, Truncate)) else 1.0
         self._send(request, body[: int(len(body) * share)], fault.rate if isinstance(fault, Slow) else None)
         if isinstance(fault, Reset):
-            time.sleep(0.05)  # what was sent arrives first
+            time.sleep(0.3)  # a reset throws away what its receiver has not read yet, and a busy machine reads late
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self.connection.close()
         elif isinstance(fault, Stall):

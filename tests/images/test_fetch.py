@@ -101,7 +101,7 @@ def test_server_without_ranges(http_server, target, ranges, expected):
 def test_file_that_changed_in_between(http_server, target, ranges, expected):
     """A careless server sends the rest of the new file although If-Range names the old one."""
     other = bytes(reversed(DATA))
-    url = http_server.add("/f", other, always=Reset(0.5), etag='"old"')
+    url = http_server.add("/f", other, always=Truncate(0.5), etag='"old"')
     with pytest.raises(CaptionerError):
         get(url, target, retries=1)
     assert target.with_name("data.zip.partial").stat().st_size == HALF
@@ -112,7 +112,7 @@ def test_file_that_changed_in_between(http_server, target, ranges, expected):
 
 
 def test_changed_without_notice_is_found_by_the_checksum(http_server, target, capsys):
-    url = http_server.add("/f", bytes(len(DATA)), always=Reset(0.5), etag='"same"')
+    url = http_server.add("/f", bytes(len(DATA)), always=Truncate(0.5), etag='"same"')
     with pytest.raises(CaptionerError):
         get(url, target, retries=1, sha256=SHA256)
     http_server.add("/f", DATA, etag='"same"')
@@ -123,7 +123,7 @@ def test_changed_without_notice_is_found_by_the_checksum(http_server, target, ca
 
 def test_other_address_starts_afresh(http_server, target):
     with pytest.raises(CaptionerError):
-        get(http_server.add("/old", bytes(len(DATA)), always=Reset(0.5)), target, retries=1)
+        get(http_server.add("/old", bytes(len(DATA)), always=Truncate(0.5)), target, retries=1)
     get(http_server.add("/f", DATA), target)
     assert only_target_left(target) and statuses(http_server) == [200]
 
