@@ -34,7 +34,8 @@ def command(
     """Caption pictures with a trained model.
 
     Every IMAGE, and every picture in a FOLDER and below it, gets its captions with their log-probabilities (natural logarithms),
-    in the order of log-probability per word: a sum over words alone would put the shortest first. A picture that cannot be read gets a line on the standard error instead; the exit status is 1 then.
+    in the order of log-probability per word: a sum over words alone would put the shortest first. A picture that cannot be read gets a
+    line on the standard error instead; the exit status is 1 then.
     """
     from captioner.captioning import Captioner
     from captioner.captioning.overlays import Overlays
