@@ -5,7 +5,8 @@
 
 82,783 pictures of 7x7x2048 fp16 features (random numbers made on the device, 16.6 GB), 414,113 captions as long as COCO's, a vocabulary of
 9,500 words, soft attention and an LSTM of 512 units, no validation. In every round some steps of the training loop are timed after
-others to warm up, then some of the textbook loop (fp32) on batches of the same captions. Seconds an epoch are **extrapolated** from
+others to warm up, then some of the textbook loop (fp32) on batches of the same captions; on a GPU also some of ours in bf16 that launch
+every kernel by itself, without the CUDA graph. Seconds an epoch are **extrapolated** from
 the steps and the time before the first one; --full times whole epochs instead. A GPU's idle share is one less the time that
 torch.profiler finds it at work in a step, as a share of the unprofiled step's time.
 """
@@ -40,6 +41,7 @@ from captioner.training.batches import BatchLoader, CaptionTable, epoch_batches
 from captioner.training.loop import STOP_FILE, Setting, Trainer
 from captioner.training.parallel import Group, Whole
 from captioner.training.phases import Step, build_phases
+from captioner.training.step import training_step
 from captioner.vocabulary.vocabulary import END, PAD, START
 
 EPOCH_TARGET = 10.0  # seconds at the larger batch, on one H100
@@ -133,7 +135,7 @@ def synchronize(device: torch.device) -> None:
 class OurLoop:
     """The project's own loop: loader, steps, progress, losses read; everything but validation."""
 
-    def __init__(self, sizes: Sizes, loader: BatchLoader, device: torch.device, batch_size: int, precision: str, folder: Path) -> None:
+    def __init__(self, sizes: Sizes, loader: BatchLoader, device: torch.device, batch_size: int, precision: str, folder: Path, graphed: bool = True) -> None:
         torch.manual_seed(0)
         self.options = TrainParameters(hidden_size=sizes.hidden, batch_size=batch_size, precision=precision)
         config = DecoderConfig(
@@ -142,6 +144,8 @@ class OurLoop:
         )  # fmt: skip
         decoder = build_decoder(config).to(device)
         (phase,) = build_phases(self.options, loader.table, LONGEST, decoder)
+        if not graphed:
+            phase = replace(phase, step=training_step, graph=None)
         self.step, self._device = TimedStep(phase.step, folder, device), device
         setting = Setting(loader, None, 0, 1, folder, Group(Rank(), device), float("inf"))  # nobody validates, no state is saved
         self._trainer = Trainer(decoder, self.options, [replace(phase, step=self.step)], setting)
@@ -201,11 +205,15 @@ def measure_loops(
     loops = {precision: OurLoop(sizes, loader, device, batch_size, precision, folder) for precision in PRECISIONS}
     seconds: dict[str, list[float]] = {precision: [] for precision in PRECISIONS}  # of an epoch
     paces: dict[str, list[float]] = {precision: [] for precision in PRECISIONS}  # of a step
-    rates: dict[str, list[float]] = {name: [] for name in ("textbook", *PRECISIONS)}
+    launched = OurLoop(sizes, loader, device, batch_size, "bf16", folder, graphed=False) if device.type == "cuda" else None
+    rates: dict[str, list[float]] = {name: [] for name in ("textbook", "launched", *PRECISIONS)}
     steps = min(steps, loops["fp32"].steps_in_epoch - 2)
     peaks = {}
     for _ in range(rounds):
         rates["textbook"].append(textbook.rate(max(1, min(steps, 3))))
+        if launched:
+            launched.run(2, min(steps, 5))
+            rates["launched"].append(launched.step.captions / launched.step.seconds)
         for precision, loop in loops.items():
             if device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats(device)
@@ -225,6 +233,8 @@ def measure_loops(
         if device.type == "cuda":
             facts |= {"memory_gib": round(peaks[precision], 2), **kernels(loop, step)}
         rows.append(result(f"training loop {name} / textbook fp32", rates[precision], rates["textbook"], None, "captions/s", **facts))
+        if launched and precision == "bf16":
+            rows.append(result(f"training loop {name} / without a graph", rates[precision], rates["launched"], None, "captions/s", **facts))
         target = 1.0 if device.type == "cuda" and sizes == Sizes() and batch_size == 1280 else None
         facts |= {
             "steps_in_epoch": loop.steps_in_epoch, "timed": "whole epochs" if full else f"{steps} steps, extrapolated",

@@ -164,6 +164,11 @@ class CaptionDecoder(nn.Module):
             inputs: (I, K, T) int64 on any device, words that go in instead of ``tokens[..., :-1]``.
         """
         packing = Packing.of(tokens, self.vocabulary.weight.device, inputs)
+        hidden, weights, positions = self.packed_hidden(features, packing)
+        return hidden, weights, packing, positions
+
+    def packed_hidden(self, features: Tensor, packing: Packing) -> tuple[Tensor, Tensor, Tensor | None]:
+        """``hidden`` of captions that are packed already."""
         memory = self.encode(features).select(packing.image_order)
         word = self._embed(packing.inputs)  # (M, D)
         state, *above = self._by_layer([tensor.index_select(0, packing.row_image) for tensor in self._initial(memory)])  # (B, H) each
@@ -188,7 +193,7 @@ class CaptionDecoder(nn.Module):
         for layer, own in zip(self.upper, above):
             h = layer(self.dropout(h), own, [step.rows for step in packing.steps])
         hidden = self._output(h, torch.cat(contexts), word)
-        return hidden, torch.cat(attention), packing, torch.cat(positions) if positions else None
+        return hidden, torch.cat(attention), torch.cat(positions) if positions else None
 
     def _embed(self, words: Tensor) -> Tensor:
         """Words (N,) int64 -> (N, D)."""

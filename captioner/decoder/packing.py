@@ -35,6 +35,47 @@ class PackedStep:
 
 
 @dataclass(frozen=True)
+class Order:
+    """Which row each caption of a batch (I, K) is, longest first; numpy arrays of int64.
+
+    Attributes:
+        rows: (B,), the captions that have a token to predict, image * K + k.
+        row_length: (B,), how many each has.
+        image_order: (I,), pictures by their longest caption.
+        row_image: (B,), row -> picture, in ``image_order``.
+        row_slot: (B,), row -> its place among the captions of the picture, longest first.
+    """
+
+    rows: np.ndarray
+    row_length: np.ndarray
+    image_order: np.ndarray
+    row_image: np.ndarray
+    row_slot: np.ndarray
+
+    @classmethod
+    def of(cls, lengths: np.ndarray) -> "Order":
+        """Order captions by how many tokens each has to predict, (I, K).
+
+        Raises:
+            ValueError: none of them has one.
+        """
+        slots, flat = lengths.shape[1], lengths.reshape(-1)
+        rows = np.argsort(-flat, kind="stable")
+        rows = rows[flat[rows] > 0]  # (B,)
+        if not rows.size:
+            raise ValueError("a batch without a token to predict")
+        image_order = np.argsort(-lengths.max(1), kind="stable")
+        image_rank = np.argsort(image_order, kind="stable")
+        slot_rank = np.argsort(np.argsort(-lengths, axis=1, kind="stable"), axis=1, kind="stable").reshape(-1)
+        return cls(rows, flat[rows], image_order, image_rank[rows // slots], slot_rank[rows])
+
+
+def caption_lengths(tokens: np.ndarray) -> np.ndarray:
+    """Tokens (..., T + 1) -> how many each caption has to predict, (...)."""
+    return np.maximum((tokens != PAD).sum(-1) - 1, 0)
+
+
+@dataclass(frozen=True)
 class Packing:
     """Captions (I, K, T + 1) as packed tokens; M real target tokens, B captions with at least one of them.
 
@@ -46,6 +87,7 @@ class Packing:
         caption: (M,) int64, which caption a packed token belongs to, image * K + k in the caller's order.
         step: (M,) int64, which step it belongs to.
         shape: (I, K, T) as given.
+        real: (M,) bool, False where a token only fills up the shapes of a ``Mould``; None: all are real.
     """
 
     inputs: Tensor
@@ -56,6 +98,11 @@ class Packing:
     caption: Tensor
     step: Tensor
     shape: tuple[int, int, int]
+    real: Tensor | None = None
+
+    def masked(self, values: Tensor) -> Tensor:
+        """Values of the packed tokens, (M,) or (M, N), zero where a token is not real."""
+        return values if self.real is None else values * self.real.view(-1, *[1] * (values.dim() - 1))
 
     @classmethod
     def of(cls, tokens: Tensor, device: torch.device, inputs: Tensor | None = None) -> "Packing":
@@ -69,16 +116,9 @@ class Packing:
         """
         images, slots, width = tokens.shape
         table = tokens.detach().cpu().numpy().reshape(images * slots, width)
-        lengths = np.maximum((table != PAD).sum(1) - 1, 0)  # targets of each caption
-        rows = np.argsort(-lengths, kind="stable")
-        rows = rows[lengths[rows] > 0]  # (B,)
-        if not rows.size:
-            raise ValueError("a batch without a token to predict")
-        by_image = lengths.reshape(images, slots)
-        image_order = np.argsort(-by_image.max(1), kind="stable")
-        image_rank = np.argsort(image_order, kind="stable")
-        slot_rank = np.argsort(np.argsort(-by_image, axis=1, kind="stable"), axis=1, kind="stable").reshape(-1)
-        row_image, row_slot, row_length = image_rank[rows // slots], slot_rank[rows], lengths[rows]
+        order = Order.of(caption_lengths(table).reshape(images, slots))
+        rows, row_length, image_order = order.rows, order.row_length, order.image_order
+        row_image, row_slot = order.row_image, order.row_slot
 
         active = np.arange(row_length[0])[:, None] < row_length  # (T', B)
         counts = active.sum(1)

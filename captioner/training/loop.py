@@ -140,6 +140,9 @@ class Trainer:
         shares = ([self._share(batch) for batch in group] for group in todo)
         self.decoder.train()
         self._lap = saved = time.monotonic()
+        if self.phase.graph:
+            own = (self._share(batch) for batch in batches)
+            self.phase.graph.fit(setting.train.table, [batch for batch in own if batch is not None])
         everybody, on_cpu = setting.group, setting.group.device.type == "cpu"
         everybody.flags = lambda: (
             stop.requested, everybody.leads and time.monotonic() - saved >= setting.checkpoint_seconds, self._stop_file()

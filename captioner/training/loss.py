@@ -20,11 +20,13 @@ def correct_tokens(outputs: TeacherForced) -> Tensor:
 
 
 def attention_coverage(weights: Tensor, packing: Packing) -> Tensor:
-    """Mean over captions of the sum over positions of (1 - sum over steps of the weight)^2; Xu et al. 2015, equation 14.
+    """Sum over captions and positions of (1 - sum over steps of the weight)^2; Xu et al. 2015, equation 14.
 
     Args:
         weights: (M, P) attention weights of the packed tokens.
     """
     images, captions, _ = packing.shape
-    total = weights.new_zeros(images * captions, weights.shape[-1]).index_add(0, packing.caption, weights)  # (I * K, P)
-    return ((1 - total[packing.caption[: packing.steps[0].rows]]) ** 2).sum(-1).mean()
+    total = weights.new_zeros(images * captions, weights.shape[-1]).index_add(0, packing.caption, packing.masked(weights))  # (I * K, P)
+    first = slice(packing.steps[0].rows)  # the tokens of the first step, one a caption
+    missing = ((1 - total[packing.caption[first]]) ** 2).sum(-1)
+    return (missing if packing.real is None else missing * packing.real[first]).sum()

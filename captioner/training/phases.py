@@ -13,6 +13,7 @@ from captioner.decoder import CaptionDecoder
 from captioner.errors import CaptionerError
 from captioner.parameters import TrainParameters
 from captioner.training.batches import CaptionTable
+from captioner.training.graph import StepGraph
 from captioner.training.parallel import Whole
 from captioner.training.reinforce import Reinforce
 from captioner.training.reward import CaptionReward
@@ -36,6 +37,7 @@ class Phase:
         figure: what the step's figure is called in the history.
         counted: what it is divided by.
         state: tensors by name that the step changes in place and keeps from one to the next, the same in all processes.
+        graph: what the step is done by on a GPU; it must be fitted to the batches of each epoch.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Phase:
     figure: str = "train_cross_entropy"
     counted: str = "tokens"
     state: dict[str, Tensor] = field(default_factory=dict)
+    graph: StepGraph | None = None
 
     @property
     def teacher_forced(self) -> bool:
@@ -85,11 +88,14 @@ def build_phases(options: TrainParameters, references: CaptionTable, max_length:
     phases = []
     if options.epochs:
         rates = (options.learning_rate, options.projection_learning_rate)
-        step, state = training_step, {}
+        step, state, reinforce, graph = training_step, {}, None, None
         if decoder.config.attention == "hard":
             reinforce = Reinforce(decoder, options)
-            step, state = partial(training_step, reinforce=reinforce), reinforce.state
-        phases.append(Phase("train", options.epochs, step, rates, options.select_by, state=state))
+            step, state = partial(step, reinforce=reinforce), reinforce.state
+        if StepGraph.fits(decoder):
+            graph = StepGraph(decoder, options, reinforce)
+            step = partial(step, graph=graph)
+        phases.append(Phase("train", options.epochs, step, rates, options.select_by, state=state, graph=graph))
     if options.scst_epochs:
         step = partial(self_critical_step, CaptionReward(references, options.scst_bleu_weight), max_length)
         rates = (options.scst_learning_rate, options.scst_learning_rate)

@@ -53,11 +53,11 @@ class Reinforce:
             A scalar to backpropagate from, and (2,) for ``update``: the sum of the words' log-likelihoods where positions were drawn,
             and how many words that is.
         """
-        drawn = positions >= 0
+        drawn = positions >= 0 if packing.real is None else (positions >= 0) & packing.real
         logs = weights.clamp_min(torch.finfo(weights.dtype).tiny).log()
-        entropies = -(weights * logs).sum(-1)
+        entropies = -packing.masked((weights * logs).sum(-1))
         log_probabilities = logs.gather(1, positions.clamp_min(0).unsqueeze(1)).squeeze(1)
-        advantages = torch.where(drawn, _from_here_on(log_likelihoods - self.state["baseline"], packing), 0.0)
+        advantages = torch.where(drawn, _from_here_on(packing.masked(log_likelihoods - self.state["baseline"]), packing), 0.0)
         loss = -(self._reward * advantages * log_probabilities + self._entropy * entropies).sum()
         return loss, torch.stack([torch.where(drawn, log_likelihoods, 0.0).sum(), drawn.sum().to(weights.dtype)])
 

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Sequence
+from typing import TYPE_CHECKING, Sequence
 
 import torch
 from torch import Tensor
 
 from captioner.decoder import CaptionDecoder
 from captioner.decoder.norm import BatchNorm
+from captioner.decoder.packing import Packing
 from captioner.parameters import TrainParameters
 from captioner.training.loss import attention_coverage
 from captioner.training.parallel import Whole
 from captioner.training.reinforce import Reinforce
 from captioner.training.scheduled_sampling import mix_inputs
 from captioner.training.vocabulary_loss import vocabulary_loss
-from captioner.vocabulary.vocabulary import PAD
+
+if TYPE_CHECKING:
+    from captioner.training.graph import StepGraph
 
 
 def training_step(
     decoder: CaptionDecoder, optimizer: torch.optim.Optimizer, batches: Sequence[tuple[Tensor, Tensor] | None], parameters: TrainParameters,
-    whole: Whole | None = None, reinforce: Reinforce | None = None,
+    whole: Whole | None = None, reinforce: Reinforce | None = None, graph: StepGraph | None = None,
 ) -> tuple[Tensor, int]:  # fmt: skip
     """Teacher forcing (or scheduled sampling) and backward pass of one batch after another, then clipping and one update.
 
@@ -31,18 +34,29 @@ def training_step(
         batches: features (I, P, C) on any device and tokens (I, K, T + 1) int64 of each; None for one of which this process has no picture.
         whole: the step of all processes, of which ``batches`` is this one's share; None: they are all of it.
         reinforce: what hard attention learns by; None with any other.
+        graph: does the forward and backward passes on a GPU, whose shapes must hold the batches; None: they are done here.
 
     Returns:
         The cross entropy summed over the step's tokens, a detached scalar, and how many tokens that is.
     """
     whole = whole or Whole.of([tokens for _, tokens in batches])
-    optimizer.zero_grad(set_to_none=True)
-    figures = []
+    if graph:
+        graph.clear_gradients()
+    else:
+        optimizer.zero_grad(set_to_none=True)
+    figures, device = [], decoder.vocabulary.weight.device
     for batch in batches:
         if batch is None:
             _take_part(decoder)
             continue
-        figures.append(_backward(decoder, *batch, whole, parameters, reinforce))
+        features, tokens = batch
+        features = features.to(device, non_blocking=True)
+        inputs = mix_inputs(decoder, features, tokens, whole.sampled) if whole.sampled else None  # in fp32, as evaluation computes
+        if graph:
+            figures.append(graph.backward(features, tokens, inputs, 1 / whole.tokens, 1 / whole.captions))
+        else:
+            packing = Packing.of(tokens, device, inputs)
+            figures.append(backward(decoder, features, packing, 1 / whole.tokens, 1 / whole.captions, parameters, reinforce))
     total = sum(figures[1:], figures[0]) if figures else decoder.vocabulary.weight.new_zeros(3 if reinforce else 1)
     total = finish_step(optimizer, total, parameters.clip, whole)
     if reinforce:
@@ -67,34 +81,33 @@ def _take_part(decoder: CaptionDecoder) -> None:
         decoder.encode(decoder.norm.weight.new_zeros(0, config.positions, config.channels)).values.sum().backward()
 
 
-def _captions(tokens: Tensor) -> int:
-    """How many captions of a batch (I, K, T + 1) have a token to predict."""
-    return int(((tokens != PAD).sum(-1) > 1).sum())
+def backward(
+    decoder: CaptionDecoder, features: Tensor, packing: Packing, a_token: float | Tensor, a_caption: float | Tensor,
+    parameters: TrainParameters, reinforce: Reinforce | None,
+) -> Tensor:  # fmt: skip
+    """Add a batch's gradients, its part of those of the whole step. Nothing here waits for a GPU, nor depends on values that are on it.
 
-
-def _backward(
-    decoder: CaptionDecoder, features: Tensor, tokens: Tensor, whole: Whole, parameters: TrainParameters, reinforce: Reinforce | None
-) -> Tensor:
-    """Add a batch's gradients, its part of those of the ``whole`` step.
+    Args:
+        features: (I, P, C) on the decoder's device.
+        packing: of its captions.
+        a_token, a_caption: what one of them counts in the loss: 1 / tokens and 1 / captions of the whole step; numbers or scalars.
 
     Returns:
         Its summed cross entropy and, with hard attention, the two figures of ``reinforce``; (1,) or (3,).
     """
-    device = decoder.vocabulary.weight.device
-    features = features.to(device, non_blocking=True)
-    inputs = mix_inputs(decoder, features, tokens, whole.sampled) if whole.sampled else None  # in fp32, as evaluation computes
-    with autocast(device, parameters):
-        hidden, weights, packing, positions = decoder.hidden(features, tokens, inputs)
+    with autocast(features.device, parameters):
+        hidden, weights, positions = decoder.packed_hidden(features, packing)
+        counted = None if packing.real is None else packing.real.to(hidden.dtype)
         loss, entropies = vocabulary_loss(
-            decoder.vocabulary, hidden, packing.targets, 1 / whole.tokens, smoothing=parameters.label_smoothing
+            decoder.vocabulary, hidden, packing.targets, a_token, counted, smoothing=parameters.label_smoothing
         )  # fmt: skip
+    entropies = packing.masked(entropies)
     figures = entropies.sum().reshape(1)
     if parameters.doubly_stochastic:
-        share = _captions(tokens) / whole.captions
-        loss = loss + parameters.doubly_stochastic * share * attention_coverage(weights, packing)
+        loss = loss + parameters.doubly_stochastic * a_caption * attention_coverage(weights, packing)
     if positions is not None:
         terms, seen = reinforce.loss(weights, positions, -entropies, packing)
-        loss, figures = loss + terms / whole.tokens, torch.cat([figures, seen])
+        loss, figures = loss + terms * a_token, torch.cat([figures, seen])
     loss.backward()
     return figures
 

@@ -23,7 +23,7 @@ _GPU_BLOCKS = 16  # times as large on a GPU, which wants large products and keep
 
 
 def vocabulary_loss(
-    layer: nn.Linear | TiedVocabulary, hidden: Tensor, targets: Tensor, scale: float, weights: Tensor | None = None, smoothing: float = 0.0,
+    layer: nn.Linear | TiedVocabulary, hidden: Tensor, targets: Tensor, scale: float | Tensor, weights: Tensor | None = None, smoothing: float = 0.0,
     banned: Sequence[int] = (),
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Cross entropy of ``layer(hidden)``.
@@ -32,7 +32,7 @@ def vocabulary_loss(
         layer: H -> V, with a bias; where its weight is frozen no time goes into a gradient for it.
         hidden: (M, H).
         targets: (M,) int64.
-        scale: what the loss is multiplied with, 1 / tokens for a mean.
+        scale: what the loss is multiplied with, 1 / tokens for a mean; a number or a scalar.
         weights: (M,) what each token's loss is multiplied with, of any sign (an advantage, in REINFORCE); None: 1.
         smoothing: the share of the target distribution that is spread over all V words (Szegedy et al. 2016, section 7).
         banned: words of probability 0, none of them a target; those of the others are scaled up to a sum of 1. Not with smoothing.
@@ -50,7 +50,7 @@ def vocabulary_loss(
 class _VocabularyLoss(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, scale: float, weights: Tensor | None, smoothing: float
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, scale: float | Tensor, weights: Tensor | None, smoothing: float
     ) -> tuple[Tensor, Tensor]:
         dtype = product_dtype(hidden)  # of the products; the softmax and all sums stay in the weight's own
         factor, low_bias = weight.to(dtype), bias.to(dtype)

@@ -123,7 +123,7 @@ def test_doubly_stochastic_penalty_by_hand() -> None:
     per_caption = {0: [[0.5, 0.5], [1.0, 0.0]], 1: [[0.25, 0.75]], 3: [[0.0, 1.0], [0.0, 1.0]]}
     for row, (caption, step) in enumerate(zip(packing.caption.tolist(), packing.step.tolist())):
         weights[row] = torch.tensor(per_caption[caption][step])
-    expected = ((0.5**2 + 0.5**2) + (0.75**2 + 0.25**2) + (1 + 1)) / 3
+    expected = ((0.5**2 + 0.5**2) + (0.75**2 + 0.25**2) + (1 + 1))
     assert attention_coverage(weights, packing).item() == pytest.approx(expected)
 
 

@@ -1,0 +1,147 @@
+"""The stages on a GPU do what they do on a CPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from captioner.decoder import CaptionDecoder
+from captioner.errors import Interrupted
+from captioner.features.extract import extract
+from captioner.features.store import FeatureStore
+from captioner.interrupts import StopSignal
+from captioner.search import beam_search
+from captioner.training.loop import Trainer
+from tests.decoder.examples import make_decoder, make_features, make_tokens
+from tests.features.conftest import ENCODER, quick, runtime, write_pictures
+from tests.training.small import history, history_numbers, make_data, run, small_parameters, with_runtime
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return make_data(tmp_path_factory.mktemp("data"), views=2)
+
+
+def gradients(model: CaptionDecoder, features: torch.Tensor, tokens: torch.Tensor) -> dict[str, torch.Tensor]:
+    outputs = model(features, tokens)
+    torch.nn.functional.cross_entropy(outputs.logits, outputs.targets).backward()
+    found = {name: parameter.grad.cpu() for name, parameter in model.named_parameters() if parameter.grad is not None}
+    return {**found, "logits": outputs.logits.detach().cpu(), "weights": outputs.weights.detach().cpu()}
+
+
+@pytest.mark.parametrize("attention", ["soft", "hard", "dot", "multihead", "bilinear", "none"])
+@pytest.mark.parametrize("decoder", ["gru", "lstm"])
+def test_decoder_and_its_gradients(decoder: str, attention: str) -> None:
+    features, tokens = make_features(4), make_tokens([[4, 1, -1], [7, -1, -1], [2, 2, 3], [1, 6, -1]])
+    on_cpu = gradients(make_decoder(decoder, attention, layers=2, norm="batch"), features, tokens)
+    on_gpu = gradients(make_decoder(decoder, attention, layers=2, norm="batch").cuda(), features.cuda(), tokens)
+    assert on_cpu.keys() == on_gpu.keys() and len(on_cpu) > 10
+    for name, expected in on_cpu.items():
+        torch.testing.assert_close(on_gpu[name], expected, rtol=1e-9, atol=1e-11, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_beam_search() -> None:
+    features = make_features(7)
+    found = [beam_search(make_decoder().to(device).eval(), features.to(device), max_length=9, keep=5) for device in ("cpu", "cuda")]
+    for on_cpu, on_gpu in zip(*found, strict=True):
+        assert len(on_cpu) == 5 and [hypothesis.tokens for hypothesis in on_cpu] == [hypothesis.tokens for hypothesis in on_gpu]
+        assert [h.log_probability for h in on_cpu] == pytest.approx([h.log_probability for h in on_gpu], rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"doubly_stochastic": 1.0, "label_smoothing": 0.1}, {"ema": 0.9, "norm": "batch", "optimizer": "rmsprop"}]
+)
+def test_training_learns_the_same(data: dict[str, Path], tmp_path: Path, options: dict) -> None:
+    histories = []
+    for device in ("cpu", "cuda"):
+        parameters = with_runtime(small_parameters(decoder="lstm", dropout=0.0, epochs=4, **options), device=device)
+        histories.append(history_numbers(run(tmp_path / device, data, parameters)))
+    for on_cpu, on_gpu in zip(*histories, strict=True):
+        assert on_gpu == pytest.approx(on_cpu, rel=2e-3, abs=0.02)  # of 175 tokens one or two may be told otherwise
+        assert on_gpu["val_cross_entropy"] == pytest.approx(on_cpu["val_cross_entropy"], rel=2e-3)
+
+
+@pytest.mark.parametrize("options", [
+    {"precision": "bf16"}, {"sampling": "linear", "sampling_rate": 0.5}, {"scst_epochs": 1, "scst_bleu_weight": 0.5},
+    {"select_by": "val_cider_d", "accumulate": 2}, {"layers": 2, "tie_weights": True, "embedding_size": 6},
+])  # fmt: skip
+@pytest.mark.parametrize("attention", ["soft", "hard"])
+def test_every_way_of_training_runs(data: dict[str, Path], tmp_path: Path, attention: str, options: dict) -> None:
+    if "scst_epochs" in options or "select_by" in options:
+        pytest.importorskip("pycocoevalcap")
+    run(tmp_path, data, with_runtime(small_parameters(attention=attention, epochs=2, **options), device="cuda"))
+    entropies = [float(row["val_cross_entropy"]) for row in history(tmp_path)]
+    assert len(entropies) == 2 + ("scst_epochs" in options) and entropies[1] < entropies[0] < 3
+
+
+def test_features_from_anywhere_train_alike(data: dict[str, Path], tmp_path: Path) -> None:
+    histories = [
+        history_numbers(run(tmp_path / where, data, with_runtime(small_parameters(), device="cuda", features_on=where)))
+        for where in ("gpu", "ram", "disk", "auto")
+    ]
+    for rows in histories[1:]:
+        for first, other in zip(histories[0], rows, strict=True):
+            assert other == pytest.approx(first, rel=1e-4)
+
+
+def test_a_stopped_run_goes_on(data: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parameters = with_runtime(small_parameters(epochs=4), device="cuda")
+    expected = history_numbers(run(tmp_path / "whole", data, parameters))
+    original = Trainer._step
+
+    def stop_in_between(self: Trainer, *arguments: object) -> None:
+        original(self, *arguments)
+        if self.at.epoch == 2 and self.at.step == 3:
+            signals[-1].requested = True
+
+    signals: list[StopSignal] = []
+    remember = StopSignal.__enter__
+
+    def enter(self: StopSignal) -> StopSignal:
+        signals.append(self)
+        return remember(self)
+
+    monkeypatch.setattr(StopSignal, "__enter__", enter)
+    with monkeypatch.context() as during:
+        during.setattr(Trainer, "_step", stop_in_between)
+        with pytest.raises(Interrupted):
+            run(tmp_path / "parts", data, parameters)
+    for row, other in zip(expected, history_numbers(run(tmp_path / "parts", data, parameters)), strict=True):
+        assert other == pytest.approx(row, rel=1e-3)
+
+
+def test_two_processes_share_a_gpu(data: dict[str, Path], tmp_path: Path) -> None:
+    parameters = with_runtime(small_parameters(dropout=0.0), device="cuda")
+    one = history_numbers(run(tmp_path / "one", data, parameters))
+    two = history_numbers(run(tmp_path / "two", data, with_runtime(parameters, processes=2)))
+    for row, other in zip(one, two, strict=True):
+        assert other == pytest.approx(row, rel=1e-3)
+
+
+@pytest.mark.parametrize("encoder", [ENCODER, "resnet18", "densenet121"])
+def test_extraction(tmp_path: Path, encoder: str) -> None:
+    images = write_pictures(tmp_path / "images.h5", 21)
+    rows = []
+    for device in ("cpu", "cuda"):
+        extract(quick(views=2, weights="random"), runtime(device=device, workers=2), encoder, images, tmp_path / f"{device}.h5")
+        store = FeatureStore.open(tmp_path / f"{device}.h5")
+        with store.reader("disk") as reader:
+            rows.append(reader.read(np.arange(21), np.arange(21) % 2).float())
+    scale = float(rows[0].abs().max())
+    torch.testing.assert_close(rows[1], rows[0], rtol=5e-3, atol=1e-3 * scale)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_extraction_in_half_precision_is_close(tmp_path: Path, precision: str) -> None:
+    images = write_pictures(tmp_path / "images.h5", 21)
+    rows = []
+    for chosen in ("fp32", precision):
+        extract(quick(precision=chosen), runtime(device="cuda"), ENCODER, images, tmp_path / f"{chosen}.h5")
+        with FeatureStore.open(tmp_path / f"{chosen}.h5").reader("disk") as reader:
+            rows.append(reader.read(np.arange(21)).float())
+    assert float((rows[1] - rows[0]).norm() / rows[0].norm()) < 0.02
