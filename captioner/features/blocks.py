@@ -13,6 +13,7 @@ import queue
 import threading
 import time
 from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Callable
 
@@ -34,7 +35,8 @@ class _Block:
 
     first: int
     features: torch.Tensor  # (n, V, P, C) float16, in main memory once ``ready`` is
-    ready: torch.cuda.Event | None
+    ready: torch.cuda.Event | None = None
+    finite: torch.Tensor | None = None  # bool, what a GPU found, likewise; None: to be found out
 
 
 def blocks_to_do(done: np.ndarray, batch_size: int, rank: int, world: int) -> list[tuple[int, int]]:
@@ -98,20 +100,23 @@ def _write_all(
     results: queue.Queue[_Block | BaseException | None], computing: int, pictures: _Pictures, writer: FeatureWriter, encoder: str, between: Callable[[int], bool]
 ) -> None:
     synced, error = time.monotonic(), None
-    while computing:
-        block = results.get()
-        if block is None:
-            computing -= 1
-        elif isinstance(block, BaseException):
-            error = error or block
-            pictures.stop()
-        else:
-            _write(block, writer, encoder)
-            if time.monotonic() - synced > _SYNC_SECONDS:
-                writer.sync()
-                synced = time.monotonic()
-            if not between(len(block.features)):
+    with ThreadPoolExecutor(1, thread_name_prefix="sync") as pool:  # writing goes on while the disk is waited for
+        syncing = pool.submit(writer.sync)
+        while computing:
+            block = results.get()
+            if block is None:
+                computing -= 1
+            elif isinstance(block, BaseException):
+                error = error or block
                 pictures.stop()
+            else:
+                _write(block, writer, encoder)
+                if syncing.done() and time.monotonic() - synced > _SYNC_SECONDS:
+                    syncing.result()
+                    syncing, synced = pool.submit(writer.sync), time.monotonic()
+                if not between(len(block.features)):
+                    pictures.stop()
+        syncing.result()
     if error is not None:
         raise error
 
@@ -120,7 +125,7 @@ def _write(block: _Block, writer: FeatureWriter, encoder: str) -> None:
     if block.ready is not None:
         block.ready.synchronize()
     features = block.features.numpy()
-    if not all_finite(features):
+    if not (all_finite(features) if block.finite is None else block.finite):
         row, view = np.argwhere(~np.isfinite(features).all(axis=(2, 3)))[0]
         raise CaptionerError(
             f"{writer.layout.path}: {encoder} makes non-finite features of image {writer.layout.image_ids[block.first + row]} (view {view}): NaN, "
@@ -158,6 +163,11 @@ class _Pictures:
     def stop(self) -> None:
         self._stopped = True
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Pictures in a whole batch, and their side."""
+        return self._decoder.slots.shape[2:4]
+
     def pixels(self, slot: int, view: int, count: int) -> torch.Tensor:
         """``(n, S, S, 3)`` uint8."""
         return torch.from_numpy(self._decoder.slots[slot, view, :count])
@@ -167,38 +177,54 @@ def _compute(
     pictures: _Pictures, encoder: PictureEncoder, shape: tuple[int, int, int], pinned: bool, results: queue.Queue[_Block | BaseException | None]
 ) -> None:
     """A thread's work: features ``(n, V, P, C)`` float16 of one block after the other."""
-    cuda = encoder.device.type == "cuda"
     try:
-        if cuda:
+        if encoder.device.type == "cuda":
             torch.cuda.set_device(encoder.device)
+            encoder.record(*pictures.shape)
+            upload = torch.cuda.Stream(encoder.device)
+            while (block := pictures.take()) is not None:
+                results.put(_on_gpu(pictures, encoder, shape, block, upload, pinned))
         else:
             torch.set_num_threads(1)
-        upload = torch.cuda.Stream(encoder.device) if cuda else None
-        while (block := pictures.take()) is not None:
-            slot, first, count = block
-            features = torch.empty((count, *shape), dtype=torch.float16, pin_memory=cuda)
-            on_device = torch.empty_like(features, device=encoder.device) if cuda else features
-            for view in range(shape[0]):
-                normalised = encoder.normalise(_upload(pictures.pixels(slot, view, count), encoder.device, upload, pinned))
-                if view == shape[0] - 1:
-                    pictures.give_back(slot)  # the pixels are copied
-                on_device[:, view] = encoder.encode(normalised)
-            ready = None
-            if cuda:
-                features.copy_(on_device, non_blocking=True)
-                ready = torch.cuda.Event()
-                ready.record(torch.cuda.current_stream(encoder.device))
-            results.put(_Block(first, features, ready))
+            while (block := pictures.take()) is not None:
+                results.put(_on_cpu(pictures, encoder, shape, block))
     except BaseException as error:
         results.put(error)
     finally:
         results.put(None)
 
 
-def _upload(pictures: torch.Tensor, device: torch.device, stream: torch.cuda.Stream | None, pinned: bool) -> torch.Tensor:
-    """``(n, S, S, 3)`` uint8 on the device; on a GPU by a stream of its own, so that earlier batches are encoded meanwhile."""
-    if stream is None:
-        return pictures
+def _on_cpu(pictures: _Pictures, encoder: PictureEncoder, shape: tuple[int, int, int], block: tuple[int, int, int]) -> _Block:
+    slot, first, count = block
+    features = torch.empty((count, *shape), dtype=torch.float16)
+    for view in range(shape[0]):
+        normalised = encoder.normalise(pictures.pixels(slot, view, count))
+        if view == shape[0] - 1:
+            pictures.give_back(slot)  # the pixels are copied
+        features[:, view] = encoder.encode(normalised)
+    return _Block(first, features)
+
+
+def _on_gpu(
+    pictures: _Pictures, encoder: PictureEncoder, shape: tuple[int, int, int], block: tuple[int, int, int], upload: torch.cuda.Stream, pinned: bool
+) -> _Block:
+    slot, first, count = block
+    features = torch.empty((count, *shape), dtype=torch.float16, device=encoder.device)
+    for view in range(shape[0]):
+        pixels = _upload(pictures.pixels(slot, view, count), encoder.device, upload, pinned)
+        if view == shape[0] - 1:
+            pictures.give_back(slot)  # the pixels are copied
+        features[:, view] = encoder.features(pixels)
+    in_memory, finite = torch.empty(features.shape, dtype=features.dtype, pin_memory=True), torch.empty((), dtype=torch.bool, pin_memory=True)
+    finite.copy_(features.isfinite().all(), non_blocking=True)
+    in_memory.copy_(features, non_blocking=True)
+    ready = torch.cuda.Event()
+    ready.record(torch.cuda.current_stream(encoder.device))
+    return _Block(first, in_memory, ready, finite)
+
+
+def _upload(pictures: torch.Tensor, device: torch.device, stream: torch.cuda.Stream, pinned: bool) -> torch.Tensor:
+    """``(n, S, S, 3)`` uint8 on the GPU, by a stream of its own, so that earlier batches are encoded meanwhile."""
     with torch.cuda.stream(stream):
         batch = pictures.to(device, non_blocking=pinned)
     stream.synchronize()

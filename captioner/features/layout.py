@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import threading
 import shutil
 from pathlib import Path
 from typing import Any, Iterable
@@ -210,6 +211,7 @@ class FeatureWriter:
         self.layout = Layout(path)
         self._descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         self._written: list[tuple[int, int]] = []
+        self._lock = threading.Lock()  # of the list
 
     def __enter__(self) -> "FeatureWriter":
         return self
@@ -227,19 +229,21 @@ class FeatureWriter:
             raise ValueError(f"{features.dtype} {features.shape} at row {first} does not fit features of shape {self.layout.shape}")
         data = memoryview(np.ascontiguousarray(features)).cast("B")
         self._pwrite(data, self.layout.offset + first * self.layout.row_size)
-        self._written.append((first, len(features)))
+        with self._lock:
+            self._written.append((first, len(features)))
 
     def sync(self) -> None:
-        """Bring everything written to the disk, then mark its rows as done."""
-        if not self._written:
+        """Bring everything written so far to the disk, then mark its rows as done. Another thread may write further rows meanwhile."""
+        with self._lock:
+            written, self._written = self._written, []
+        if not written:
             return
         try:
             os.fdatasync(self._descriptor)
         except OSError as error:
             raise CaptionerError(f"{self.layout.path}: cannot be written ({error.strerror}); mend the disk and run again") from error
-        for first, count in self._written:
+        for first, count in written:
             self._pwrite(memoryview(b"\x01" * count), self.layout.done_offset + first)
-        self._written.clear()
 
     def _pwrite(self, data: memoryview, position: int) -> None:
         while len(data):

@@ -1,22 +1,18 @@
-"""The stages on a GPU do what they do on a CPU."""
+"""Decoders, search and training on a GPU do what they do on a CPU."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
 from captioner.decoder import CaptionDecoder
 from captioner.errors import Interrupted
-from captioner.features.extract import extract
-from captioner.features.store import FeatureStore
 from captioner.interrupts import StopSignal
 from captioner.search import beam_search
 from captioner.training.loop import Trainer
 from tests.decoder.examples import make_decoder, make_features, make_tokens
-from tests.features.conftest import ENCODER, quick, runtime, write_pictures
 from tests.training.small import history, history_numbers, make_data, run, small_parameters, with_runtime
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
@@ -121,27 +117,3 @@ def test_two_processes_share_a_gpu(data: dict[str, Path], tmp_path: Path) -> Non
     two = history_numbers(run(tmp_path / "two", data, with_runtime(parameters, processes=2)))
     for row, other in zip(one, two, strict=True):
         assert other == pytest.approx(row, rel=1e-3)
-
-
-@pytest.mark.parametrize("encoder", [ENCODER, "resnet18", "densenet121"])
-def test_extraction(tmp_path: Path, encoder: str) -> None:
-    images = write_pictures(tmp_path / "images.h5", 21)
-    rows = []
-    for device in ("cpu", "cuda"):
-        extract(quick(views=2, weights="random"), runtime(device=device, workers=2), encoder, images, tmp_path / f"{device}.h5")
-        store = FeatureStore.open(tmp_path / f"{device}.h5")
-        with store.reader("disk") as reader:
-            rows.append(reader.read(np.arange(21), np.arange(21) % 2).float())
-    scale = float(rows[0].abs().max())
-    torch.testing.assert_close(rows[1], rows[0], rtol=5e-3, atol=1e-3 * scale)
-
-
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_extraction_in_half_precision_is_close(tmp_path: Path, precision: str) -> None:
-    images = write_pictures(tmp_path / "images.h5", 21)
-    rows = []
-    for chosen in ("fp32", precision):
-        extract(quick(precision=chosen), runtime(device="cuda"), ENCODER, images, tmp_path / f"{chosen}.h5")
-        with FeatureStore.open(tmp_path / f"{chosen}.h5").reader("disk") as reader:
-            rows.append(reader.read(np.arange(21)).float())
-    assert float((rows[1] - rows[0]).norm() / rows[0].norm()) < 0.02
