@@ -25,7 +25,7 @@ from captioner.features.decoding import Decoder
 from captioner.features.forward import PictureEncoder
 from captioner.features.layout import FeatureWriter
 
-_SYNC_SECONDS = 3.0
+_SYNC_SECONDS = 1.0
 _QUEUE = 3
 
 
