@@ -151,11 +151,11 @@ class OurLoop:
         self._trainer = Trainer(decoder, self.options, [replace(phase, step=self.step)], setting)
         self.steps_in_epoch = len(epoch_batches(loader.table, batch_size, self.options.captions_per_image, 1, 0, 1))
 
-    def run(self, warm: int, timed: int) -> float:
-        """Some steps of a new epoch; seconds between its beginning and the first of them."""
+    def run(self, warm: int, timed: int, again: bool = False) -> float:
+        """Some steps of a new epoch, or ``again`` of the last one; seconds between its beginning and the first of them."""
         self.step.stretch(warm, timed)
         started = time.perf_counter()
-        self._epoch()
+        self._epoch(again)
         return self.step.first - started
 
     def whole_epoch(self) -> float:
@@ -167,9 +167,9 @@ class OurLoop:
         synchronize(self._device)
         return time.perf_counter() - started
 
-    def _epoch(self) -> None:
+    def _epoch(self, again: bool = False) -> None:
         at = self._trainer.at
-        at.epoch, at.step, at.loss_sum, at.token_sum = at.epoch + 1, 0, 0.0, 0
+        at.epoch, at.step, at.loss_sum, at.token_sum = at.epoch + (not again), 0, 0.0, 0
         with contextlib.redirect_stderr(io.StringIO()):
             self._trainer.train_epoch(StopSignal("train"))
 
@@ -251,7 +251,7 @@ def measure_loops(
 def kernels(loop: OurLoop, step_seconds: float) -> dict[str, float]:
     """What torch.profiler says of a step on a GPU: kernels and copies, and the share of the step's time in which none of them runs."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]) as profiler:
-        loop.run(1, _PROFILED)
+        loop.run(1, _PROFILED, again=True)  # so that no graph is recorded meanwhile
     busy = [
         event.time_range.elapsed_us() for event in profiler.events()
         if event.device_type == torch.autograd.DeviceType.CUDA and not event.is_user_annotation
