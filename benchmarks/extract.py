@@ -138,7 +138,10 @@ def main(encoders: str, pictures: int, repeats: int, device: str, precision: str
         store = ImageStore.open(images)
         for encoder in encoders.split(","):
             rates = Bench(encoder, store, folder, place, precision, batch_size, cores, min(cores, 16)).run(repeats)
-            facts = {"device": torch.cuda.get_device_name(place) if place.type == "cuda" else "cpu", "precision": precision, "cores": cores, "pictures": len(store), "peak_memory_mb": peak_memory()}
+            facts = {
+                "device": torch.cuda.get_device_name(place) if place.type == "cuda" else "cpu", "precision": precision, "cores": cores,
+                "pictures": len(store), "peak_memory_mb": peak_memory(),
+            }  # fmt: skip
             if place.type == "cpu":
                 allowed = [1 / (1 / forward + 1 / decode) for forward, decode in zip(rates["forward"], rates["decode"])]
             else:

@@ -135,7 +135,9 @@ def synchronize(device: torch.device) -> None:
 class OurLoop:
     """The project's own loop: loader, steps, progress, losses read; everything but validation."""
 
-    def __init__(self, sizes: Sizes, loader: BatchLoader, device: torch.device, batch_size: int, precision: str, folder: Path, graphed: bool = True) -> None:
+    def __init__(
+        self, sizes: Sizes, loader: BatchLoader, device: torch.device, batch_size: int, precision: str, folder: Path, graphed: bool = True
+    ) -> None:
         torch.manual_seed(0)
         self.options = TrainParameters(hidden_size=sizes.hidden, batch_size=batch_size, precision=precision)
         config = DecoderConfig(

@@ -58,7 +58,8 @@ class StepGraph:
         """Give the parameters the gradients that the graph adds to, all zero."""
         for parameter, gradient in self._gradients:
             parameter.grad = gradient
-        torch._foreach_zero_([gradient for _, gradient in self._gradients])
+        if self._gradients:  # none where this process has had no picture yet
+            torch._foreach_zero_([gradient for _, gradient in self._gradients])
 
     def backward(self, features: Tensor, tokens: Tensor, inputs: Tensor | None, a_token: float, a_caption: float) -> Tensor:
         """``step.backward`` of a batch.

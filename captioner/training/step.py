@@ -40,10 +40,9 @@ def training_step(
         The cross entropy summed over the step's tokens, a detached scalar, and how many tokens that is.
     """
     whole = whole or Whole.of([tokens for _, tokens in batches])
+    optimizer.zero_grad(set_to_none=True)
     if graph:
         graph.clear_gradients()
-    else:
-        optimizer.zero_grad(set_to_none=True)
     figures, device = [], decoder.vocabulary.weight.device
     for batch in batches:
         if batch is None:
