@@ -7,7 +7,7 @@ and their rows lie sorted by length, they differ little: that is some hundredths
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import zip_longest
 from typing import Iterable, Sequence
@@ -28,11 +28,13 @@ class Mould:
     Attributes:
         images, captions: I, K.
         steps: rows B_t and block (I_t, K_t) of each step; each is at least the largest of the batches.
+        waste: cells of all its blocks, in those of the batches' own blocks on average; 1 where all are alike.
     """
 
     images: int
     captions: int
     steps: tuple[tuple[int, int, int], ...]
+    waste: float = field(default=1.0, compare=False)
 
     @classmethod
     def of(cls, batches: Iterable[np.ndarray]) -> "Mould":
@@ -43,7 +45,7 @@ class Mould:
         for rows, block, slots in _widest([steps for *_, steps in shapes]):
             block = _rounded(block, images)
             steps.append((min(_rounded(rows, images * captions), block * slots), block, slots))
-        return cls(images, captions, tuple(steps))
+        return cls(images, captions, tuple(steps), _cells(steps) / (sum(_cells(steps) for *_, steps in shapes) / len(shapes)))
 
     def __or__(self, other: "Mould") -> "Mould":
         """What holds the batches of both."""
@@ -103,6 +105,10 @@ def _shapes(lengths: np.ndarray) -> tuple[int, int, list[tuple[int, int, int]]]:
     """I, K, and B_t, I_t, K_t of each step."""
     longer = (lengths > np.arange(lengths.max())[:, None, None]).sum(2)  # (T, I), captions of each picture that go on
     return *lengths.shape, list(zip(longer.sum(1).tolist(), (longer > 0).sum(1).tolist(), longer.max(1).tolist()))
+
+
+def _cells(steps: Sequence[tuple[int, int, int]]) -> int:
+    return sum(block * slots for _, block, slots in steps)
 
 
 def _widest(batches: Sequence[Sequence[tuple[int, int, int]]]) -> list[tuple[int, int, int]]:

@@ -23,6 +23,9 @@ from captioner.training.reinforce import Reinforce
 from captioner.training.step import backward
 
 
+_MOST_WASTE = 4  # one picture with very many captions would make every batch's block as wide as its own
+
+
 class StepGraph:
     """Does the passes of ``training_step``.
 
@@ -30,6 +33,9 @@ class StepGraph:
         decoder: on a GPU, in its place.
         parameters: how it learns.
         reinforce: what hard attention learns by; None with any other.
+
+    Attributes:
+        recorded: it can take the batches it was fitted to last; False where they differ too much to be worth it.
     """
 
     def __init__(self, decoder: CaptionDecoder, parameters: TrainParameters, reinforce: Reinforce | None = None) -> None:
@@ -37,6 +43,7 @@ class StepGraph:
         self._device = decoder.vocabulary.weight.device
         self._mould: Mould | None = None
         self._gradients: list[tuple[Tensor, Tensor]] = []  # parameter and gradient
+        self.recorded = False
 
     @staticmethod
     def fits(decoder: CaptionDecoder) -> bool:
@@ -48,6 +55,9 @@ class StepGraph:
         if not batches:
             return
         mould = Mould.of(table.targets[batch.captions] for batch in batches)
+        self.recorded = mould.waste <= _MOST_WASTE
+        if not self.recorded:
+            return
         if self._mould is not None:
             mould |= self._mould
         if mould != self._mould:

@@ -34,13 +34,14 @@ def training_step(
         batches: features (I, P, C) on any device and tokens (I, K, T + 1) int64 of each; None for one of which this process has no picture.
         whole: the step of all processes, of which ``batches`` is this one's share; None: they are all of it.
         reinforce: what hard attention learns by; None with any other.
-        graph: does the forward and backward passes on a GPU, whose shapes must hold the batches; None: they are done here.
+        graph: does the forward and backward passes on a GPU, once it was fitted to the batches; None: they are done here.
 
     Returns:
         The cross entropy summed over the step's tokens, a detached scalar, and how many tokens that is.
     """
     whole = whole or Whole.of([tokens for _, tokens in batches])
     optimizer.zero_grad(set_to_none=True)
+    graph = graph if graph is not None and graph.recorded else None
     if graph:
         graph.clear_gradients()
     figures, device = [], decoder.vocabulary.weight.device

@@ -92,7 +92,15 @@ def test_shapes_hold_all_batches_and_are_rounded_up() -> None:
     parts = [Mould.of([lengths(tokens)]) for tokens in TOKENS]
     assert parts[0] | parts[1] | parts[2] | parts[3] == mould and mould | parts[2] == mould
     large = Mould.of([np.full((300, 5), 3)[:290], np.array([[2] * 5] * 300)])
-    assert large.steps == ((1500, 300, 5), (1500, 300, 5), (1460, 292, 5))  # in units of 23 rows and 4 pictures; no more than there is room for
+    # in units of 23 rows and 4 pictures; no more than there is room for
+    assert large.steps == ((1500, 300, 5), (1500, 300, 5), (1460, 292, 5))
+
+
+def test_waste_is_what_one_picture_of_many_captions_does_to_the_others() -> None:
+    alike = [np.full((64, 5), 9)] * 6
+    assert Mould.of(alike).waste == 1
+    assert Mould.of([*alike, np.full((1, 320), 9)]).waste == pytest.approx(64 * 320 / 320)  # every batch has 320 cells a step
+    assert Mould.of([np.full((2, 2), 3), np.full((2, 1), 3)]).waste == pytest.approx(12 / ((12 + 6) / 2))
 
 
 def test_a_batch_that_does_not_fit_is_refused() -> None:

@@ -169,6 +169,18 @@ def test_it_is_recorded_again_only_for_larger_batches(table: CaptionTable, monke
     assert len(recorded) == 2
 
 
+def test_batches_too_different_are_launched_kernel_by_kernel(table: CaptionTable) -> None:
+    model, settings = make(), TrainParameters()
+    graph, optimizer = StepGraph(model, settings), build_optimizer(model, settings)
+    many = Batch(np.array([0]), np.arange(100)[None], np.zeros(1, dtype=np.int64))
+    graph.fit(table, [*batches_of(table, 20), many])
+    assert not graph.recorded
+    total, count = training_step(model, optimizer, [loaded(table, many)], settings, graph=graph)
+    assert 0 < total.item() / count < 6 and model.vocabulary.weight.grad.any()
+    graph.fit(table, batches_of(table, 20))
+    assert graph.recorded
+
+
 def test_the_processor_never_waits_for_the_gpu(table: CaptionTable) -> None:
     model, settings, batches = make(), TrainParameters(), batches_of(table, 32)
     graph, optimizer = StepGraph(model, settings), build_optimizer(model, settings)
