@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import queue
 import threading
-import time
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Callable
 
@@ -24,8 +22,8 @@ from captioner.errors import CaptionerError
 from captioner.features.decoding import Decoder
 from captioner.features.forward import PictureEncoder
 from captioner.features.layout import FeatureWriter
+from captioner.features.syncing import SyncedWriter
 
-_SYNC_SECONDS = 1.0
 _QUEUE = 3
 
 
@@ -82,7 +80,8 @@ def extract_blocks(
     for thread in pool:
         thread.start()
     try:
-        _write_all(results, len(pool), pictures, writer, encoder.encoder.name, between)
+        with SyncedWriter(writer) as synced:
+            _write_all(results, len(pool), pictures, synced, encoder.encoder.name, between)
     finally:
         pictures.stop()
         while any(thread.is_alive() for thread in pool):  # they may wait for room in the queue
@@ -90,38 +89,36 @@ def extract_blocks(
                 results.get(timeout=0.05)
             except queue.Empty:
                 pass
-        writer.sync()
         if pinned:
             torch.cuda.synchronize(encoder.device)
             torch.cuda.cudart().cudaHostUnregister(decoder.slots.ctypes.data)
 
 
 def _write_all(
-    results: queue.Queue[_Block | BaseException | None], computing: int, pictures: _Pictures, writer: FeatureWriter, encoder: str, between: Callable[[int], bool]
+    results: queue.Queue[_Block | BaseException | None],
+    computing: int,
+    pictures: _Pictures,
+    writer: SyncedWriter,
+    encoder: str,
+    between: Callable[[int], bool],
 ) -> None:
-    synced, error = time.monotonic(), None
-    with ThreadPoolExecutor(1, thread_name_prefix="sync") as pool:  # writing goes on while the disk is waited for
-        syncing = pool.submit(writer.sync)
-        while computing:
-            block = results.get()
-            if block is None:
-                computing -= 1
-            elif isinstance(block, BaseException):
-                error = error or block
+    error = None
+    while computing:
+        block = results.get()
+        if block is None:
+            computing -= 1
+        elif isinstance(block, BaseException):
+            error = error or block
+            pictures.stop()
+        else:
+            _write(block, writer, encoder)
+            if not between(len(block.features)):
                 pictures.stop()
-            else:
-                _write(block, writer, encoder)
-                if syncing.done() and time.monotonic() - synced > _SYNC_SECONDS:
-                    syncing.result()
-                    syncing, synced = pool.submit(writer.sync), time.monotonic()
-                if not between(len(block.features)):
-                    pictures.stop()
-        syncing.result()
     if error is not None:
         raise error
 
 
-def _write(block: _Block, writer: FeatureWriter, encoder: str) -> None:
+def _write(block: _Block, writer: SyncedWriter, encoder: str) -> None:
     if block.ready is not None:
         block.ready.synchronize()
     features = block.features.numpy()

@@ -65,11 +65,11 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 _PROGRAM = """
 import json, sys
 from captioner.errors import CaptionerError
-from captioner.features import blocks
+from captioner.features import syncing
 from captioner.features.extract import extract
 from captioner.parameters.schema import ExtractParameters, RuntimeParameters
 task = json.loads(sys.argv[1])
-blocks._SYNC_SECONDS = task["sync"]
+syncing._SYNC_SECONDS = task["sync"]
 try:
     extract(ExtractParameters(**task["parameters"]), RuntimeParameters(**task["runtime"]), task["encoder"], task["images"], task["out"])
 except CaptionerError as error:
