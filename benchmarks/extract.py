@@ -158,7 +158,7 @@ def main(encoders: str, pictures: int, repeats: int, device: str, precision: str
             else:
                 allowed = [min(parts) for parts in zip(rates["forward"], rates["decode"], rates["write"])]
             results.append(result(f"extract {encoder} / its parts", rates["ours"], allowed, 0.95, "pictures/s", **facts))
-            target = 0.90 if encoder == "resnet50" and place.type == "cpu" else None  # beside a GPU another part may be slower
+            target = 0.90 if encoder == "resnet50" else None
             results.append(result(f"extract {encoder} / bare forward", rates["ours"], rates["forward"], target, "pictures/s", **facts))
             results.append(result(f"extract {encoder} / decoding", rates["ours"], rates["decode"], None, "pictures/s", **facts))
             results.append(result(f"extract {encoder} / writing", rates["ours"], rates["write"], None, "pictures/s", **facts))
