@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from captioner.decoder.packing import caption_lengths
 from captioner.errors import CaptionerError
 from captioner.features.store import FeatureReader
 from captioner.images.captions import CaptionSet
@@ -65,7 +66,7 @@ class CaptionTable:
     @cached_property
     def targets(self) -> np.ndarray:
         """(M + 1,) int64, tokens of each caption that are to be predicted; none of the last row."""
-        return np.maximum((self.tokens != PAD).sum(1) - 1, 0)
+        return caption_lengths(self.tokens)
 
 
 @dataclass(frozen=True)
