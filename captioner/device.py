@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -10,6 +12,8 @@ from torch import Tensor
 
 from captioner.errors import CaptionerError
 from captioner.processes import Rank
+
+Result = TypeVar("Result")
 
 
 def core_count() -> int:
@@ -61,3 +65,25 @@ def to_device(array: np.ndarray, device: torch.device) -> Tensor:
     """
     tensor = torch.from_numpy(array)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+def warm_up(work: Callable[[], object], device: torch.device) -> None:
+    """Do ``work`` once on a GPU outside of a graph, for what is made at the first use; on a stream aside, as recording it will be."""
+    here, aside = torch.cuda.current_stream(device), torch.cuda.Stream(device)
+    aside.wait_stream(here)
+    with torch.cuda.stream(aside):
+        work()
+    here.wait_stream(aside)
+
+
+def record(work: Callable[[], Result], device: torch.device) -> tuple[torch.cuda.CUDAGraph, Result]:
+    """``work``, warmed up before, as a CUDA graph, and its result, whose tensors every replay writes anew.
+
+    It repeats exactly what is recorded here, the same kernels on the same shapes at the same addresses. Other threads may use the GPU
+    meanwhile.
+    """
+    torch.cuda.synchronize(device)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        result = work()
+    return graph, result

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from captioner.device import record, warm_up
 from captioner.features.encoders import Encoder
 from captioner.features.folding import fold_batch_norms
 from captioner.features.layout import MEAN, STD
@@ -113,15 +114,12 @@ class _Recorded:
 
     @torch.inference_mode()
     def __init__(self, encoder: PictureEncoder, pictures: Tensor) -> None:
-        self.pictures, here, aside = pictures, torch.cuda.current_stream(encoder.device), torch.cuda.Stream(encoder.device)
-        aside.wait_stream(here)
-        with torch.cuda.stream(aside):  # once outside of a graph, for what is made at the first use
-            encoder.encode(encoder.normalise(pictures))
-        here.wait_stream(aside)
-        torch.cuda.synchronize(encoder.device)
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
-            self._features = encoder.encode(encoder.normalise(pictures))
+        def passes() -> Tensor:
+            return encoder.encode(encoder.normalise(pictures))
+
+        self.pictures = pictures
+        warm_up(passes, encoder.device)
+        self._graph, self._features = record(passes, encoder.device)
 
     @torch.inference_mode()
     def __call__(self, pictures: Tensor) -> Tensor:

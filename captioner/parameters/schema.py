@@ -118,6 +118,7 @@ class TrainParameters:
     scst_baseline: str = option("mean", "self-critical training: a sample's reward is compared with the mean of the picture's other samples, or with its greedy caption's", choices=("mean", "greedy"))
     scst_learning_rate: float = option(5e-5, "self-critical training: decoder and feature projection", low=0)
     scst_bleu_weight: float = option(0.0, "self-critical training: the reward is CIDEr-D (0 to 10) plus this times BLEU-4 (0 to 1)", low=0)
+    scst_dropout: bool = option(False, "self-critical training: dropout in the pass that is differentiated, as in cross entropy; captions are drawn without it")
     sampling: str = option("none", "scheduled sampling (Bengio et al. 2015): the way in which the share of input words that the decoder draws itself rises from 0", choices=("none", "linear", "exponential", "inverse_sigmoid"))
     sampling_start: int = option(1, "scheduled sampling: epoch in which it begins", low=1)
     sampling_epochs: int = option(5, "scheduled sampling: epochs in which the share rises to sampling_rate", low=1)

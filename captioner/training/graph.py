@@ -16,7 +16,7 @@ from torch import Tensor
 from captioner.decoder import CaptionDecoder
 from captioner.decoder.mould import Mould
 from captioner.decoder.norm import BatchNorm
-from captioner.device import to_device
+from captioner.device import record, to_device, warm_up
 from captioner.parameters import TrainParameters
 from captioner.training.batches import Batch, CaptionTable
 from captioner.training.reinforce import Reinforce
@@ -103,19 +103,13 @@ class StepGraph:
         parameters = [parameter for parameter in self._decoder.parameters() if parameter.requires_grad]
         for parameter in parameters:
             parameter.grad = None
-        generator, here, aside = torch.cuda.default_generators[device.index], torch.cuda.current_stream(device), torch.cuda.Stream(device)
+        generator = torch.cuda.default_generators[device.index]
         state = generator.get_state()
-        aside.wait_stream(here)
-        with torch.cuda.stream(aside):  # once outside of a graph, for what is made at the first use
-            self._passes()
-        here.wait_stream(aside)
+        warm_up(self._passes, device)
         used = [parameter for parameter in parameters if parameter.grad is not None]
         self._gradients = [(parameter, torch.zeros_like(parameter)) for parameter in used]
         self.clear_gradients()
-        torch.cuda.synchronize(device)
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):  # other threads may read batches meanwhile
-            self._figures = self._passes()
+        self._graph, self._figures = record(self._passes, device)
         generator.set_state(state)
 
     def _passes(self) -> Tensor:

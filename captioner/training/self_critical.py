@@ -9,6 +9,10 @@ better variant of self-critical sequence training"), which costs no decoding of 
 are over one distribution: the decoder in eval mode, without dropout, and without the words that are never drawn; and because the sum
 is divided by the number of captions, which is fixed, and not by that of their tokens, which depends on what was drawn. (With
 train.precision=bf16 captions are drawn in fp32, as evaluation computes, and the products of the gradient are rounded.)
+
+With scst_dropout the pass that is differentiated has dropout all the same: the gradient is then E[(r(w) - b) * gradient of log q(w)], the
+mean over networks q with units dropped, for captions w of the whole one. That is no longer the gradient of the expected reward, but it
+keeps the few training pictures from being learned by heart.
 """
 
 from __future__ import annotations
@@ -46,14 +50,15 @@ def self_critical_step(
     Returns:
         The rewards summed over the step's samples, a scalar that is NaN where the loss is not finite, and how many samples that is.
     """
-    decoder.eval()
     whole = whole or Whole.of([references for _, references in batches])
     count = parameters.scst_samples * whole.images
     optimizer.zero_grad(set_to_none=True)
     total, device = decoder.vocabulary.weight.new_zeros(()), decoder.vocabulary.weight.device
     for features, references in filter(None, batches):
         features = features.to(device, non_blocking=True)
+        decoder.eval()
         tokens, advantages, rewards = sample_advantages(decoder, features, references, reward, max_length, parameters)
+        decoder.dropout.train(parameters.scst_dropout)  # and nothing else: a batch norm keeps its running statistics
         with autocast(device, parameters):
             loss = policy_loss(decoder, features, tokens, advantages, count)
         loss.backward()

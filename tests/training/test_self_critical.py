@@ -45,13 +45,16 @@ def caption_of(tokens: list[int]) -> tuple[int, ...]:
 
 
 def log_probability(decoder: CaptionDecoder, features: Tensor, caption: tuple[int, ...]) -> Tensor:
-    """Of one caption of one picture, a word at a time, with gradient; only END and the words share the probability."""
+    """Of one caption of one picture, a word at a time, with gradient; only END and the words share the probability.
+
+    Of a picture that stands in ``features`` more than once the mean, over what dropout left each time.
+    """
     memory = decoder.encode(features)
     state, total, last = decoder.start(memory, 1), features.new_zeros(()), START
     for word in caption:
-        logits, state, _ = decoder.step(torch.tensor([[last]]), state, memory)
+        logits, state, _ = decoder.step(torch.full((len(features), 1), last), state, memory)
         possible = [END, *WORDS]
-        total = total + torch.log_softmax(logits[0, possible], 0)[possible.index(word)]
+        total = total + torch.log_softmax(logits[:, possible], 1)[:, possible.index(word)].mean()
         last = word
     return total
 
@@ -131,7 +134,28 @@ def test_average_gradient_of_real_steps(baseline: str) -> None:
     decoder, features = make_decoder(dropout=0.5).train(), make_features(2)
     exact = exact_gradient(decoder.eval(), features)
     decoder.train()
-    options = TrainParameters(scst_samples=3, scst_baseline=baseline, clip=0)
+    assert_average_gradient(decoder, features, exact, TrainParameters(scst_samples=3, scst_baseline=baseline, clip=0))
+
+
+def test_average_gradient_with_dropout() -> None:
+    """The mean over dropout of each caption's gradient, times how likely the whole decoder says it and how much better than expected it is."""
+    decoder, features = make_decoder(dropout=0.5), make_features(2)
+    exact = torch.zeros(())
+    for i in range(2):
+        likely = [log_probability(decoder, features[i : i + 1], caption).exp().item() for caption in CAPTIONS]
+        rewards = rewards_of(CAPTIONS, i)
+        expected = sum(p * reward for p, reward in zip(likely, rewards))
+        for caption, p, reward in zip(CAPTIONS, likely, rewards):
+            decoder.dropout.train()
+            mean = log_probability(decoder, features[i : i + 1].repeat(20_000, 1, 1), caption)
+            decoder.dropout.eval()
+            exact = exact + p * (reward - expected) * flat(torch.autograd.grad(mean, trained(decoder))) / 2
+    without = exact_gradient(decoder, features)
+    assert (exact - without).norm() > 0.2 * without.norm()  # it would show
+    assert_average_gradient(decoder, features, exact, TrainParameters(scst_samples=3, scst_dropout=True, clip=0))
+
+
+def assert_average_gradient(decoder: CaptionDecoder, features: Tensor, exact: Tensor, options: TrainParameters) -> None:
     many, numbers = features.repeat(40, 1, 1), torch.tensor([0, 1]).repeat(40).view(-1, 1, 1)
     start = [parameter.detach().clone() for parameter in trained(decoder)]
     optimizer = torch.optim.SGD(trained(decoder), lr=1.0)

@@ -107,7 +107,7 @@ def test_learning_rates_fall_when_cider_d_stops_rising(data: dict[str, Path], tm
     assert len(rows) == 6 and rate < 0.02
 
 
-CHANGES = {"scst_epochs": 1, "scst_samples": 2, "scst_baseline": "greedy", "scst_learning_rate": 1e-3, "scst_bleu_weight": 2.0}
+CHANGES = {"scst_epochs": 1, "scst_samples": 2, "scst_baseline": "greedy", "scst_learning_rate": 1e-3, "scst_bleu_weight": 2.0, "scst_dropout": True}
 
 
 @pytest.mark.parametrize("name", CHANGES)

@@ -187,7 +187,7 @@ OTHERS = {
     "momentum", "step_factor", "plateau_on", "select_by", "gap_patience",  # in test_optimizers, test_schedule and test_options
     "sampling", "sampling_start", "sampling_epochs", "sampling_rate",  # in test_scheduled_sampling
     "init_from",  # in test_initial
-    "scst_epochs", "scst_samples", "scst_baseline", "scst_learning_rate", "scst_bleu_weight",  # in test_self_critical_run
+    "scst_epochs", "scst_samples", "scst_baseline", "scst_learning_rate", "scst_bleu_weight", "scst_dropout",  # in test_self_critical_run
     "hard_reinforce", "hard_entropy",  # in test_hard_run
 }  # fmt: skip
 
