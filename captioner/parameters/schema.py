@@ -105,7 +105,7 @@ class TrainParameters:
     warmup_steps: int = option(0, "steps in which the learning rates rise from nothing", low=0)
     step_every: int = option(0, "steps after which the learning rates fall by step_factor, again and again; 0: never", low=0)
     step_factor: float = option(0.5, "factor of step_every", low=0, high=1)
-    cosine: bool = option(False, "the learning rates fall along a cosine, to zero at the end of the last of train.epochs")
+    cosine: bool = option(False, "the learning rates fall along a cosine, to zero at the end of the last of train.epochs, and anew in self-critical training")
     clip: float = option(10.0, "largest gradient norm; 0: no clipping", low=0)
     plateau_on: tuple[str, ...] = option(["val_cross_entropy"], "figures that each make the learning rates fall when they stop improving", choices=VALIDATION_METRICS)
     plateau_patience: int = option(1, "epochs without an improvement (of a figure of plateau_on) before the learning rates fall", low=0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,15 @@ def test_learning_rates_fall_when_cider_d_stops_rising(data: dict[str, Path], tm
         value = float(row["val_cider_d"])
         rate, best = (rate, value) if value > best else (rate / 2, best)
     assert len(rows) == 6 and rate < 0.02
+
+
+def test_a_cosine_begins_anew(data: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the whole rate down to nothing over this phase's two epochs; history has the rate of an epoch's last step."""
+    seen = watch(monkeypatch)
+    rows = history(run(tmp_path, data, small_parameters(**OPTIONS, cosine=True)))[4:]
+    steps = len(seen)
+    for row, last in zip(rows, (steps // 2 - 1, steps - 1), strict=True):
+        assert float(row["learning_rate"]) == pytest.approx(3e-3 * (1 + math.cos(math.pi * last / steps)) / 2, rel=1e-4)
 
 
 CHANGES = {"scst_epochs": 1, "scst_samples": 2, "scst_baseline": "greedy", "scst_learning_rate": 1e-3, "scst_bleu_weight": 2.0, "scst_dropout": True}
