@@ -11,8 +11,8 @@ is divided by the number of captions, which is fixed, and not by that of their t
 train.precision=bf16 captions are drawn in fp32, as evaluation computes, and the products of the gradient are rounded.)
 
 With scst_dropout the pass that is differentiated has dropout all the same: the gradient is then E[(r(w) - b) * gradient of log q(w)], the
-mean over networks q with units dropped, for captions w of the whole one. That is no longer the gradient of the expected reward, but it
-keeps the few training pictures from being learned by heart.
+mean over networks q with units dropped, for captions w of the whole one. That is no longer the gradient of the expected reward; it is meant
+against learning few training pictures by heart, and helped a little (docs/results.md).
 """
 
 from __future__ import annotations
