@@ -1,10 +1,11 @@
-"""Beam search: pictures a second of the batched search against two one-picture loops, and whether the captions are the same.
+"""Beam search: pictures a second of the batched search against two one-picture loops, and whether the captions are the
+same.
 
     python -m benchmarks.beam                     # vocabulary 9,500, beam 5, features 49x2048, hidden 512
     python -m benchmarks.beam --images 16 --loop-images 4 --repeats 1
 
-The decoder has random weights, made as sharp as trained ones and with an <end> as likely as gives captions of ordinary length:
-with weights as they are drawn every search would run to the longest caption.
+The decoder has random weights, made as sharp as trained ones and with an <end> as likely as gives captions of ordinary
+length: with weights as they are drawn every search would run to the longest caption.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.beam_loops import cached_loop, textbook_loop
-from benchmarks.report import print_results, measure, result
+from benchmarks.report import measure, print_results, result
 from captioner.decoder import CaptionDecoder, DecoderConfig, build_decoder
 from captioner.search import beam_search
 from captioner.vocabulary.vocabulary import END
@@ -28,7 +29,9 @@ _NEAR = 1e-4  # two float32 scores this near may change places
 def make_decoder(vocabulary: int, channels: int, hidden: int, beam: int) -> CaptionDecoder:
     """A GRU decoder with seeded random weights whose captions have some 10 words."""
     torch.manual_seed(0)
-    config = DecoderConfig("gru", "soft", vocabulary, 50, channels, 49, feature_size=256, hidden_size=hidden, attention_size=256)
+    config = DecoderConfig(
+        "gru", "soft", vocabulary, 50, channels, 49, feature_size=256, hidden_size=hidden, attention_size=256
+    )
     decoder = build_decoder(config, torch.randn(vocabulary, 50) * 0.4).eval()
     features = torch.randn(16, 49, channels).relu()
     low, high = -30.0, 120.0
@@ -36,7 +39,9 @@ def make_decoder(vocabulary: int, channels: int, hidden: int, beam: int) -> Capt
         decoder.vocabulary.weight.mul_(_SHARPNESS)
         for _ in range(12):
             decoder.vocabulary.bias[END] = (low + high) / 2
-            words = sum(len(best.tokens) for [best] in beam_search(decoder, features, beam, max_length=_LONGEST)) / len(features)
+            words = sum(len(best.tokens) for [best] in beam_search(decoder, features, beam, max_length=_LONGEST)) / len(
+                features
+            )
             low, high = ((low + high) / 2, high) if words > _WORDS else (low, (low + high) / 2)
     return decoder
 
@@ -75,12 +80,33 @@ def main(images: int, vocabulary: int, channels: int, hidden: int, beam: int, re
     )
     single = agreement(decoder, features[:_COMPARED], beam)
     double = agreement(decoder.double(), features[:_COMPARED].double(), beam)
-    facts = {"threads": torch.get_num_threads(), "images": images, "vocabulary": vocabulary, "beam": beam, "words": round(single[2], 2)}
+    facts = {
+        "threads": torch.get_num_threads(),
+        "images": images,
+        "vocabulary": vocabulary,
+        "beam": beam,
+        "words": round(single[2], 2),
+    }
     same = {"float64_differ": double[0], "float32_differ": single[0], "float32_differ_beyond_1e-4": single[1]}
     print_results(
         [
-            result("beam: batched / cached one-picture loop", rates["batched"], rates["cached"], 4.0, "images/s", **facts, **same),
-            result("beam: batched / textbook one-picture loop", rates["batched"], rates["textbook"], 10.0, "images/s", **facts),
+            result(
+                "beam: batched / cached one-picture loop",
+                rates["batched"],
+                rates["cached"],
+                4.0,
+                "images/s",
+                **facts,
+                **same,
+            ),
+            result(
+                "beam: batched / textbook one-picture loop",
+                rates["batched"],
+                rates["textbook"],
+                10.0,
+                "images/s",
+                **facts,
+            ),
         ]
     )
 

@@ -1,13 +1,14 @@
 """Two beam searches as they are commonly written, one picture at a time, to measure the batched one against.
 
-Both follow the same rules as ``captioner.search`` (K slots, a finished hypothesis closes its slot, score = log-probability over
-length), so that in float64 all three give the same captions.
+Both follow the same rules as ``captioner.search`` (K slots, a finished hypothesis closes its slot, score =
+log-probability over length), so that in float64 all three give the same captions.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +21,9 @@ Best = tuple[tuple[int, ...], float]
 
 
 @torch.no_grad()
-def cached_loop(decoder: CaptionDecoder, features: Tensor, beam_size: int, max_length: int = 30, alpha: float = 1.0) -> list[Best]:
+def cached_loop(
+    decoder: CaptionDecoder, features: Tensor, beam_size: int, max_length: int = 30, alpha: float = 1.0
+) -> list[Best]:
     """A good one-picture loop: keys computed once a picture, its hypotheses run as one batch.
 
     Args:
@@ -35,13 +38,18 @@ def cached_loop(decoder: CaptionDecoder, features: Tensor, beam_size: int, max_l
             return logits, state
 
         state = decoder.start(memory, beam_size)
-        best.append(_search(state, step, lambda state, keep: state.select(keep.unsqueeze(0)), beam_size, max_length, alpha))
+        best.append(
+            _search(state, step, lambda state, keep: state.select(keep.unsqueeze(0)), beam_size, max_length, alpha)
+        )
     return best
 
 
 @torch.no_grad()
-def textbook_loop(decoder: CaptionDecoder, features: Tensor, beam_size: int, max_length: int = 30, alpha: float = 1.0) -> list[Best]:
-    """The tutorial's loop: unprojected features repeated for every hypothesis, projected and made into keys again at every step.
+def textbook_loop(
+    decoder: CaptionDecoder, features: Tensor, beam_size: int, max_length: int = 30, alpha: float = 1.0
+) -> list[Best]:
+    """The tutorial's loop: unprojected features repeated for every hypothesis, projected and made into keys again at
+    every step.
 
     Args:
         features: (I, P, C).
@@ -88,7 +96,9 @@ def _search(
         values, places = (scores[0] if length == 0 else scores.view(-1)).topk(slots)
         parents, following = places // logits.shape[-1], places % logits.shape[-1]
         keep = []
-        for rank, (value, parent, word) in enumerate(zip(values.tolist(), parents.tolist(), following.tolist(), strict=True)):
+        for rank, (value, parent, word) in enumerate(
+            zip(values.tolist(), parents.tolist(), following.tolist(), strict=True)
+        ):
             if value == -math.inf:
                 continue
             if word == END:

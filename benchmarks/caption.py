@@ -1,12 +1,14 @@
-"""Captions of a folder against extraction and search alone, and the time to the first caption: python -m benchmarks.caption [--device cuda]
+"""Captions of a folder against extraction and search alone, and the time to the first caption: python -m
+benchmarks.caption [--device cuda]
 
 Measured in turn, in pictures a second:
   ours     JPEG files in a folder to captions, by `Captioner.caption` (its processes are started, as in a long run)
   extract  the same pictures from images.h5 to features on disk, by the stage's own code
   search   captions of those features in memory, a batch on each core
 
-One after the other, extraction and search allow 1 / (1 / extract + 1 / search). The time to the first caption is that of a whole command,
-`captioner caption` of one picture, from its start to its first line; its rate is compared with one in 5 s.
+One after the other, extraction and search allow 1 / (1 / extract + 1 / search). The time to the first caption is that
+of a whole command, `captioner caption` of one picture, from its start to its first line; its rate is compared with one
+in 5 s.
 """
 
 from __future__ import annotations
@@ -64,7 +66,17 @@ def search_all(captioner: Captioner, features: torch.Tensor, beam: int) -> int:
 
 def first_caption(picture: Path, model: Path, device: str) -> float:
     """Seconds from the start of the command to its first line."""
-    command = [sys.executable, "-c", "from captioner.cli import main; main()", "caption", str(picture), "--model", str(model), "--device", device]
+    command = [
+        sys.executable,
+        "-c",
+        "from captioner.cli import main; main()",
+        "caption",
+        str(picture),
+        "--model",
+        str(model),
+        "--device",
+        device,
+    ]
     begin = time.perf_counter()
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         if not process.stdout.readline():
@@ -98,17 +110,39 @@ def main(model: Path, pictures: int, beam: int, repeats: int, device: str) -> No
             stored = FeatureStore.open(folder / "features.h5")
             with stored.reader("ram", "cpu") as reader:
                 features = reader.read(stored.rows(store.image_ids)).to(place)
-            rates = measure({
-                "ours": lambda: len(captioner.caption(files, beam, 1)),
-                "extract": lambda: bench.ours(decoder),
-                "search": lambda: search_all(captioner, features, beam),
-            }, repeats)  # fmt: skip
-    allowed = [1 / (1 / extract + 1 / search) for extract, search in zip(rates["extract"], rates["search"], strict=True)]
-    facts = {"device": place.type, "cores": cores, "pictures": pictures, "beam": beam, **{name: round(statistics.median(rates[name]), 1) for name in ("extract", "search")}}
-    print_results([
-        result(f"caption {encoder}: folder / extraction + search", rates["ours"], allowed, 0.90, "pictures/s", **facts),
-        result(f"caption {encoder}: first caption / 5 s", [1 / seconds for seconds in first], [1 / _FIRST] * len(first), 1.0, "starts/s", seconds=round(statistics.median(first), 2)),
-    ])  # fmt: skip
+            rates = measure(
+                {
+                    "ours": lambda: len(captioner.caption(files, beam, 1)),
+                    "extract": lambda: bench.ours(decoder),
+                    "search": lambda: search_all(captioner, features, beam),
+                },
+                repeats,
+            )
+    allowed = [
+        1 / (1 / extract + 1 / search) for extract, search in zip(rates["extract"], rates["search"], strict=True)
+    ]
+    facts = {
+        "device": place.type,
+        "cores": cores,
+        "pictures": pictures,
+        "beam": beam,
+        **{name: round(statistics.median(rates[name]), 1) for name in ("extract", "search")},
+    }
+    print_results(
+        [
+            result(
+                f"caption {encoder}: folder / extraction + search", rates["ours"], allowed, 0.90, "pictures/s", **facts
+            ),
+            result(
+                f"caption {encoder}: first caption / 5 s",
+                [1 / seconds for seconds in first],
+                [1 / _FIRST] * len(first),
+                1.0,
+                "starts/s",
+                seconds=round(statistics.median(first), 2),
+            ),
+        ]
+    )
 
 
 if __name__ == "__main__":

@@ -1,9 +1,12 @@
-"""Bootstrap: resamples a second of the comparison of two systems by all metrics, against a loop over resamples and images.
+"""Bootstrap: resamples a second of the comparison of two systems by all metrics, against a loop over resamples and
+images.
 
-    python -m benchmarks.compare                  # 1,000 images, 1,000 resamples; the loop has fewer, rates are compared
+    python -m benchmarks.compare                  # 1,000 images, 1,000 resamples; the loop has fewer, rates are
+    compared
 
-The loop draws images one by one, adds up their statistics in Python and applies the formulas to the sums: what one would write first,
-with the statistics at hand. Scoring every resample's captions anew would take a second and more for each.
+The loop draws images one by one, adds up their statistics in Python and applies the formulas to the sums: what one
+would write first, with the statistics at hand. Scoring every resample's captions anew would take a second and more for
+each.
 """
 
 from __future__ import annotations
@@ -53,7 +56,20 @@ def main(images: int, resamples: int, loop_resamples: int, repeats: int) -> None
     seconds = time.perf_counter() - start
     name = f"{resamples:,} resamples of 2 systems on {images:,} images: {seconds:.2f} s"
     ours = lambda: len(resample(tables, resamples)[0]["bleu_4"])  # noqa: E731
-    print_results([compare(name, ours, lambda: loop(tables, loop_resamples), 1.0, repeats, "resamples/s", seconds=round(seconds, 3), met_30_s=seconds <= 30)])
+    print_results(
+        [
+            compare(
+                name,
+                ours,
+                lambda: loop(tables, loop_resamples),
+                1.0,
+                repeats,
+                "resamples/s",
+                seconds=round(seconds, 3),
+                met_30_s=seconds <= 30,
+            )
+        ]
+    )
 
 
 if __name__ == "__main__":

@@ -1,16 +1,19 @@
 """Extraction end to end against its parts: python -m benchmarks.extract [--device cuda --pictures 20480]
 
 Measured in turn, in pictures a second:
-  ours     JPEG bytes in images.h5 to rows synced on disk, by the pipeline's own code (the decoding processes are started, as in a long run)
-  forward  the bare encoder on normalised tensors that are already in place, with all cores; on a GPU the CUDA graph that extraction replays, of
+  ours     JPEG bytes in images.h5 to rows synced on disk, by the pipeline's own code (the decoding processes are
+  started, as in a long run) forward  the bare encoder on normalised tensors that are already in place, with all cores;
+  on a GPU the CUDA graph that extraction replays, of
            normalisation and encoder, on pixels that are already there; on a CPU each thread has batches of
-           its own, which is faster than all threads on one batch (squeezenet1_1 600 against 485 pictures a second, resnet50 110 against 94;
-           not measured here, for torch's team of threads slows down whatever its process does afterwards)
+           its own, which is faster than all threads on one batch (squeezenet1_1 600 against 485 pictures a second,
+           resnet50 110 against 94; not measured here, for torch's team of threads slows down whatever its process does
+           afterwards)
   decode   JPEG bytes to pixels in memory by as many processes, and nothing else
   write    rows of features from memory to the disk, synced as the pipeline syncs them, and nothing else
 
-On a CPU the parts share the cores, so together they allow 1 / (1 / forward + 1 / decode); beside a GPU they allow the slowest of the three.
-Every round writes the same file again. The first is slower where the system's disk cache takes memory that it never had before; it does not count.
+On a CPU the parts share the cores, so together they allow 1 / (1 / forward + 1 / decode); beside a GPU they allow the
+slowest of the three. Every round writes the same file again. The first is slower where the system's disk cache takes
+memory that it never had before; it does not count.
 """
 
 from __future__ import annotations
@@ -39,10 +42,13 @@ from captioner.images.store import ImageStore, write_images
 
 
 def draw_pictures(path: Path, count: int) -> None:
-    """Pictures of 256 x 341 pixels and some 25 KB, as photos are after the download stage; a few different ones, over and over."""
+    """Pictures of 256 x 341 pixels and some 25 KB, as photos are after the download stage; a few different ones, over
+    and over."""
     generator, jpegs = np.random.default_rng(0), []
     for _ in range(32):
-        smooth = Image.fromarray(generator.integers(0, 256, (48, 64, 3), dtype=np.uint8)).resize((341, 256), Image.Resampling.BICUBIC)
+        smooth = Image.fromarray(generator.integers(0, 256, (48, 64, 3), dtype=np.uint8)).resize(
+            (341, 256), Image.Resampling.BICUBIC
+        )
         pixels = np.asarray(smooth) + generator.normal(0, 4, (256, 341, 3))
         data = io.BytesIO()
         Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(data, "JPEG", quality=90)
@@ -53,8 +59,24 @@ def draw_pictures(path: Path, count: int) -> None:
 class Bench:
     """The four things, for one encoder."""
 
-    def __init__(self, encoder: str, store: ImageStore, folder: Path, device: torch.device, precision: str, batch_size: int, threads: int, workers: int) -> None:
-        self.store, self.folder, self.batch_size, self.threads, self.workers = store, folder, batch_size, threads, workers
+    def __init__(
+        self,
+        encoder: str,
+        store: ImageStore,
+        folder: Path,
+        device: torch.device,
+        precision: str,
+        batch_size: int,
+        threads: int,
+        workers: int,
+    ) -> None:
+        self.store, self.folder, self.batch_size, self.threads, self.workers = (
+            store,
+            folder,
+            batch_size,
+            threads,
+            workers,
+        )
         keep_freed_memory()  # as the stage does; the bare forward pass has the same advantage here
         self.encode = PictureEncoder(build_encoder(encoder, grid=7), device, precision)
         grid, channels = self.encode.encoder.grid, self.encode.encoder.channels
@@ -118,7 +140,11 @@ class Bench:
     def run(self, repeats: int) -> dict[str, list[float]]:
         create_features(self.folder / "features.h5", self.shape, range(len(self.store)), self.facts)
         with Decoder(self.store, Preprocessing(), 1, self.batch_size, self.workers) as decoder:
-            things = {"ours": lambda: self.ours(decoder), "forward": self.forward, "decode": lambda: self.decode(decoder)}
+            things = {
+                "ours": lambda: self.ours(decoder),
+                "forward": self.forward,
+                "decode": lambda: self.decode(decoder),
+            }
             return measure({**things, "write": self.write}, repeats)
 
 
@@ -135,8 +161,12 @@ def peak_memory() -> int:
 @click.option("--device", default="auto", show_default=True)
 @click.option("--precision", default="auto", show_default=True)
 @click.option("--batch-size", default=32, show_default=True)
-@click.option("--images", type=click.Path(exists=True, path_type=Path), help="an images file to use instead of drawn pictures")
-def main(encoders: str, pictures: int, repeats: int, device: str, precision: str, batch_size: int, images: Path | None) -> None:
+@click.option(
+    "--images", type=click.Path(exists=True, path_type=Path), help="an images file to use instead of drawn pictures"
+)
+def main(
+    encoders: str, pictures: int, repeats: int, device: str, precision: str, batch_size: int, images: Path | None
+) -> None:
     place = resolve_device(device)
     precision = resolve_precision(precision, place)
     cores = core_count()
@@ -150,18 +180,31 @@ def main(encoders: str, pictures: int, repeats: int, device: str, precision: str
         for encoder in encoders.split(","):
             rates = Bench(encoder, store, folder, place, precision, batch_size, cores, min(cores, 16)).run(repeats)
             facts = {
-                "device": torch.cuda.get_device_name(place) if place.type == "cuda" else "cpu", "precision": precision, "cores": cores,
-                "pictures": len(store), "peak_memory_mb": peak_memory(),
-            }  # fmt: skip
+                "device": torch.cuda.get_device_name(place) if place.type == "cuda" else "cpu",
+                "precision": precision,
+                "cores": cores,
+                "pictures": len(store),
+                "peak_memory_mb": peak_memory(),
+            }
             if place.type == "cpu":
                 allowed = [1 / (1 / forward + 1 / decode) for forward, decode in zip(rates["forward"], rates["decode"])]
             else:
                 allowed = [min(parts) for parts in zip(rates["forward"], rates["decode"], rates["write"])]
-            results.append(result(f"extract {encoder} / its parts", rates["ours"], allowed, 0.95, "pictures/s", **facts))
+            results.append(
+                result(f"extract {encoder} / its parts", rates["ours"], allowed, 0.95, "pictures/s", **facts)
+            )
             target = 0.90 if encoder == "resnet50" else None
-            results.append(result(f"extract {encoder} / bare forward", rates["ours"], rates["forward"], target, "pictures/s", **facts))
-            results.append(result(f"extract {encoder} / decoding", rates["ours"], rates["decode"], None, "pictures/s", **facts))
-            results.append(result(f"extract {encoder} / writing", rates["ours"], rates["write"], None, "pictures/s", **facts))
+            results.append(
+                result(
+                    f"extract {encoder} / bare forward", rates["ours"], rates["forward"], target, "pictures/s", **facts
+                )
+            )
+            results.append(
+                result(f"extract {encoder} / decoding", rates["ours"], rates["decode"], None, "pictures/s", **facts)
+            )
+            results.append(
+                result(f"extract {encoder} / writing", rates["ours"], rates["write"], None, "pictures/s", **facts)
+            )
     print_results(results)
 
 

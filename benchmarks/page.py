@@ -1,10 +1,11 @@
 """A report page in a headless Chromium: its size, the time until it can be read, and how evenly it scrolls.
 
-    python -m benchmarks.page results/report/index.html           # one made with evaluate.report_pictures=500 shows the most
+    python -m benchmarks.page results/report/index.html           # one made with evaluate.report_pictures=500 shows the
+    most
 
-The page is scrolled from top to bottom, 100 pixels a frame (a notch of a wheel; 6,000 pixels a second), at 1400 and 390 pixels wide, on a
-processor slowed down ``--slower`` times. ``ours`` is frames drawn in a second of it, ``other`` the 60 that a screen shows. A frame of
-more than 50 ms is one that people see.
+The page is scrolled from top to bottom, 100 pixels a frame (a notch of a wheel; 6,000 pixels a second), at 1400 and 390
+pixels wide, on a processor slowed down ``--slower`` times. ``ours`` is frames drawn in a second of it, ``other`` the 60
+that a screen shows. A frame of more than 50 ms is one that people see.
 """
 
 from __future__ import annotations
@@ -62,13 +63,25 @@ def main(page: Path, repeats: int, slower: float) -> None:
                 gaps.extend(times)
                 tab.close()
             name = f"{page.name}, {megabytes:.1f} MB, {width} px wide, processor {slower:g}x slower"
-            results.append(result(
-                name, rates, [SCREEN] * repeats, 0.9, "frames/s", megabytes=round(megabytes, 2), load_ms=round(statistics.median(opened)),
-                frames=len(gaps), over_50_ms=sum(gap > 50 for gap in gaps), longest_ms=round(max(gaps), 1),
-            ))  # fmt: skip
+            results.append(
+                result(
+                    name,
+                    rates,
+                    [SCREEN] * repeats,
+                    0.9,
+                    "frames/s",
+                    megabytes=round(megabytes, 2),
+                    load_ms=round(statistics.median(opened)),
+                    frames=len(gaps),
+                    over_50_ms=sum(gap > 50 for gap in gaps),
+                    longest_ms=round(max(gaps), 1),
+                )
+            )
         browser.close()
     for each in results:
-        print(f"{each['name']}: read after {each['load_ms']} ms; {each['over_50_ms']} of {each['frames']:,} frames took more than 50 ms, the longest {each['longest_ms']} ms")
+        print(
+            f"{each['name']}: read after {each['load_ms']} ms; {each['over_50_ms']} of {each['frames']:,} frames took more than 50 ms, the longest {each['longest_ms']} ms"
+        )
     print_results(results)
 
 

@@ -49,14 +49,32 @@ def forget(path: Path) -> None:
 @click.option("--batches", default=50, show_default=True)
 @click.option("--repeats", default=5, show_default=True)
 @click.option("--device", default="cpu", show_default=True, help="also read from this GPU's memory")
-@click.option("--folder", type=click.Path(exists=True, file_okay=False, path_type=Path), help="where the file is made; cold reading needs a real disk")
-def main(rows: int, positions: int, channels: int, batch_size: int, batches: int, repeats: int, device: str, folder: Path | None) -> None:
+@click.option(
+    "--folder",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="where the file is made; cold reading needs a real disk",
+)
+def main(
+    rows: int,
+    positions: int,
+    channels: int,
+    batch_size: int,
+    batches: int,
+    repeats: int,
+    device: str,
+    folder: Path | None,
+) -> None:
     generator = np.random.default_rng(1)
     wanted = [generator.choice(rows, batch_size, replace=batch_size > rows) for _ in range(batches)]
     with tempfile.TemporaryDirectory(dir=folder) as name:
         path = Path(name) / "features.h5"
         store = write_rows(path, rows, positions, channels)
-        facts = {"row_bytes": store.row_size, "rows": rows, "batch_size": batch_size, "threads": torch.get_num_threads()}
+        facts = {
+            "row_bytes": store.row_size,
+            "rows": rows,
+            "batch_size": batch_size,
+            "threads": torch.get_num_threads(),
+        }
         plain = np.memmap(path, np.float16, "r", store.offset, (rows, positions, channels))
         results = []
 
@@ -73,9 +91,29 @@ def main(rows: int, positions: int, channels: int, batch_size: int, batches: int
             return batch_size * len(some)
 
         with store.reader("ram") as ram:
-            results.append(compare("ram reader, warm / memory-map gather", lambda: read(ram, wanted), gather, 0.8, repeats, "rows/s", **facts))
+            results.append(
+                compare(
+                    "ram reader, warm / memory-map gather",
+                    lambda: read(ram, wanted),
+                    gather,
+                    0.8,
+                    repeats,
+                    "rows/s",
+                    **facts,
+                )
+            )
         with store.reader("disk") as disk:
-            results.append(compare("disk reader, warm / memory-map gather", lambda: read(disk, wanted), gather, None, repeats, "rows/s", **facts))
+            results.append(
+                compare(
+                    "disk reader, warm / memory-map gather",
+                    lambda: read(disk, wanted),
+                    gather,
+                    None,
+                    repeats,
+                    "rows/s",
+                    **facts,
+                )
+            )
 
             few = wanted[: max(1, batches // 5)]
             descriptor = os.open(path, os.O_RDONLY)
@@ -85,10 +123,22 @@ def main(rows: int, positions: int, channels: int, batch_size: int, batches: int
                 for batch in few:
                     target = np.empty((batch_size, store.row_size), np.uint8)
                     for place, row in enumerate(batch):
-                        target[place] = np.frombuffer(os.pread(descriptor, store.row_size, store.offset + int(row) * store.row_size), np.uint8)
+                        target[place] = np.frombuffer(
+                            os.pread(descriptor, store.row_size, store.offset + int(row) * store.row_size), np.uint8
+                        )
                 return batch_size * len(few)
 
-            results.append(compare("disk reader, cold / os.pread in a loop", lambda: read(disk, few, True), pread, 0.9, repeats, "rows/s", **facts))
+            results.append(
+                compare(
+                    "disk reader, cold / os.pread in a loop",
+                    lambda: read(disk, few, True),
+                    pread,
+                    0.9,
+                    repeats,
+                    "rows/s",
+                    **facts,
+                )
+            )
             os.close(descriptor)
         if torch.device(device).type == "cuda":
             with store.reader("gpu", device) as gpu:
@@ -98,7 +148,9 @@ def main(rows: int, positions: int, channels: int, batch_size: int, batches: int
                     torch.cuda.synchronize()
                     return batch_size * batches
 
-                results.append(compare("gpu reader / memory-map gather", on_gpu, gather, None, repeats, "rows/s", **facts))
+                results.append(
+                    compare("gpu reader / memory-map gather", on_gpu, gather, None, repeats, "rows/s", **facts)
+                )
         fewer = min(rows, 2000)
         with h5py.File(path.with_name("chunked.h5"), "w") as file:
             file.create_dataset("features", data=plain[:fewer], chunks=True)
@@ -109,7 +161,11 @@ def main(rows: int, positions: int, channels: int, batch_size: int, batches: int
                 torch.from_numpy(file["features"][chosen])
                 return batch_size
 
-            results.append(compare("h5py fancy index, chunked / memory-map gather", fancy, gather, None, repeats, "rows/s", **facts))
+            results.append(
+                compare(
+                    "h5py fancy index, chunked / memory-map gather", fancy, gather, None, repeats, "rows/s", **facts
+                )
+            )
     print_results(results)
 
 

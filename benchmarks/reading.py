@@ -1,9 +1,9 @@
 """The share of a training step that is spent waiting for data: python -m benchmarks.reading
 
-Makes a features file of 2,000 pictures, 7x7x512 in fp16, and trains on it with the training loop itself (batches of 64 captions, an LSTM of
-256 units, no validation), the features read from disk (runtime.features_on=disk) and from a memory map (ram), the file in the page cache.
-Compared are the captions a second with those of the same steps without the time in which the loop waits for its next batch; the ratio is
-one less the share that is spent waiting.
+Makes a features file of 2,000 pictures, 7x7x512 in fp16, and trains on it with the training loop itself (batches of 64
+captions, an LSTM of 256 units, no validation), the features read from disk (runtime.features_on=disk) and from a memory
+map (ram), the file in the page cache. Compared are the captions a second with those of the same steps without the time
+in which the loop waits for its next batch; the ratio is one less the share that is spent waiting.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Iterable, Iterator
 
 import click
 import numpy as np
@@ -52,12 +52,23 @@ class TimedLoader(BatchLoader):
             yield batch
 
 
-def run(sizes: Sizes, store: FeatureStore, device: torch.device, batch_size: int, precision: str, steps: int, rounds: int, folder: Path) -> list[dict]:
+def run(
+    sizes: Sizes,
+    store: FeatureStore,
+    device: torch.device,
+    batch_size: int,
+    precision: str,
+    steps: int,
+    rounds: int,
+    folder: Path,
+) -> list[dict]:
     """Both readers in turn, one result for each."""
     table = make_table(sizes)
     with store.reader("disk", device) as disk, store.reader("ram", device) as ram:
         loaders = {reader.where: TimedLoader(table, np.arange(sizes.images), reader) for reader in (disk, ram)}
-        loops = {where: OurLoop(sizes, loader, device, batch_size, precision, folder) for where, loader in loaders.items()}
+        loops = {
+            where: OurLoop(sizes, loader, device, batch_size, precision, folder) for where, loader in loaders.items()
+        }
         rates: dict[str, list[float]] = {where: [] for where in READERS}
         unhindered: dict[str, list[float]] = {where: [] for where in READERS}
         waits: dict[str, list[float]] = {where: [] for where in READERS}
@@ -68,14 +79,25 @@ def run(sizes: Sizes, store: FeatureStore, device: torch.device, batch_size: int
                 rates[where].append(loop.step.captions / loop.step.seconds)
                 unhindered[where].append(loop.step.captions / (loop.step.seconds - waited))
                 waits[where].append(waited / steps)
-    facts = {"device": str(device), "threads": torch.get_num_threads(), "row_bytes": store.row_size, "batch_size": batch_size, "precision": precision}
+    facts = {
+        "device": str(device),
+        "threads": torch.get_num_threads(),
+        "row_bytes": store.row_size,
+        "batch_size": batch_size,
+        "precision": precision,
+    }
     return [
         result(
-            f"{where}: training loop / without waiting for data", rates[where], unhindered[where], TARGET, "captions/s",
-            waited_milliseconds_a_step=round(1000 * statistics.median(waits[where]), 3), **facts,
+            f"{where}: training loop / without waiting for data",
+            rates[where],
+            unhindered[where],
+            TARGET,
+            "captions/s",
+            waited_milliseconds_a_step=round(1000 * statistics.median(waits[where]), 3),
+            **facts,
         )
         for where in READERS
-    ]  # fmt: skip
+    ]
 
 
 @click.command(help=__doc__)
@@ -90,7 +112,16 @@ def run(sizes: Sizes, store: FeatureStore, device: torch.device, batch_size: int
 @click.option("--steps", default=40, show_default=True, help="timed steps in a round, at most an epoch's")
 @click.option("--rounds", default=5, show_default=True)
 def main(
-    device: str, threads: int, images: int, channels: int, hidden: int, vocabulary: int, batch_size: int, precision: str, steps: int, rounds: int
+    device: str,
+    threads: int,
+    images: int,
+    channels: int,
+    hidden: int,
+    vocabulary: int,
+    batch_size: int,
+    precision: str,
+    steps: int,
+    rounds: int,
 ) -> None:
     chosen = prepare_device(device, threads)
     sizes = Sizes(images, 5 * images, Sizes.positions, channels, vocabulary, hidden)

@@ -1,7 +1,7 @@
 """What every benchmark shares: things measured in turn in one run, a table, and JSON on the last line.
 
-The things that are compared run one after the other in every round, so that a machine that slows down or is shared slows all of
-them; the ratio is the median of the rounds' ratios.
+The things that are compared run one after the other in every round, so that a machine that slows down or is shared
+slows all of them; the ratio is the median of the rounds' ratios.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import statistics
 import time
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 
 def measure(things: dict[str, Callable[[], int | None]], repeats: int = 5) -> dict[str, list[float]]:
@@ -32,18 +33,33 @@ def measure(things: dict[str, Callable[[], int | None]], repeats: int = 5) -> di
     return rates
 
 
-def result(name: str, ours: list[float], other: list[float], target: float | None, unit: str = "1/s", **more: Any) -> dict[str, Any]:
+def result(
+    name: str, ours: list[float], other: list[float], target: float | None, unit: str = "1/s", **more: Any
+) -> dict[str, Any]:
     """One line of a report from the rates of the same rounds; ``target`` None where nothing is demanded."""
     ratio = statistics.median(a / b for a, b in zip(ours, other, strict=True))
     met = None if target is None else ratio >= target
     return {
-        "name": name, "ours": round(statistics.median(ours), 3), "other": round(statistics.median(other), 3), "unit": unit,
-        "ratio": round(ratio, 4), "target": target, "met": met, "repeats": len(ours), **more,
-    }  # fmt: skip
+        "name": name,
+        "ours": round(statistics.median(ours), 3),
+        "other": round(statistics.median(other), 3),
+        "unit": unit,
+        "ratio": round(ratio, 4),
+        "target": target,
+        "met": met,
+        "repeats": len(ours),
+        **more,
+    }
 
 
 def compare(
-    name: str, ours: Callable[[], int | None], other: Callable[[], int | None], target: float | None, repeats: int = 5, unit: str = "1/s", **more: Any
+    name: str,
+    ours: Callable[[], int | None],
+    other: Callable[[], int | None],
+    target: float | None,
+    repeats: int = 5,
+    unit: str = "1/s",
+    **more: Any,
 ) -> dict[str, Any]:
     """Measure two things in turn; the ratio is of their rates, ours / other, so larger is better.
 

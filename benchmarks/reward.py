@@ -2,8 +2,9 @@
 
     python -m benchmarks.reward [--threads N] [--repeats R]
 
-16 pictures of 49x2048 features, 5 sampled captions of at most 20 words and 5 references each, a vocabulary of 9,500 words, 512 hidden
-units. Document frequencies are those of as many captions as COCO's training split has, drawn by Zipf's law. The share of the step is
+16 pictures of 49x2048 features, 5 sampled captions of at most 20 words and 5 references each, a vocabulary of 9,500
+words, 512 hidden units. Document frequencies are those of as many captions as COCO's training split has, drawn by
+Zipf's law. The share of the step is
 given as a ratio of rates: 5 is a share of 0.20.
 """
 
@@ -46,7 +47,8 @@ class Sizes:
 
 
 def make_table(sizes: Sizes) -> CaptionTable:
-    """Training captions of 6 to 15 words, the same number for every picture; the k-th word's frequency is proportional to 1 / k."""
+    """Training captions of 6 to 15 words, the same number for every picture; the k-th word's frequency is proportional
+    to 1 / k."""
     generator = np.random.default_rng(0)
     captions = sizes.documents * sizes.references
     passed = np.cumsum(1 / np.arange(1, sizes.vocabulary - 3))
@@ -64,20 +66,31 @@ def run(sizes: Sizes, device: torch.device, repeats: int) -> list[dict]:
     start = time.perf_counter()
     reward = CaptionReward(table)
     facts = {
-        "threads": torch.get_num_threads(), "device": str(device), "documents": sizes.documents,
+        "threads": torch.get_num_threads(),
+        "device": str(device),
+        "documents": sizes.documents,
         "preparation_seconds": round(time.perf_counter() - start, 1),
         "megabytes": round((reward.frequencies.numbers.nbytes + reward.frequencies.counts.nbytes) / 1e6),
-    }  # fmt: skip
+    }
 
     torch.manual_seed(0)
     options = TrainParameters(hidden_size=sizes.hidden, scst_samples=sizes.samples)
     config = DecoderConfig(
-        "lstm", "soft", sizes.vocabulary, 50, sizes.channels, sizes.positions, options.feature_size,
-        options.hidden_size, options.attention_size,
-    )  # fmt: skip
+        "lstm",
+        "soft",
+        sizes.vocabulary,
+        50,
+        sizes.channels,
+        sizes.positions,
+        options.feature_size,
+        options.hidden_size,
+        options.attention_size,
+    )
     decoder = build_decoder(config).to(device)
     decoder.vocabulary.bias.data[END] = np.log(sizes.vocabulary / 10)  # captions of about ten words
-    optimizer = torch.optim.SGD([parameter for parameter in decoder.parameters() if parameter.requires_grad], lr=0.0)  # lengths stay so
+    optimizer = torch.optim.SGD(
+        [parameter for parameter in decoder.parameters() if parameter.requires_grad], lr=0.0
+    )  # lengths stay so
     features = torch.rand(sizes.images, sizes.positions, sizes.channels).half().to(device)
     references = table.tokens[: sizes.images * sizes.references].reshape(sizes.images, sizes.references, -1)
     batches = [(features, torch.from_numpy(references))]
@@ -106,7 +119,9 @@ def run(sizes: Sizes, device: torch.device, repeats: int) -> list[dict]:
     rates = measure(steps, repeats)
     rows = [result("reward / whole step", rates["ours"], rates["step"], SHARE_TARGET, "captions/s", **facts)]
     if "theirs" in rates:
-        rows.append(result("reward / pycocoevalcap's CiderScorer", rates["ours"], rates["theirs"], None, "captions/s", **facts))
+        rows.append(
+            result("reward / pycocoevalcap's CiderScorer", rates["ours"], rates["theirs"], None, "captions/s", **facts)
+        )
     return rows
 
 

@@ -2,8 +2,9 @@
 
 Reads what ``dvc repro`` left for the data set scenes: the test captions, the scores and ``download.seed``. The scenes
 themselves are described afresh from the seed, so that truth does not come from any reference caption.
-The last line is a JSON list of three results: the share of captions that name both kinds; BLEU-4; and of the captions that say of a scene's
-two kinds, one of which stands to the left of the other, which one it is, the share that is right (a coin would be in half of them).
+The last line is a JSON list of three results: the share of captions that name both kinds; BLEU-4; and of the captions
+that say of a scene's two kinds, one of which stands to the left of the other, which one it is, the share that is right
+(a coin would be in half of them).
 """
 
 from __future__ import annotations
@@ -81,7 +82,12 @@ def both_named(seed: int, indices: dict[int, int], results: list[dict], path: Pa
         scene = scenes.describe(seed, index)
         things = scene.first.count + scene.second.count
         right = scenes.mentions_both(said[image_id], scene)
-        for key in (("all", ""), ("relation", scene.relation), ("background", scene.background), ("things", str(things))):
+        for key in (
+            ("all", ""),
+            ("relation", scene.relation),
+            ("background", scene.background),
+            ("things", str(things)),
+        ):
             asked[key] += 1
             named[key] += right
     return asked, named
@@ -102,7 +108,9 @@ def statement(caption: str) -> Statement | None:
     found = re.fullmatch(r"(.*)\b(left|right) of\b(.*)", caption.lower())
     if not found:
         return None
-    before, after = ([KIND_OF[word] for word in re.findall(r"\w+", part) if word in KIND_OF] for part in (found[1], found[3]))
+    before, after = (
+        [KIND_OF[word] for word in re.findall(r"\w+", part) if word in KIND_OF] for part in (found[1], found[3])
+    )
     pair = (before[-1] if before else None, after[0] if after else None)
     return Statement(*(pair if found[2] == "left" else pair[::-1]))
 
@@ -111,9 +119,10 @@ def sides(seed: int, indices: dict[int, int], results: list[dict]) -> Counter:
     """How captions fare that say what is to the left or right of what; arguments as of ``both_named``.
 
     Returns:
-        A counter. ``everywhere``: captions of any scene that say it of anything. ``scenes``: those whose two kinds stand to the left
-        and right of one another; ``stated``: their captions that say it of these two; ``true``: the ones of them that are right;
-        ``left``: the ones whose scene has its first kind, by the order in which kinds are named, on the left.
+        A counter. ``everywhere``: captions of any scene that say it of anything. ``scenes``: those whose two kinds
+        stand to the left and right of one another; ``stated``: their captions that say it of these two; ``true``: the
+        ones of them that are right; ``left``: the ones whose scene has its first kind, by the order in which kinds are
+        named, on the left.
     """
     said = {row["image_id"]: row["caption"] for row in results}
     counts = Counter()
@@ -134,11 +143,19 @@ def sides(seed: int, indices: dict[int, int], results: list[dict]) -> Counter:
 
 def outcome(name: str, ratio: float, target: float | None, **more) -> dict:
     """One result: a share of one, and whether it reaches the target, where there is one."""
-    return {"name": name, "ratio": round(ratio, 4), "target": target, "met": None if target is None else ratio >= target, **more}
+    return {
+        "name": name,
+        "ratio": round(ratio, 4),
+        "target": target,
+        "met": None if target is None else ratio >= target,
+        **more,
+    }
 
 
 @click.command(help=__doc__.split("\n")[0])
-@click.option("--root", type=click.Path(path_type=Path, file_okay=False), default=Path("."), help="The project's folder.")
+@click.option(
+    "--root", type=click.Path(path_type=Path, file_okay=False), default=Path("."), help="The project's folder."
+)
 def main(root: Path) -> None:
     parameters = read(root / "params.yaml", yaml.safe_load)
     try:
@@ -157,13 +174,23 @@ def main(root: Path) -> None:
     click.echo(f"{'BLEU-4':24s}{'':10s}{bleu:12.3f}")
     stated = max(1, side["stated"])
     usual = max(side["left"], side["stated"] - side["left"]) / stated
-    click.echo(f"{'left of, right of: true':24s}{side['stated']:10d}{side['true'] / stated:12.3f}  (a coin 0.5, always the more frequent order {usual:.3f})")
-    click.echo(f"(of the captions of {side['scenes']} scenes with one kind left of the other; in all {side['everywhere']} captions say left of or right of)")
+    click.echo(
+        f"{'left of, right of: true':24s}{side['stated']:10d}{side['true'] / stated:12.3f}  (a coin 0.5, always the more frequent order {usual:.3f})"
+    )
+    click.echo(
+        f"(of the captions of {side['scenes']} scenes with one kind left of the other; in all {side['everywhere']} captions say left of or right of)"
+    )
     both = named["all", ""] / asked["all", ""]
     rows = [
         outcome("scenes: captions that name both kinds", both, BOTH_TARGET, captions=asked["all", ""]),
         outcome("scenes: BLEU-4", bleu, BLEU_TARGET, captions=asked["all", ""]),
-        outcome("scenes: left of and right of that are true", side["true"] / stated, None, captions=side["stated"], chance=0.5),
+        outcome(
+            "scenes: left of and right of that are true",
+            side["true"] / stated,
+            None,
+            captions=side["stated"],
+            chance=0.5,
+        ),
     ]
     click.echo(json.dumps(rows))
 

@@ -1,10 +1,11 @@
-"""Scoring: captions a second by all seven metrics, tokenizing and the start of every Java program included, against pycocoevalcap's
-own scorers one after the other (as its ``COCOEvalCap`` runs them, without SPICE).
+"""Scoring: captions a second by all seven metrics, tokenizing and the start of every Java program included, against
+pycocoevalcap's own scorers one after the other (as its ``COCOEvalCap`` runs them, without SPICE).
 
-    python -m benchmarks.score data/flickr8k/captions.json      # any captions file in COCO's layout: 5,000 images, 5 references each
+    python -m benchmarks.score data/flickr8k/captions.json      # any captions file in COCO's layout: 5,000 images, 5
+    references each
 
-The caption to score of every image is a reference of the next one, so that lengths and words are those of real captions. Both sides
-run the same Java; their scores are compared as well.
+The caption to score of every image is a reference of the next one, so that lengths and words are those of real
+captions. Both sides run the same Java; their scores are compared as well.
 """
 
 from __future__ import annotations
@@ -55,7 +56,9 @@ def main(captions: Path, images: int, each: int, repeats: int) -> None:
     whole = (texts[:each] for texts in read_references(captions).values() if len(texts) >= each)
     references = dict(enumerate(itertools.islice(whole, images)))
     if len(references) < images:
-        raise click.ClickException(f"{captions}: {len(references):,} images with {each} captions; give --images {len(references)} or a larger file")
+        raise click.ClickException(
+            f"{captions}: {len(references):,} images with {each} captions; give --images {len(references)} or a larger file"
+        )
     candidates = {key: references[(key + 1) % images][0] for key in references}
 
     found: dict[str, dict[str, float]] = {}
@@ -68,7 +71,15 @@ def main(captions: Path, images: int, each: int, repeats: int) -> None:
         found["theirs"] = own_scorers(references, candidates)
         return images
 
-    row = compare(f"{images:,} captions, {images * each:,} references", ours, theirs, 1.0, repeats, "captions/s", java=java.version)
+    row = compare(
+        f"{images:,} captions, {images * each:,} references",
+        ours,
+        theirs,
+        1.0,
+        repeats,
+        "captions/s",
+        java=java.version,
+    )
     row["largest_difference"] = max(abs(found["ours"][name] - found["theirs"][name]) for name in METRICS)
     print_results([row])
 

@@ -1,15 +1,17 @@
-"""One training step of the soft-attention LSTM, against a textbook loop and against the ceiling that its large products set.
+"""One training step of the soft-attention LSTM, against a textbook loop and against the ceiling that its large products
+set.
 
     python -m benchmarks.step [--threads N] [--repeats R] [--profile fp32|bf16]
 
-Both decoders see the same 80 captions of 16 pictures: 49x2048 features, a vocabulary of 9,500 words, 512 hidden units, lengths of 9 to 19
-words. The ceiling is the vocabulary layer with its loss, the feature projection and the optimiser alone, forward and backward.
+Both decoders see the same 80 captions of 16 pictures: 49x2048 features, a vocabulary of 9,500 words, 512 hidden units,
+lengths of 9 to 19 words. The ceiling is the vocabulary layer with its loss, the feature projection and the optimiser
+alone, forward and backward.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Callable
 
 import click
 import torch
@@ -61,9 +63,16 @@ def our_step(sizes: Sizes, device: torch.device, precision: str) -> tuple[Callab
     torch.manual_seed(0)
     options = TrainParameters(hidden_size=sizes.hidden, precision=precision)
     config = DecoderConfig(
-        "lstm", "soft", sizes.vocabulary, 50, sizes.channels, sizes.positions, options.feature_size,
-        options.hidden_size, options.attention_size,
-    )  # fmt: skip
+        "lstm",
+        "soft",
+        sizes.vocabulary,
+        50,
+        sizes.channels,
+        sizes.positions,
+        options.feature_size,
+        options.hidden_size,
+        options.attention_size,
+    )
     decoder = build_decoder(config).to(device).train()
     optimizer = build_optimizer(decoder, options)
     set_rates(optimizer, (options.learning_rate, options.projection_learning_rate))
@@ -81,7 +90,9 @@ def textbook(sizes: Sizes, device: torch.device) -> Callable[[], int]:
     """The textbook loop on the same batch, default Adam."""
     torch.manual_seed(0)
     options = TrainParameters()
-    decoder = TextbookDecoder(sizes.vocabulary, 50, sizes.channels, sizes.hidden, options.attention_size).to(device).train()
+    decoder = (
+        TextbookDecoder(sizes.vocabulary, 50, sizes.channels, sizes.hidden, options.attention_size).to(device).train()
+    )
     optimizer = torch.optim.Adam([parameter for parameter in decoder.parameters() if parameter.requires_grad])
     features, tokens = make_batch(sizes, device)
     tokens = tokens.to(device)
@@ -94,7 +105,8 @@ def textbook(sizes: Sizes, device: torch.device) -> Callable[[], int]:
 
 
 def ceiling(sizes: Sizes, device: torch.device, precision: str) -> Callable[[], int]:
-    """Vocabulary layer and loss over the real tokens, feature projection, and the optimiser over every parameter, in the same precision."""
+    """Vocabulary layer and loss over the real tokens, feature projection, and the optimiser over every parameter, in
+    the same precision."""
     options = TrainParameters(hidden_size=sizes.hidden)
     _, decoder = our_step(sizes, device, precision)
     optimizer = build_optimizer(decoder, options)
@@ -132,10 +144,33 @@ def run(sizes: Sizes, device: torch.device, repeats: int) -> list[dict]:
     rows = []
     for precision in PRECISIONS:
         ours, highest = rates[f"ours {precision}"], rates[f"ceiling {precision}"]
-        rows.append(result(f"training step {precision} / textbook loop fp32", ours, rates["textbook"], TEXTBOOK_TARGET, "captions/s", **facts))
-        rows.append(result(f"training step {precision} / ceiling {precision}", ours, highest, CEILING_TARGET, "captions/s", **facts))
-    # What bf16 brings against a ceiling that stands still: its own rises with it, for the ceiling is products and nothing else.
-    rows.append(result("training step bf16 / ceiling fp32", rates["ours bf16"], rates["ceiling fp32"], CEILING_TARGET, "captions/s", **facts))
+        rows.append(
+            result(
+                f"training step {precision} / textbook loop fp32",
+                ours,
+                rates["textbook"],
+                TEXTBOOK_TARGET,
+                "captions/s",
+                **facts,
+            )
+        )
+        rows.append(
+            result(
+                f"training step {precision} / ceiling {precision}", ours, highest, CEILING_TARGET, "captions/s", **facts
+            )
+        )
+    # What bf16 brings against a ceiling that stands still: its own rises with it, for the ceiling is products and
+    # nothing else.
+    rows.append(
+        result(
+            "training step bf16 / ceiling fp32",
+            rates["ours bf16"],
+            rates["ceiling fp32"],
+            CEILING_TARGET,
+            "captions/s",
+            **facts,
+        )
+    )
     return rows
 
 
@@ -143,12 +178,16 @@ def profile(sizes: Sizes, device: torch.device, precision: str, steps: int = 10)
     """Where a step's time goes, as torch.profiler's table of operators by their own time."""
     step, _ = our_step(sizes, device, precision)
     step()
-    activities = [torch.profiler.ProfilerActivity.CPU] + ([torch.profiler.ProfilerActivity.CUDA] if device.type == "cuda" else [])
+    activities = [torch.profiler.ProfilerActivity.CPU] + (
+        [torch.profiler.ProfilerActivity.CUDA] if device.type == "cuda" else []
+    )
     with torch.profiler.profile(activities=activities) as profiler:
         for _ in range(steps):
             step()
     return profiler.key_averages().table(
-        sort_by="self_cuda_time_total" if device.type == "cuda" else "self_cpu_time_total", row_limit=25, max_name_column_width=50
+        sort_by="self_cuda_time_total" if device.type == "cuda" else "self_cpu_time_total",
+        row_limit=25,
+        max_name_column_width=50,
     )
 
 
@@ -156,7 +195,9 @@ def profile(sizes: Sizes, device: torch.device, precision: str, steps: int = 10)
 @click.option("--threads", default=0, help="threads of arithmetic; 0: all cores")
 @click.option("--repeats", default=7, help="rounds")
 @click.option("--device", default="cpu")
-@click.option("--profile", "profiled", type=click.Choice(PRECISIONS), help="also print where the time goes in this precision")
+@click.option(
+    "--profile", "profiled", type=click.Choice(PRECISIONS), help="also print where the time goes in this precision"
+)
 @click.option("--small", is_flag=True, help="tiny sizes, to try the benchmark itself")
 def main(threads: int, repeats: int, device: str, profiled: str | None, small: bool) -> None:
     chosen = prepare_device(device, threads)

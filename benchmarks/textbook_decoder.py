@@ -1,7 +1,9 @@
-"""The soft-attention LSTM as textbooks and tutorials write it: one loop over steps that does everything for every caption.
+"""The soft-attention LSTM as textbooks and tutorials write it: one loop over steps that does everything for every
+caption.
 
-Features are repeated for every caption and not projected, attention keys and the vocabulary layer are computed at every step, and
-every row runs to the longest caption of the batch. It is the yardstick of ``benchmarks.step``; nothing in the program uses it.
+Features are repeated for every caption and not projected, attention keys and the vocabulary layer are computed at every
+step, and every row runs to the longest caption of the batch. It is the yardstick of ``benchmarks.step``; nothing in the
+program uses it.
 """
 
 from __future__ import annotations
@@ -23,7 +25,11 @@ class TextbookDecoder(nn.Module):
         self.embedding = nn.Embedding(vocabulary, embedding)
         self.embedding.weight.requires_grad_(False)
         self.initial_h, self.initial_c = nn.Linear(channels, hidden), nn.Linear(channels, hidden)
-        self.key, self.query, self.score = nn.Linear(channels, attention), nn.Linear(hidden, attention), nn.Linear(attention, 1)
+        self.key, self.query, self.score = (
+            nn.Linear(channels, attention),
+            nn.Linear(hidden, attention),
+            nn.Linear(attention, 1),
+        )
         self.gate = nn.Linear(hidden, channels)
         self.cell = nn.LSTMCell(embedding + channels, hidden)
         self.dropout = nn.Dropout(0.3)
@@ -44,7 +50,9 @@ class TextbookDecoder(nn.Module):
         return torch.stack(logits, 1)
 
 
-def textbook_step(decoder: TextbookDecoder, optimizer: torch.optim.Optimizer, features: Tensor, tokens: Tensor) -> Tensor:
+def textbook_step(
+    decoder: TextbookDecoder, optimizer: torch.optim.Optimizer, features: Tensor, tokens: Tensor
+) -> Tensor:
     """One training step on features (I, P, C) and tokens (I, K, T + 1), PAD = 0; returns the loss."""
     repeated = features.float().repeat_interleave(tokens.shape[1], 0)  # (I * K, P, C)
     rows = tokens.flatten(0, 1)

@@ -1,14 +1,16 @@
 """An epoch of training on features of COCO's size, by the training loop itself, beside a textbook loop.
 
     python -m benchmarks.train --device cuda [--full] [--sync-check]
-    python -m benchmarks.train --device cpu --images 200 --channels 64 --hidden 32 --vocabulary 500 --batch-size 64 --steps 2
+    python -m benchmarks.train --device cpu --images 200 --channels 64 --hidden 32 --vocabulary 500 --batch-size 64
+    --steps 2
 
-82,783 pictures of 7x7x2048 fp16 features (random numbers made on the device, 16.6 GB), 414,113 captions as long as COCO's, a vocabulary of
-9,500 words, soft attention and an LSTM of 512 units, no validation. In every round some steps of the training loop are timed after
-others to warm up, then some of the textbook loop (fp32) on batches of the same captions; on a GPU also some of ours in bf16 that launch
-every kernel by itself, without the CUDA graph. Seconds an epoch are **extrapolated** from
-the steps and the time before the first one; --full times whole epochs instead. A GPU's idle share is one less the time that
-torch.profiler finds it at work in a step, as a share of the unprofiled step's time.
+82,783 pictures of 7x7x2048 fp16 features (random numbers made on the device, 16.6 GB), 414,113 captions as long as
+COCO's, a vocabulary of 9,500 words, soft attention and an LSTM of 512 units, no validation. In every round some steps
+of the training loop are timed after others to warm up, then some of the textbook loop (fp32) on batches of the same
+captions; on a GPU also some of ours in bf16 that launch every kernel by itself, without the CUDA graph. Seconds an
+epoch are **extrapolated** from the steps and the time before the first one; --full times whole epochs instead. A GPU's
+idle share is one less the time that torch.profiler finds it at work in a step, as a share of the unprofiled step's
+time.
 """
 
 from __future__ import annotations
@@ -47,7 +49,27 @@ from captioner.vocabulary.vocabulary import END, PAD, START
 EPOCH_TARGET = 10.0  # seconds at the larger batch, on one H100
 PRECISIONS = ("fp32", "bf16")
 # words of 1,221 captions of COCO 2017, none cut: length -> captions
-LENGTHS = {7: 10, 8: 181, 9: 256, 10: 266, 11: 202, 12: 125, 13: 74, 14: 34, 15: 19, 16: 18, 17: 14, 18: 5, 19: 5, 20: 3, 21: 5, 22: 1, 23: 1, 26: 1, 42: 1}
+LENGTHS = {
+    7: 10,
+    8: 181,
+    9: 256,
+    10: 266,
+    11: 202,
+    12: 125,
+    13: 74,
+    14: 34,
+    15: 19,
+    16: 18,
+    17: 14,
+    18: 5,
+    19: 5,
+    20: 3,
+    21: 5,
+    22: 1,
+    23: 1,
+    26: 1,
+    42: 1,
+}
 LONGEST = 30  # vocab.max_length
 _PROFILED = 4  # steps
 
@@ -88,7 +110,8 @@ def make_features(sizes: Sizes, device: torch.device) -> Tensor:
 
 
 class TimedStep:
-    """The project's training step, which looks at the clock and ends the loop, by its own stop file, when enough are done.
+    """The project's training step, which looks at the clock and ends the loop, by its own stop file, when enough are
+    done.
 
     Attributes:
         calls: all steps so far.
@@ -108,7 +131,9 @@ class TimedStep:
         self.first, self.captions = 0.0, 0
         self._stop.unlink(missing_ok=True)
 
-    def __call__(self, decoder: Any, optimizer: Any, batches: Any, options: TrainParameters, whole: Whole) -> tuple[Tensor, int]:
+    def __call__(
+        self, decoder: Any, optimizer: Any, batches: Any, options: TrainParameters, whole: Whole
+    ) -> tuple[Tensor, int]:
         self.first = self.first or time.perf_counter()
         outcome = self._step(decoder, optimizer, batches, options, whole)
         self.calls += 1
@@ -136,25 +161,42 @@ class OurLoop:
     """The project's own loop: loader, steps, progress, losses read; everything but validation."""
 
     def __init__(
-        self, sizes: Sizes, loader: BatchLoader, device: torch.device, batch_size: int, precision: str, folder: Path, graphed: bool = True
+        self,
+        sizes: Sizes,
+        loader: BatchLoader,
+        device: torch.device,
+        batch_size: int,
+        precision: str,
+        folder: Path,
+        graphed: bool = True,
     ) -> None:
         torch.manual_seed(0)
         self.options = TrainParameters(hidden_size=sizes.hidden, batch_size=batch_size, precision=precision)
         config = DecoderConfig(
-            "lstm", "soft", sizes.vocabulary, 50, sizes.channels, sizes.positions, self.options.feature_size, sizes.hidden,
+            "lstm",
+            "soft",
+            sizes.vocabulary,
+            50,
+            sizes.channels,
+            sizes.positions,
+            self.options.feature_size,
+            sizes.hidden,
             self.options.attention_size,
-        )  # fmt: skip
+        )
         decoder = build_decoder(config).to(device)
         (phase,) = build_phases(self.options, loader.table, LONGEST, decoder)
         if not graphed:
             phase = replace(phase, step=training_step, graph=None)
         self.step, self._device = TimedStep(phase.step, folder, device), device
-        setting = Setting(loader, None, 0, 1, folder, Group(Rank(), device), float("inf"))  # nobody validates, no state is saved
+        setting = Setting(
+            loader, None, 0, 1, folder, Group(Rank(), device), float("inf")
+        )  # nobody validates, no state is saved
         self._trainer = Trainer(decoder, self.options, [replace(phase, step=self.step)], setting)
         self.steps_in_epoch = len(epoch_batches(loader.table, batch_size, self.options.captions_per_image, 1, 0, 1))
 
     def run(self, warm: int, timed: int, again: bool = False) -> float:
-        """Some steps of a new epoch, or ``again`` of the last one; seconds between its beginning and the first of them."""
+        """Some steps of a new epoch, or ``again`` of the last one; seconds between its beginning and the first of
+        them."""
         self.step.stretch(warm, timed)
         started = time.perf_counter()
         self._epoch(again)
@@ -181,8 +223,14 @@ class TextbookLoop:
 
     def __init__(self, sizes: Sizes, loader: BatchLoader, device: torch.device, batch_size: int) -> None:
         torch.manual_seed(0)
-        self._decoder = TextbookDecoder(sizes.vocabulary, 50, sizes.channels, sizes.hidden, TrainParameters().attention_size).to(device).train()
-        self._optimizer = torch.optim.Adam([parameter for parameter in self._decoder.parameters() if parameter.requires_grad])
+        self._decoder = (
+            TextbookDecoder(sizes.vocabulary, 50, sizes.channels, sizes.hidden, TrainParameters().attention_size)
+            .to(device)
+            .train()
+        )
+        self._optimizer = torch.optim.Adam(
+            [parameter for parameter in self._decoder.parameters() if parameter.requires_grad]
+        )
         self._loader, self._device, self._batch_size, self._epoch = loader, device, batch_size, 1
 
     def rate(self, steps: int) -> float:
@@ -200,14 +248,24 @@ class TextbookLoop:
 
 
 def measure_loops(
-    sizes: Sizes, loader: BatchLoader, device: torch.device, batch_size: int, steps: int, rounds: int, full: bool, sync_check: bool, folder: Path
-) -> list[dict]:  # fmt: skip
+    sizes: Sizes,
+    loader: BatchLoader,
+    device: torch.device,
+    batch_size: int,
+    steps: int,
+    rounds: int,
+    full: bool,
+    sync_check: bool,
+    folder: Path,
+) -> list[dict]:
     """Both precisions of ours and the textbook loop in turn; two results for each precision."""
     textbook = TextbookLoop(sizes, loader, device, batch_size)
     loops = {precision: OurLoop(sizes, loader, device, batch_size, precision, folder) for precision in PRECISIONS}
     seconds: dict[str, list[float]] = {precision: [] for precision in PRECISIONS}  # of an epoch
     paces: dict[str, list[float]] = {precision: [] for precision in PRECISIONS}  # of a step
-    launched = OurLoop(sizes, loader, device, batch_size, "bf16", folder, graphed=False) if device.type == "cuda" else None
+    launched = (
+        OurLoop(sizes, loader, device, batch_size, "bf16", folder, graphed=False) if device.type == "cuda" else None
+    )
     rates: dict[str, list[float]] = {name: [] for name in ("textbook", "launched", *PRECISIONS)}
     steps = min(steps, loops["fp32"].steps_in_epoch - 2)
     peaks = {}
@@ -222,7 +280,9 @@ def measure_loops(
             before = loop.run(2, steps)
             rates[precision].append(loop.step.captions / loop.step.seconds)
             paces[precision].append(loop.step.seconds / steps)
-            seconds[precision].append(loop.whole_epoch() if full else before + loop.steps_in_epoch * paces[precision][-1])
+            seconds[precision].append(
+                loop.whole_epoch() if full else before + loop.steps_in_epoch * paces[precision][-1]
+            )
             if device.type == "cuda":
                 peaks[precision] = torch.cuda.max_memory_allocated(device) / 2**30
     rows = []
@@ -231,33 +291,68 @@ def measure_loops(
             report_synchronisations(loop)
         name = f"batch {batch_size:,} {precision}"
         epoch, step = statistics.median(seconds[precision]), statistics.median(paces[precision])
-        facts = {"device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu", "threads": torch.get_num_threads()}
+        facts = {
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+            "threads": torch.get_num_threads(),
+        }
         if device.type == "cuda":
             facts |= {"memory_gib": round(peaks[precision], 2), **kernels(loop, step)}
-        rows.append(result(f"training loop {name} / textbook fp32", rates[precision], rates["textbook"], None, "captions/s", **facts))
+        rows.append(
+            result(
+                f"training loop {name} / textbook fp32",
+                rates[precision],
+                rates["textbook"],
+                None,
+                "captions/s",
+                **facts,
+            )
+        )
         if launched and precision == "bf16":
-            rows.append(result(f"training loop {name} / without a graph", rates[precision], rates["launched"], None, "captions/s", **facts))
+            rows.append(
+                result(
+                    f"training loop {name} / without a graph",
+                    rates[precision],
+                    rates["launched"],
+                    None,
+                    "captions/s",
+                    **facts,
+                )
+            )
         target = 1.0 if device.type == "cuda" and sizes == Sizes() and batch_size == 1280 else None
         facts |= {
-            "steps_in_epoch": loop.steps_in_epoch, "timed": "whole epochs" if full else f"{steps} steps, extrapolated",
+            "steps_in_epoch": loop.steps_in_epoch,
+            "timed": "whole epochs" if full else f"{steps} steps, extrapolated",
             "milliseconds_a_step": round(1000 * step, 2),
-        }  # fmt: skip
+        }
         ratio = EPOCH_TARGET / epoch
-        rows.append({
-            "name": f"epoch {name}: {EPOCH_TARGET:g} s / its seconds", "ours": round(epoch, 3), "other": EPOCH_TARGET, "unit": "s an epoch",
-            "ratio": round(ratio, 4), "target": target, "met": None if target is None else ratio >= target, "repeats": rounds, **facts,
-        })  # fmt: skip
+        rows.append(
+            {
+                "name": f"epoch {name}: {EPOCH_TARGET:g} s / its seconds",
+                "ours": round(epoch, 3),
+                "other": EPOCH_TARGET,
+                "unit": "s an epoch",
+                "ratio": round(ratio, 4),
+                "target": target,
+                "met": None if target is None else ratio >= target,
+                "repeats": rounds,
+                **facts,
+            }
+        )
     return rows
 
 
 def kernels(loop: OurLoop, step_seconds: float) -> dict[str, float]:
-    """What torch.profiler says of a step on a GPU: kernels and copies, and the share of the step's time in which none of them runs."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]) as profiler:
+    """What torch.profiler says of a step on a GPU: kernels and copies, and the share of the step's time in which none
+    of them runs."""
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    ) as profiler:
         loop.run(1, _PROFILED, again=True)  # so that no graph is recorded meanwhile
     busy = [
-        event.time_range.elapsed_us() for event in profiler.events()
+        event.time_range.elapsed_us()
+        for event in profiler.events()
         if event.device_type == torch.autograd.DeviceType.CUDA and not event.is_user_annotation
-    ]  # fmt: skip
+    ]
     share = sum(busy) / 1e6 / (_PROFILED + 1) / step_seconds
     return {"kernels_a_step": round(len(busy) / (_PROFILED + 1)), "gpu_idle": round(max(0.0, 1 - share), 3)}
 
@@ -271,7 +366,9 @@ def report_synchronisations(loop: OurLoop, steps: int = 4) -> None:
             loop.run(1, steps)
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    places = Counter(f"{Path(warning.filename).name}:{warning.lineno}" for warning in caught if "synchroniz" in str(warning.message))
+    places = Counter(
+        f"{Path(warning.filename).name}:{warning.lineno}" for warning in caught if "synchroniz" in str(warning.message)
+    )
     print(f"waits for the GPU in {steps + 1} steps ({loop.options.precision}):", dict(places) or "none")
 
 
@@ -288,9 +385,18 @@ def report_synchronisations(loop: OurLoop, steps: int = 4) -> None:
 @click.option("--full", is_flag=True, help="time whole epochs")
 @click.option("--sync-check", is_flag=True, help="also print where the processor waits for the GPU")
 def main(
-    device: str, threads: int, images: int, channels: int, vocabulary: int, hidden: int, batch_sizes: tuple[int, ...], steps: int, rounds: int,
-    full: bool, sync_check: bool,
-) -> None:  # fmt: skip
+    device: str,
+    threads: int,
+    images: int,
+    channels: int,
+    vocabulary: int,
+    hidden: int,
+    batch_sizes: tuple[int, ...],
+    steps: int,
+    rounds: int,
+    full: bool,
+    sync_check: bool,
+) -> None:
     chosen = prepare_device(device, threads)
     sizes = Sizes(images, round(Sizes.captions * images / Sizes.images), Sizes.positions, channels, vocabulary, hidden)
     rows = []

@@ -1,8 +1,8 @@
 """Trainable image captioning on cached CNN features.
 
-    from captioner import Captioner
-    captioner = Captioner.load("models")
-    print(captioner.caption("holiday.jpg")[0].text)
+from captioner import Captioner
+captioner = Captioner.load("models")
+print(captioner.caption("holiday.jpg")[0].text)
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ __all__ = ["Captioner"]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "Captioner":  # imported when it is asked for: it brings torch, which the processes that decode pictures do without
+    if (
+        name == "Captioner"
+    ):  # imported when it is asked for: it brings torch, which the processes that decode pictures do without
         from captioner.captioning import Captioner
 
         return Captioner

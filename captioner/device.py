@@ -22,7 +22,8 @@ def core_count() -> int:
 
 
 def resolve_device(device: str, local_rank: int = 0) -> torch.device:
-    """The device that ``runtime.device`` means: ``cpu``, ``cuda:N``, or ``auto`` and ``cuda``, which give each process of a machine its own GPU.
+    """The device that ``runtime.device`` means: ``cpu``, ``cuda:N``, or ``auto`` and ``cuda``, which give each process
+    of a machine its own GPU.
 
     Raises:
         CaptionerError: no such device.
@@ -50,8 +51,12 @@ def prepare_device(device: str, threads: int = 0, rank: Rank = Rank()) -> torch.
     Raises:
         CaptionerError: no such device here.
     """
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch then asks for huge pages: a tenth less time for tensors of some megabytes
-    torch.set_num_threads(threads or int(os.environ.get("OMP_NUM_THREADS", 0)) or max(1, core_count() // rank.local_world))
+    os.environ.setdefault(
+        "THP_MEM_ALLOC_ENABLE", "1"
+    )  # torch then asks for huge pages: a tenth less time for tensors of some megabytes
+    torch.set_num_threads(
+        threads or int(os.environ.get("OMP_NUM_THREADS", 0)) or max(1, core_count() // rank.local_world)
+    )
     chosen = resolve_device(device, rank.local_rank)
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
@@ -68,7 +73,8 @@ def to_device(array: np.ndarray, device: torch.device) -> Tensor:
 
 
 def warm_up(work: Callable[[], object], device: torch.device) -> None:
-    """Do ``work`` once on a GPU outside of a graph, for what is made at the first use; on a stream aside, as recording it will be."""
+    """Do ``work`` once on a GPU outside of a graph, for what is made at the first use; on a stream aside, as recording
+    it will be."""
     here, aside = torch.cuda.current_stream(device), torch.cuda.Stream(device)
     aside.wait_stream(here)
     with torch.cuda.stream(aside):
@@ -79,8 +85,8 @@ def warm_up(work: Callable[[], object], device: torch.device) -> None:
 def record(work: Callable[[], Result], device: torch.device) -> tuple[torch.cuda.CUDAGraph, Result]:
     """``work``, warmed up before, as a CUDA graph, and its result, whose tensors every replay writes anew.
 
-    It repeats exactly what is recorded here, the same kernels on the same shapes at the same addresses. Other threads may use the GPU
-    meanwhile.
+    It repeats exactly what is recorded here, the same kernels on the same shapes at the same addresses. Other threads
+    may use the GPU meanwhile.
     """
     torch.cuda.synchronize(device)
     graph = torch.cuda.CUDAGraph()

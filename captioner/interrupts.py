@@ -14,8 +14,8 @@ from captioner.errors import Interrupted
 class StopSignal:
     """Context manager that turns the first SIGINT or SIGTERM into a flag to look at between steps.
 
-    ``requested`` is True once a signal came. ``raise_if_requested`` is called where everything is saved. Outside the main
-    thread (where Python cannot set handlers) the flag simply stays False. ``quiet``: another process says it.
+    ``requested`` is True once a signal came. ``raise_if_requested`` is called where everything is saved. Outside the
+    main thread (where Python cannot set handlers) the flag simply stays False. ``quiet``: another process says it.
     """
 
     def __init__(self, what: str, quiet: bool = False) -> None:
@@ -23,7 +23,7 @@ class StopSignal:
         self.requested = False
         self._old: dict[int, object] = {}
 
-    def __enter__(self) -> "StopSignal":
+    def __enter__(self) -> StopSignal:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._old[number] = signal.signal(number, self._handle)
@@ -37,11 +37,16 @@ class StopSignal:
     def raise_if_requested(self) -> None:
         """Raise Interrupted when a signal came. Call it after the work so far is saved."""
         if self.requested:
-            raise Interrupted(f"{self.what}: stopped by a signal; everything finished is saved, and the same command goes on from here")
+            raise Interrupted(
+                f"{self.what}: stopped by a signal; everything finished is saved, and the same command goes on from here"
+            )
 
     def _handle(self, number: int, _: object) -> None:
         if self.requested:
             os._exit(128 + number)
         self.requested = True
         if not self.quiet:
-            click.echo(f"{self.what}: {signal.Signals(number).name}; finishing this step and saving (again: end at once)", err=True)
+            click.echo(
+                f"{self.what}: {signal.Signals(number).name}; finishing this step and saving (again: end at once)",
+                err=True,
+            )

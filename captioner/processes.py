@@ -1,7 +1,7 @@
 """Several processes at one piece of work: started here on one machine, or by ``torchrun`` on one or several.
 
-Rank 0 leads: it holds the unfinished work and publishes the result. What the others are to know, it tells them through a key-value
-store of torch's; waiting there can be broken off, so nobody waits for a process that is gone.
+Rank 0 leads: it holds the unfinished work and publishes the result. What the others are to know, it tells them through
+a key-value store of torch's; waiting there can be broken off, so nobody waits for a process that is gone.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 import captioner
 from captioner.errors import CaptionerError
@@ -51,14 +52,22 @@ class Store:
     def __init__(self, store: Any, prefix: str, host: str) -> None:
         import torch.distributed
 
-        self.torch_store, self.host, self.port = torch.distributed.PrefixStore(prefix, store), host, getattr(store, "port", 0)
+        self.torch_store, self.host, self.port = (
+            torch.distributed.PrefixStore(prefix, store),
+            host,
+            getattr(store, "port", 0),
+        )
 
     @classmethod
-    def local(cls, port: int = 0) -> "Store":
+    def local(cls, port: int = 0) -> Store:
         """One for the processes of this machine: a new one, or the one that listens at ``port``."""
         import torch.distributed
 
-        return cls(torch.distributed.TCPStore("127.0.0.1", port, is_master=port == 0, wait_for_workers=False), "captioner", "127.0.0.1")
+        return cls(
+            torch.distributed.TCPStore("127.0.0.1", port, is_master=port == 0, wait_for_workers=False),
+            "captioner",
+            "127.0.0.1",
+        )
 
     def tell(self, key: str, value: str) -> None:
         self._ask(self.torch_store.set, key, value)
@@ -84,7 +93,9 @@ class Store:
         try:
             return what(*arguments)
         except RuntimeError as error:  # torch.distributed's errors are among them
-            raise CaptionerError(f"process 0 cannot be reached any more ({error}); see its message, and run the same command again") from error
+            raise CaptionerError(
+                f"process 0 cannot be reached any more ({error}); see its message, and run the same command again"
+            ) from error
 
 
 @dataclass(frozen=True)
@@ -95,7 +106,7 @@ class Torchrun:
     store: Store
 
     @classmethod
-    def from_environment(cls, work: str) -> "Torchrun | None":
+    def from_environment(cls, work: str) -> Torchrun | None:
         """None where torchrun did not start this process, or started it alone; ``work`` names what the processes do."""
         if int(os.environ.get("WORLD_SIZE", "1")) < 2 or "RANK" not in os.environ:
             return None
@@ -131,18 +142,28 @@ class LocalProcesses:
 
     def __init__(self, module: str, work: str, world: int, task: dict[str, Any]) -> None:
         package = str(Path(captioner.__file__).resolve().parent.parent)
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])])}
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])]),
+        }
         self._work = work
         self._processes = [
             subprocess.Popen(
-                [sys.executable, "-m", "captioner.processes", module, json.dumps(asdict(Rank(rank, world, rank, world))), json.dumps(task)],
+                [
+                    sys.executable,
+                    "-m",
+                    "captioner.processes",
+                    module,
+                    json.dumps(asdict(Rank(rank, world, rank, world))),
+                    json.dumps(task),
+                ],
                 stdin=subprocess.PIPE,
                 env=environment,
             )
             for rank in range(1, world)
         ]
 
-    def __enter__(self) -> "LocalProcesses":
+    def __enter__(self) -> LocalProcesses:
         return self
 
     def __exit__(self, kind: type | None, *_: object) -> None:
@@ -190,4 +211,6 @@ def _join(module: str, rank: str, task: str) -> None:
 
 
 if __name__ == "__main__":
-    importlib.import_module("captioner.processes")._join(*sys.argv[1:])  # as `captioner.processes`, not a second time as `__main__`
+    importlib.import_module("captioner.processes")._join(
+        *sys.argv[1:]
+    )  # as `captioner.processes`, not a second time as `__main__`

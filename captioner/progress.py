@@ -24,13 +24,17 @@ class Progress:
         self._start, self._new, self._note = 0.0, 0, ""
         self._bar = None
 
-    def __enter__(self) -> "Progress":
+    def __enter__(self) -> Progress:
         self._start = time.monotonic()
         if not self.shown:
             return self
         if sys.stderr.isatty():
             self._bar = click.progressbar(
-                length=self.total, label=self.label, file=sys.stderr, show_pos=True, item_show_func=lambda _: self._state()
+                length=self.total,
+                label=self.label,
+                file=sys.stderr,
+                show_pos=True,
+                item_show_func=lambda _: self._state(),
             ).__enter__()
             self._bar.update(self.done)
         else:

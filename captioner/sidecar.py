@@ -1,7 +1,8 @@
 """Work in progress: a locked, fingerprinted folder beside the file that it will become.
 
-DVC deletes a stage's outs before the stage runs, so unfinished work cannot live inside them. It lives in ``<out>.partial/``
-with the facts it was computed from. A run with the same facts goes on with it; a run with others starts afresh and says so.
+DVC deletes a stage's outs before the stage runs, so unfinished work cannot live inside them. It lives in
+``<out>.partial/`` with the facts it was computed from. A run with the same facts goes on with it; a run with others
+starts afresh and says so.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ def sync_file(path: str | Path) -> None:
 
 
 def write_atomically(path: str | Path, data: bytes | str) -> None:
-    """Write ``data`` (str as UTF-8) beside ``path``, fsync it, and rename it over ``path``: a reader sees old or new, whole."""
+    """Write ``data`` (str as UTF-8) beside ``path``, fsync it, and rename it over ``path``: a reader sees old or new,
+    whole."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(path.name + f".{os.getpid()}.tmp")
@@ -82,13 +84,15 @@ class Sidecar:
         self.resumed = False
         self._lock: int | None = None
 
-    def __enter__(self) -> "Sidecar":
+    def __enter__(self) -> Sidecar:
         try:
             self._acquire()
             self._open()
         except OSError as error:
             self._release()
-            raise CaptionerError(f"{self.folder}: cannot be written ({error.strerror}); free the disk or mend its permissions and run again") from error
+            raise CaptionerError(
+                f"{self.folder}: cannot be written ({error.strerror}); free the disk or mend its permissions and run again"
+            ) from error
         except BaseException:
             self._release()
             raise
@@ -140,7 +144,9 @@ class Sidecar:
             except BlockingIOError:
                 holder = os.pread(lock, 32, 0).decode(errors="replace").strip() or "unknown"
                 os.close(lock)
-                raise CaptionerError(f"{self.folder}: process {holder} is at work on it; wait for it or stop it, then run again") from None
+                raise CaptionerError(
+                    f"{self.folder}: process {holder} is at work on it; wait for it or stop it, then run again"
+                ) from None
             try:  # the holder before us may have finished and deleted the folder between open and lock
                 if os.fstat(lock).st_ino == os.stat(self.path(_LOCK)).st_ino:
                     break
@@ -165,12 +171,15 @@ class Sidecar:
             return
         if found is not None:
             changed = sorted(key for key in {*found, *self.facts} if found.get(key) != self.facts.get(key))
-            click.echo(f"{self.out}: unfinished work was for other {', '.join(changed) or 'facts'}; starting afresh", err=True)
+            click.echo(
+                f"{self.out}: unfinished work was for other {', '.join(changed) or 'facts'}; starting afresh", err=True
+            )
         self._clear()
         write_atomically(facts_file, json.dumps(self.facts, indent=1, sort_keys=True))
 
     def _clear(self) -> None:
-        """Delete everything but the lock; the facts first, so that a half-emptied folder is never taken for resumable work."""
+        """Delete everything but the lock; the facts first, so that a half-emptied folder is never taken for resumable
+        work."""
         self.path(_FACTS).unlink(missing_ok=True)
         for path in list(self.folder.iterdir()):
             if path.name != _LOCK:

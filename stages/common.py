@@ -28,5 +28,7 @@ def read_parameters() -> Parameters:
         ]
         for name, value in paths:
             if value and not Path(value).is_absolute() and ".." in Path(value).parts:
-                raise CaptionerError(f"params.yaml: {name}={value}: queued and --temp runs work in another folder; give an absolute path")
+                raise CaptionerError(
+                    f"params.yaml: {name}={value}: queued and --temp runs work in another folder; give an absolute path"
+                )
     return parameters

@@ -12,7 +12,9 @@ from stages.common import read_parameters
 @click.command(help=__doc__)
 def main() -> None:
     parameters = read_parameters()
-    download(parameters.download, parameters.runtime, parameters.dataset, paths.folder(parameters.dataset), paths.SOURCES)
+    download(
+        parameters.download, parameters.runtime, parameters.dataset, paths.folder(parameters.dataset), paths.SOURCES
+    )
 
 
 if __name__ == "__main__":

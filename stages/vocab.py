@@ -13,7 +13,9 @@ from stages.common import read_parameters
 def main() -> None:
     parameters = read_parameters()
     dataset = parameters.dataset
-    build(parameters.vocab, parameters.runtime, paths.captions(dataset), paths.vocab(dataset), paths.embeddings(dataset))
+    build(
+        parameters.vocab, parameters.runtime, paths.captions(dataset), paths.vocab(dataset), paths.embeddings(dataset)
+    )
 
 
 if __name__ == "__main__":

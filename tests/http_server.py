@@ -1,11 +1,12 @@
 """A local web server that misbehaves on request; it stands for the network in every test that needs one.
 
     def test_it(http_server):
-        url = http_server.add("/cat.jpg", data, faults=[Reset(0.5), Status(503)])   # then, from the third request on, sound
-        ...
+        url = http_server.add("/cat.jpg", data, faults=[Reset(0.5), Status(503)])   # then, from the third request on,
+        sound ...
         assert http_server.bytes_served("/cat.jpg") == len(data) * 1.5
 
-Import the fixture by name: ``from tests.http_server import http_server``. Outside pytest, ``with FaultyServer() as server`` does.
+Import the fixture by name: ``from tests.http_server import http_server``. Outside pytest, ``with FaultyServer() as
+server`` does.
 """
 
 from __future__ import annotations
@@ -75,7 +76,8 @@ class Resource:
     Attributes:
         faults: one a request, in order; afterwards requests are answered soundly.
         always: a fault for every request after those.
-        ranges: "serve"; "ignore" (always 200 and the whole body); "refuse" (416); "careless" (206 whatever If-Range says).
+        ranges: "serve"; "ignore" (always 200 and the whole body); "refuse" (416); "careless" (206 whatever If-Range
+            says).
         etag, last_modified: validators to state, None: leave out.
         length: state Content-Length (else the end of the connection is the end of the body).
     """
@@ -109,7 +111,7 @@ class FaultyServer:
         self.closing = threading.Event()
         self.lock = threading.Lock()
 
-    def __enter__(self) -> "FaultyServer":
+    def __enter__(self) -> FaultyServer:
         self._server = _Server(("127.0.0.1", 0), _Handler)
         self._server.owner = self
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
@@ -185,7 +187,7 @@ class _Handler(BaseHTTPRequestHandler):
         if start is not None and (resource.ranges == "refuse" or start >= total):
             return self._empty(request, 416, {"Content-Range": f"bytes */{total}"})
         request.status = 200 if start is None else 206
-        body = resource.body[start or 0:]
+        body = resource.body[start or 0 :]
         self.send_response(request.status)
         if start is not None:
             self.send_header("Content-Range", f"bytes {start}-{total - 1}/{total}")
@@ -214,7 +216,11 @@ class _Handler(BaseHTTPRequestHandler):
         if not asked.startswith("bytes=") or resource.ranges == "ignore":
             return None
         validator = self.headers.get("If-Range")
-        if validator is not None and resource.ranges != "careless" and validator not in (resource.etag, resource.last_modified):
+        if (
+            validator is not None
+            and resource.ranges != "careless"
+            and validator not in (resource.etag, resource.last_modified)
+        ):
             return None
         return int(asked.removeprefix("bytes=").split("-")[0])
 

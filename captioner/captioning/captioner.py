@@ -1,7 +1,8 @@
 """A trained model that captions any pictures, on a CPU or a GPU.
 
-A picture's features are made as the stages ``download`` and ``extract`` would: the same shrinking, the same JPEG, the same square. On a
-CPU the last bits of a feature also depend on which pictures stand beside it in a batch, there as here; captions hardly ever do.
+A picture's features are made as the stages ``download`` and ``extract`` would: the same shrinking, the same JPEG, the
+same square. On a CPU the last bits of a feature also depend on which pictures stand beside it in a batch, there as
+here; captions hardly ever do.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ _MOST_READERS = 16
 
 
 class Captioner:
-    """A model at work. A context manager: leaving it ends the processes that read pictures, which else end with the program.
+    """A model at work. A context manager: leaving it ends the processes that read pictures, which else end with the
+    program.
 
     Attributes:
         model: decoder, vocabulary and configuration.
@@ -58,8 +60,8 @@ class Captioner:
             device: ``cpu``, ``cuda``, ``cuda:N``, or ``auto``: a GPU where there is one.
 
         Raises:
-            CaptionerError: no model there, a damaged one or one of another version; the encoder's weights are missing or others than
-                it was trained with; no such device.
+            CaptionerError: no model there, a damaged one or one of another version; the encoder's weights are missing
+                or others than it was trained with; no such device.
         """
         folder, place = Path(folder), resolve_device(device)
         os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as in captioner.device
@@ -74,7 +76,9 @@ class Captioner:
             readers.close()
             raise
 
-    def caption(self, images: Picture | Sequence[Picture], beam: int = 5, n_best: int = 3, attention: bool = False) -> list[PictureCaptions]:
+    def caption(
+        self, images: Picture | Sequence[Picture], beam: int = 5, n_best: int = 3, attention: bool = False
+    ) -> list[PictureCaptions]:
         """Captions of pictures, in their order.
 
         Args:
@@ -91,8 +95,11 @@ class Captioner:
         """
         return list(self.stream(images, beam, n_best, attention))
 
-    def stream(self, images: Picture | Sequence[Picture], beam: int = 5, n_best: int = 3, attention: bool = False) -> Iterator[PictureCaptions]:
-        """As ``caption``, each result as soon as it and those before it are there; memory does not grow with the number of pictures."""
+    def stream(
+        self, images: Picture | Sequence[Picture], beam: int = 5, n_best: int = 3, attention: bool = False
+    ) -> Iterator[PictureCaptions]:
+        """As ``caption``, each result as soon as it and those before it are there; memory does not grow with the number
+        of pictures."""
         for name, value in (("beam", beam), ("n_best", n_best)):
             if not 1 <= value <= _MOST_BEAM:
                 raise CaptionerError(f"{name}={value}: it must be 1 to {_MOST_BEAM}")
@@ -111,18 +118,25 @@ class Captioner:
         self.close()
 
     def _stream(self, images: Sequence[Picture], beam: int, n_best: int, attention: bool) -> Iterator[PictureCaptions]:
-        """Pictures are read some batches ahead; on a CPU each core computes a batch of its own, which is faster than all at one."""
+        """Pictures are read some batches ahead; on a CPU each core computes a batch of its own, which is faster than
+        all at one."""
         workers = 1 if self.device.type == "cuda" else core_count()
         share = -(-len(images) // workers)
         size = max(CPU_BATCH, min(_BATCH[self.device.type], -(-share // CPU_BATCH) * CPU_BATCH))
-        names = [f"picture {number}" if isinstance(image, Image.Image) else os.fspath(image) for number, image in enumerate(images, 1)]
+        names = [
+            f"picture {number}" if isinstance(image, Image.Image) else os.fspath(image)
+            for number, image in enumerate(images, 1)
+        ]
         before = torch.get_num_threads()
         pool = ThreadPoolExecutor(workers, "captioner", initializer=self._enter)
         waiting: deque[Future[list[PictureCaptions]]] = deque()
         try:
             for first in range(0, len(images), size):
                 part = names[first : first + size]
-                sources = [image if isinstance(image, Image.Image) else os.fspath(image) for image in images[first : first + size]]
+                sources = [
+                    image if isinstance(image, Image.Image) else os.fspath(image)
+                    for image in images[first : first + size]
+                ]
                 reads = self._readers.read(sources, attention)
                 waiting.append(pool.submit(self._batch, part, reads, beam, n_best, attention))
                 if len(waiting) > workers + 1:
@@ -142,7 +156,9 @@ class Captioner:
         else:
             torch.set_num_threads(1)
 
-    def _batch(self, names: list[str], reads: list[Future[list[ReadPicture]]], beam: int, n_best: int, attention: bool) -> list[PictureCaptions]:
+    def _batch(
+        self, names: list[str], reads: list[Future[list[ReadPicture]]], beam: int, n_best: int, attention: bool
+    ) -> list[PictureCaptions]:
         found = [picture for read in reads for picture in read.result()]
         good = [number for number, read in enumerate(found) if read.pixels is not None]
         results = [PictureCaptions(name, error=read.error) for name, read in zip(names, found, strict=True)]
@@ -152,22 +168,38 @@ class Captioner:
         finite = torch.isfinite(features).all(dim=(1, 2)).tolist()
         for number in [number for number, is_finite in zip(good, finite, strict=True) if not is_finite]:
             results[number] = PictureCaptions(names[number], error="its features are not finite")
-        good, features = [number for number, is_finite in zip(good, finite) if is_finite], features[torch.tensor(finite, device=features.device)]
+        good, features = (
+            [number for number, is_finite in zip(good, finite) if is_finite],
+            features[torch.tensor(finite, device=features.device)],
+        )
         rules = EvaluateParameters()
         captions = beam_search(
-            self._decoder, features, beam, rules.max_length, rules.min_length, rules.length_normalisation, rules.no_repeat_ngram,
-            keep=n_best, attention=attention,
-        )  # fmt: skip
+            self._decoder,
+            features,
+            beam,
+            rules.max_length,
+            rules.min_length,
+            rules.length_normalisation,
+            rules.no_repeat_ngram,
+            keep=n_best,
+            attention=attention,
+        )
         for number, hypotheses in zip(good, captions, strict=True):
             read = found[number]
-            results[number] = PictureCaptions(names[number], tuple(map(self._caption, hypotheses)), None, read.picture, read.box)
+            results[number] = PictureCaptions(
+                names[number], tuple(map(self._caption, hypotheses)), None, read.picture, read.box
+            )
         return results
 
     def _caption(self, hypothesis: Hypothesis) -> Caption:
         vocabulary, attention = self.model.vocabulary, hypothesis.attention
         words = tuple(vocabulary.words[token] for token in hypothesis.tokens)
         return Caption(
-            vocabulary.decode(hypothesis.tokens), words, hypothesis.log_probability, hypothesis.score, None if attention is None else attention.numpy()
+            vocabulary.decode(hypothesis.tokens),
+            words,
+            hypothesis.log_probability,
+            hypothesis.score,
+            None if attention is None else attention.numpy(),
         )
 
 
@@ -176,10 +208,18 @@ def _recipe(folder: Path, model: Model) -> Recipe:
         stored, seen = model.config["pictures"], model.config["preprocessing"]
         recipe = Recipe(stored["image_size"], stored["jpeg_quality"], seen["fit"], seen["image_size"])
     except (KeyError, TypeError) as error:
-        raise CaptionerError(f"{folder / CONFIG}: what it says of its pictures is damaged ({error}); copy the model's folder again") from error
+        raise CaptionerError(
+            f"{folder / CONFIG}: what it says of its pictures is damaged ({error}); copy the model's folder again"
+        ) from error
     numbers = (recipe.image_size, recipe.jpeg_quality, recipe.side)
-    if not all(type(number) is int and 0 < number <= 2048 for number in numbers) or recipe.jpeg_quality > 100 or recipe.fit not in ("squash", "crop"):
-        raise CaptionerError(f"{folder / CONFIG}: what it says of its pictures is damaged ({recipe}); copy the model's folder again")
+    if (
+        not all(type(number) is int and 0 < number <= 2048 for number in numbers)
+        or recipe.jpeg_quality > 100
+        or recipe.fit not in ("squash", "crop")
+    ):
+        raise CaptionerError(
+            f"{folder / CONFIG}: what it says of its pictures is damaged ({recipe}); copy the model's folder again"
+        )
     return recipe
 
 

@@ -16,7 +16,8 @@ from captioner.training.model_files import CONFIG, ENCODER, Model
 def load_encoder(folder: Path, model: Model, device: torch.device) -> PictureEncoder:
     """The encoder of the model in ``folder``, on ``device``, in the arithmetic that its features were made in.
 
-    bf16 on a processor that does not compute in it would take ages: fp32 is taken there, and features differ in their last bits.
+    bf16 on a processor that does not compute in it would take ages: fp32 is taken there, and features differ in their
+        last bits.
 
     Raises:
         CaptionerError: its weights are not to be had here, or are others than the model was trained with.
@@ -28,7 +29,9 @@ def load_encoder(folder: Path, model: Model, device: torch.device) -> PictureEnc
     encoder = _build(folder, model)
     wanted = (tuple(config["grid"]), model.decoder.config.channels)
     if (encoder.grid, encoder.channels) != wanted:
-        raise CaptionerError(f"{folder / CONFIG}: {encoder.name} gives a grid of {encoder.grid} with {encoder.channels} channels, not {wanted}; copy the model's folder again")
+        raise CaptionerError(
+            f"{folder / CONFIG}: {encoder.name} gives a grid of {encoder.grid} with {encoder.channels} channels, not {wanted}; copy the model's folder again"
+        )
     return PictureEncoder(encoder, device, precision)
 
 
@@ -36,7 +39,9 @@ def _build(folder: Path, model: Model) -> Encoder:
     config = model.config
     kind, name, path = config["weights_name"], config["encoder"], folder / ENCODER
     if kind == "file" and not path.is_file():
-        raise CaptionerError(f"{path}: the encoder's weights are not there; copy the model's folder as a whole, or train again")
+        raise CaptionerError(
+            f"{path}: the encoder's weights are not there; copy the model's folder as a whole, or train again"
+        )
     weights = str(path) if kind == "file" else kind
     side = math.isqrt(model.decoder.config.positions)
     try:
@@ -45,7 +50,9 @@ def _build(folder: Path, model: Model) -> Encoder:
         if kind != "imagenet":
             raise
         cache = Path(torch.hub.get_dir()) / "checkpoints"
-        raise CaptionerError(f"{error.message.split(';')[0]}; run once with a network, or put that file into {cache}") from error
+        raise CaptionerError(
+            f"{error.message.split(';')[0]}; run once with a network, or put that file into {cache}"
+        ) from error
     # a file's weights are stored in half precision, so their hash is another
     if kind != "file" and encoder.weights_sha256 != config["weights_sha256"]:
         raise CaptionerError(

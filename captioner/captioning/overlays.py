@@ -27,7 +27,9 @@ class Overlays:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise CaptionerError(f"{printable(str(folder))}: no folder for attention pictures can be made there ({error.strerror}); name another one") from error
+            raise CaptionerError(
+                f"{printable(str(folder))}: no folder for attention pictures can be made there ({error.strerror}); name another one"
+            ) from error
 
     def write(self, result: PictureCaptions) -> Path:
         """The file, named after the picture; no two of one run have one name.
@@ -36,10 +38,14 @@ class Overlays:
             CaptionerError: it cannot be written.
         """
         best, name = result.captions[0], Path(result.name).name
-        example = Example(result.picture, best.words, told_apart(best.attention), self._grid, result.box, None, printable(name))
+        example = Example(
+            result.picture, best.words, told_apart(best.attention), self._grid, result.box, None, printable(name)
+        )
         path = self._folder / self._names.of(name)
         try:
             write_atomically(path, to_bytes(draw_sheet([example], self._title)))
         except OSError as error:
-            raise CaptionerError(f"{printable(str(path))}: cannot be written ({error.strerror}); free the disk or mend its permissions") from error
+            raise CaptionerError(
+                f"{printable(str(path))}: cannot be written ({error.strerror}); free the disk or mend its permissions"
+            ) from error
         return path

@@ -22,9 +22,13 @@ def find_pictures(arguments: Iterable[str]) -> tuple[list[str], list[tuple[str, 
             found.append(argument)
             continue
         before, faulty = len(found), len(faults)
-        for folder, below, files in os.walk(argument, onerror=lambda error: faults.append((str(error.filename), f"cannot be read ({error.strerror})"))):
+        for folder, below, files in os.walk(
+            argument, onerror=lambda error: faults.append((str(error.filename), f"cannot be read ({error.strerror})"))
+        ):
             below.sort()
-            names = sorted(name for name in files if name.lower().endswith(PICTURE_SUFFIXES) and not name.startswith("."))
+            names = sorted(
+                name for name in files if name.lower().endswith(PICTURE_SUFFIXES) and not name.startswith(".")
+            )
             found += [os.path.join(folder, name) for name in names]
         if len(found) == before and len(faults) == faulty:
             faults.append((argument, f"no picture in this folder ({', '.join(PICTURE_SUFFIXES)})"))
@@ -32,12 +36,14 @@ def find_pictures(arguments: Iterable[str]) -> tuple[list[str], list[tuple[str, 
 
 
 def printable(text: str) -> str:
-    """The text with its control characters, and bytes that are no text, written as escapes: safe on a terminal, and one line."""
+    """The text with its control characters, and bytes that are no text, written as escapes: safe on a terminal, and one
+    line."""
     return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
 
 
 class Names:
-    """Names of files to write for pictures, in one folder: each the picture's own, numbered where another picture has it."""
+    """Names of files to write for pictures, in one folder: each the picture's own, numbered where another picture has
+    it."""
 
     def __init__(self, suffix: str) -> None:
         self._suffix, self._taken = suffix, set[str]()

@@ -18,11 +18,14 @@ from PIL import Image
 import captioner
 from captioner.features.reading import ReadPicture, Recipe, read_picture
 
-_TOGETHER = 8  # pictures that are asked for at once: every answer wakes a thread here, which takes the interpreter's lock from those that compute
+# pictures that are asked for at once: every answer wakes a thread here, which takes the interpreter's lock from those
+# that compute
+_TOGETHER = 8
 
 
 class PictureReaders:
-    """Reads pictures in processes of their own, ahead of their use; each starts with its first picture and ends with this process.
+    """Reads pictures in processes of their own, ahead of their use; each starts with its first picture and ends with
+    this process.
 
     Args:
         recipe: what pictures become.
@@ -38,7 +41,8 @@ class PictureReaders:
         self._pool.submit(self._child)  # the first process starts while an encoder is built
 
     def read(self, sources: Sequence[str | Image.Image], shown: bool) -> list[Future[list[ReadPicture]]]:
-        """Begin to read files, and to prepare open pictures (here: their bytes are decoded already), a few at a time, in their order."""
+        """Begin to read files, and to prepare open pictures (here: their bytes are decoded already), a few at a time,
+        in their order."""
         parts = [sources[first : first + _TOGETHER] for first in range(0, len(sources), _TOGETHER)]
         return [self._pool.submit(self._read, part, shown) for part in parts]
 
@@ -71,9 +75,13 @@ class PictureReaders:
         with self._lock:
             self._children.discard(child)
         self._own.child = None
-        if len(paths) > 1 or child.answered:  # one by one, each with a process that is fresh for it: else the wrong one would be blamed
+        if (
+            len(paths) > 1 or child.answered
+        ):  # one by one, each with a process that is fresh for it: else the wrong one would be blamed
             return [read for path in paths for read in self._read_files([path], shown)]
-        return [ReadPicture(None, f"the process that decoded it ended with status {status}, perhaps for want of memory")]
+        return [
+            ReadPicture(None, f"the process that decoded it ended with status {status}, perhaps for want of memory")
+        ]
 
     def _child(self) -> _Child:
         """This thread's process."""
@@ -123,7 +131,9 @@ class _Child:
         return [
             ReadPicture(None, fact["error"])
             if fact["error"] is not None
-            else ReadPicture(next(squares), None, Image.fromarray(next(small)) if fact["size"] else None, tuple(fact["box"]))
+            else ReadPicture(
+                next(squares), None, Image.fromarray(next(small)) if fact["size"] else None, tuple(fact["box"])
+            )
             for fact in facts
         ]
 

@@ -18,7 +18,8 @@ class Caption:
         text: its words joined with spaces.
         words: each of them.
         log_probability: sum of the natural log-probabilities of the words and of the end.
-        score: what captions are ranked by: ``log_probability`` over the number of words and end, to the power that ``evaluate`` has as its default.
+        score: what captions are ranked by: ``log_probability`` over the number of words and end, to the power that
+            ``evaluate`` has as its default.
         attention: (T, P) float32, a row a word and the grid row by row; None unless asked for.
     """
 

@@ -21,21 +21,47 @@ _MANY = 100  # pictures from which on progress is shown, where it does not stand
 
 @click.command("caption")
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE|FOLDER...")
-@click.option("--model", type=click.Path(path_type=Path), default=paths.MODELS, show_default=True, help="Folder of a trained model.")
-@click.option("--beam", type=click.IntRange(1, 100), default=5, show_default=True, help="Beam size; 1 is greedy search.")
-@click.option("--n-best", type=click.IntRange(1, 100), default=3, show_default=True, help="Captions a picture, at most the beam size.")
+@click.option(
+    "--model",
+    type=click.Path(path_type=Path),
+    default=paths.MODELS,
+    show_default=True,
+    help="Folder of a trained model.",
+)
+@click.option(
+    "--beam", type=click.IntRange(1, 100), default=5, show_default=True, help="Beam size; 1 is greedy search."
+)
+@click.option(
+    "--n-best",
+    type=click.IntRange(1, 100),
+    default=3,
+    show_default=True,
+    help="Captions a picture, at most the beam size.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON list.")
-@click.option("--attention", type=click.Path(path_type=Path), metavar="OUT", help="Folder for PNGs of where the decoder looked for each word.")
+@click.option(
+    "--attention",
+    type=click.Path(path_type=Path),
+    metavar="OUT",
+    help="Folder for PNGs of where the decoder looked for each word.",
+)
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:N; auto: a GPU where there is one.")
 @click.pass_context
 def command(
-    context: click.Context, images: tuple[str, ...], model: Path, beam: int, n_best: int, as_json: bool, attention: Path | None, device: str
+    context: click.Context,
+    images: tuple[str, ...],
+    model: Path,
+    beam: int,
+    n_best: int,
+    as_json: bool,
+    attention: Path | None,
+    device: str,
 ) -> None:
     """Caption pictures with a trained model.
 
-    Every IMAGE, and every picture in a FOLDER and below it, gets its captions with their log-probabilities (natural logarithms),
-    in the order of log-probability per word: a sum over words alone would put the shortest first. A picture that cannot be read gets a
-    line on the standard error instead; the exit status is 1 then.
+    Every IMAGE, and every picture in a FOLDER and below it, gets its captions with their log-probabilities (natural
+    logarithms), in the order of log-probability per word: a sum over words alone would put the shortest first. A
+    picture that cannot be read gets a line on the standard error instead; the exit status is 1 then.
     """
     from captioner.captioning import Captioner
     from captioner.captioning.overlays import Overlays
@@ -72,7 +98,17 @@ def command(
                 if as_json:
                     add(row)
                 elif error is None:
-                    click.echo("\n".join([printable(result.name), *(f"{caption.log_probability:9.3f}  {printable(caption.text)}" for caption in result.captions)]))
+                    click.echo(
+                        "\n".join(
+                            [
+                                printable(result.name),
+                                *(
+                                    f"{caption.log_probability:9.3f}  {printable(caption.text)}"
+                                    for caption in result.captions
+                                ),
+                            ]
+                        )
+                    )
                 progress.advance(1)
     if failed:
         context.exit(1)
@@ -83,7 +119,10 @@ def _row(result: PictureCaptions) -> dict[str, object]:
         return {"picture": result.name, "error": result.error}
     return {
         "picture": result.name,
-        "captions": [{"caption": caption.text, "log_probability": round(caption.log_probability, 6)} for caption in result.captions],
+        "captions": [
+            {"caption": caption.text, "log_probability": round(caption.log_probability, 6)}
+            for caption in result.captions
+        ],
     }
 
 
@@ -94,7 +133,9 @@ def _json_list(wanted: bool) -> Iterator:
 
     def add(row: dict[str, object]) -> None:
         nonlocal rows
-        click.echo(("[" if rows == 0 else ",") + "\n" + json.dumps(row), nl=False)  # ASCII: a name that is no text has its escapes too
+        click.echo(
+            ("[" if rows == 0 else ",") + "\n" + json.dumps(row), nl=False
+        )  # ASCII: a name that is no text has its escapes too
         rows += 1
 
     try:

@@ -11,15 +11,18 @@ from captioner.cli import paths
 
 @click.command("compare")
 @click.argument("experiments", nargs=-1)
-@click.option("--csv", "as_csv", is_flag=True, help="Print one table: a row for each metric of a setting and of a pair.")
+@click.option(
+    "--csv", "as_csv", is_flag=True, help="Print one table: a row for each metric of a setting and of a pair."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.option("--markdown", "as_markdown", is_flag=True, help="Print Markdown tables.")
 def command(experiments: tuple[str, ...], as_csv: bool, as_json: bool, as_markdown: bool) -> None:
     """Compare EXPERIMENTS: names or revisions as `dvc exp show` lists them; all that it lists when none is named.
 
-    Shows encoder, decoder, attention and seeds, every metric with its 95 % bootstrap interval over the images, and for each pair the
-    difference and the paired bootstrap's p-value. Runs that differ by their seed alone are one setting: mean and standard deviation.
-    Experiments with another split, other images or references, or other scoring than the first are left out, and it is said why.
+    Shows encoder, decoder, attention and seeds, every metric with its 95 % bootstrap interval over the images, and for
+    each pair the difference and the paired bootstrap's p-value. Runs that differ by their seed alone are one setting:
+    mean and standard deviation. Experiments with another split, other images or references, or other scoring than the
+    first are left out, and it is said why.
     """
     if as_csv + as_json + as_markdown > 1:
         raise click.UsageError("--csv, --json and --markdown exclude one another; give one of them")

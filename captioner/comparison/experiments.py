@@ -1,4 +1,5 @@
-"""Finished experiments: what they were made with and the statistics of their captions, from dvc.lock and the outs that it names."""
+"""Finished experiments: what they were made with and the statistics of their captions, from dvc.lock and the outs that
+it names."""
 
 from __future__ import annotations
 
@@ -18,12 +19,18 @@ from captioner.metrics.statistics import STATISTICS, Statistics
 
 _LOCK, _METRICS = "dvc.lock", "metrics.json"
 _SEED = "seed"
-# Of the signature, what must be alike for scores to be comparable. The Java that runs METEOR and the tokenizer changes nothing.
+# Of the signature, what must be alike for scores to be comparable. The Java that runs METEOR and the tokenizer changes
+# nothing.
 _ALIKE = {
-    "split": "scores of the split {theirs}, not {ours}", "images": "{theirs} images, not {ours}", "references": "{theirs} references, not {ours}",
-    "fingerprint": "other images or references", "tool": "scored with {theirs}, not {ours}", "version": "scored with version {theirs} of the tool, not {ours}",
-    "tokenizer": "tokens of {theirs}, not of {ours}", "meteor": "METEOR is {theirs}, not {ours}",
-}  # fmt: skip
+    "split": "scores of the split {theirs}, not {ours}",
+    "images": "{theirs} images, not {ours}",
+    "references": "{theirs} references, not {ours}",
+    "fingerprint": "other images or references",
+    "tool": "scored with {theirs}, not {ours}",
+    "version": "scored with version {theirs} of the tool, not {ours}",
+    "tokenizer": "tokens of {theirs}, not of {ours}",
+    "meteor": "METEOR is {theirs}, not {ours}",
+}
 
 
 @dataclass(frozen=True)
@@ -47,7 +54,9 @@ class Run:
     statistics: Statistics
 
 
-def read_runs(repository: Repository, names: Sequence[str], results: PurePosixPath) -> tuple[list[Run], list[tuple[str, str]]]:
+def read_runs(
+    repository: Repository, names: Sequence[str], results: PurePosixPath
+) -> tuple[list[Run], list[tuple[str, str]]]:
     """The named experiments, or all that ``dvc exp show`` lists, without those that cannot be compared with the first.
 
     Args:
@@ -119,20 +128,33 @@ def _read(repository: Repository, revision: Revision, results: PurePosixPath) ->
         metrics = repository.read(revision, metrics_path)
         if hashlib.md5(metrics, usedforsecurity=False).hexdigest() != outs[metrics_path]:
             raise Missing(f"{metrics_path} is not the one that its dvc.lock names; run dvc repro")
-        parameters = {name: value for stage in stages.values() for values in stage.get("params", {}).values() for name, value in _flat(values)}
+        parameters = {
+            name: value
+            for stage in stages.values()
+            for values in stage.get("params", {}).values()
+            for name, value in _flat(values)
+        }
         seed = parameters.pop(_SEED)
         code = {dep["path"]: dep["md5"] for stage in ("train", "evaluate") for dep in stages[stage].get("deps", ())}
-        code = {path: md5 for path, md5 in code.items() if path not in {out["path"] for out in stages["train"].get("outs", ())}}
+        code = {
+            path: md5
+            for path, md5 in code.items()
+            if path not in {out["path"] for out in stages["train"].get("outs", ())}
+        }
         signature = dict(json.loads(metrics)["signature"])
     except (yaml.YAMLError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise Missing(f"its dvc.lock or {metrics_path} is damaged ({type(error).__name__}: {error}); run it again") from error
+        raise Missing(
+            f"its dvc.lock or {metrics_path} is damaged ({type(error).__name__}: {error}); run it again"
+        ) from error
     text = repository.read_out(revision, statistics_path, outs[statistics_path]).decode(errors="replace")
     try:
         statistics = Statistics.from_csv(text, statistics_path)
     except CaptionerError as error:
         raise Missing(error.message) from error
     if len(statistics.image_ids) != signature.get("images"):
-        raise Missing(f"{statistics_path} has {len(statistics.image_ids)} images, {metrics_path} {signature.get('images')}; run it again")
+        raise Missing(
+            f"{statistics_path} has {len(statistics.image_ids)} images, {metrics_path} {signature.get('images')}; run it again"
+        )
     return Run((revision.name,), parameters, code, seed, signature, statistics)
 
 
@@ -147,7 +169,9 @@ def _flat(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, An
 
 def _same(a: Run, b: Run) -> bool:
     """Two names of one result: the same settings, seed and captions."""
-    return (a.parameters, a.code, a.seed) == (b.parameters, b.code, b.seed) and np.array_equal(a.statistics.values, b.statistics.values)
+    return (a.parameters, a.code, a.seed) == (b.parameters, b.code, b.seed) and np.array_equal(
+        a.statistics.values, b.statistics.values
+    )
 
 
 def in_order(statistics: Statistics, image_ids: tuple[str, ...]) -> Statistics:

@@ -1,4 +1,5 @@
-"""Revisions of a DVC project by the names that ``dvc exp show`` lists, and the files that they hold: git and DVC's cache, no server."""
+"""Revisions of a DVC project by the names that ``dvc exp show`` lists, and the files that they hold: git and DVC's
+cache, no server."""
 
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ from typing import Any
 from captioner.errors import CaptionerError
 
 WORKSPACE = "workspace"
-# DVC keeps every experiment that ran as a git reference: refs/exps/<2 digits>/<the other digits of the commit it began from>/<name>.
+# DVC keeps every experiment that ran as a git reference: refs/exps/<2 digits>/<the other digits of the commit it began
+# from>/<name>.
 _EXPERIMENT = re.compile(r"refs/exps/([0-9a-f]{2})/([0-9a-f]{38,62})/(\S+)")
 
 
@@ -47,10 +49,13 @@ class Repository:
         except FileNotFoundError:
             raise CaptionerError("git: it is not on the PATH; install it") from None
         if self._head is None:
-            raise CaptionerError(f"{Path.cwd()}: in no git repository with a commit; run this in the project's top folder")
+            raise CaptionerError(
+                f"{Path.cwd()}: in no git repository with a commit; run this in the project's top folder"
+            )
 
     def listed(self) -> list[Revision]:
-        """What ``dvc exp show`` lists: the workspace, the current commit, and the experiments that began from it, newest first."""
+        """What ``dvc exp show`` lists: the workspace, the current commit, and the experiments that began from it,
+        newest first."""
         branch = self._git("symbolic-ref", "--quiet", "--short", "HEAD")
         head = Revision(branch or self._head[:7], self._head)
         return [Revision(WORKSPACE, None), head, *(found for found, base in self._experiments() if base == self._head)]
@@ -77,7 +82,9 @@ class Repository:
         heads = (self._git("for-each-ref", "--format=%(refname:short)", "refs/heads", "refs/tags") or "").splitlines()
         names = list(dict.fromkeys([*(found.name for found, _ in known), *heads, WORKSPACE]))
         near = difflib.get_close_matches(name, names, n=3, cutoff=0.5) or names[:5]
-        raise CaptionerError(f"{name!r}: no experiment, branch, tag or commit has this name; near ones are {', '.join(near)}; `dvc exp list --all-commits` has all")
+        raise CaptionerError(
+            f"{name!r}: no experiment, branch, tag or commit has this name; near ones are {', '.join(near)}; `dvc exp list --all-commits` has all"
+        )
 
     def read(self, revision: Revision, path: str) -> bytes:
         """A file that is in git.
@@ -112,11 +119,15 @@ class Repository:
                 return kept.read_bytes()
             return read(path, rev=revision.commit, mode="rb")
         except (DvcException, OSError) as error:
-            raise Missing(f"{path} is in neither DVC's cache nor a remote ({error}); dvc exp pull or dvc fetch it, or run it again") from error
+            raise Missing(
+                f"{path} is in neither DVC's cache nor a remote ({error}); dvc exp pull or dvc fetch it, or run it again"
+            ) from error
 
     def _experiments(self) -> list[tuple[Revision, str]]:
         """Every experiment that ran and the commit that it began from, newest first."""
-        lines = (self._git("for-each-ref", "--sort=-creatordate", "--format=%(objectname) %(refname)", "refs/exps") or "").splitlines()
+        lines = (
+            self._git("for-each-ref", "--sort=-creatordate", "--format=%(objectname) %(refname)", "refs/exps") or ""
+        ).splitlines()
         found = []
         for line in lines:
             commit, _, reference = line.partition(" ")

@@ -16,12 +16,23 @@ from captioner.metrics.scores import TITLES
 LeftOut = Sequence[tuple[str, str]]
 _TEST = "two-sided paired bootstrap over images"
 _HEADER = (
-    "experiment", "versus", *SHOWN, "seeds", "other parameters", "metric", "score", "low", "high", "spread over seeds", "p",
-)  # fmt: skip
+    "experiment",
+    "versus",
+    *SHOWN,
+    "seeds",
+    "other parameters",
+    "metric",
+    "score",
+    "low",
+    "high",
+    "spread over seeds",
+    "p",
+)
 
 
 def as_text(comparison: Comparison, left_out: LeftOut) -> str:
-    """For a terminal; a cell of a score has its interval below it, and below that the spread where there are several seeds."""
+    """For a terminal; a cell of a score has its interval below it, and below that the spread where there are several
+    seeds."""
     tables = [
         _columns(_setting_rows(comparison)),
         _columns(_score_rows(comparison, lambda score: "\n".join(_score_parts(score)))),
@@ -41,36 +52,58 @@ def as_markdown(comparison: Comparison, left_out: LeftOut) -> str:
 
 
 def as_csv(comparison: Comparison) -> str:
-    """One row for each metric of a setting, then for each metric of a pair: ``score`` and interval are the difference experiment - versus there.
+    """One row for each metric of a setting, then for each metric of a pair: ``score`` and interval are the difference
+    experiment - versus there.
 
-    A spreadsheet takes a cell that begins with =, +, - or @ for a formula, and names come from anywhere: such texts get an apostrophe in
-    front. Numbers stay numbers.
+    A spreadsheet takes a cell that begins with =, +, - or @ for a formula, and names come from anywhere: such texts get
+    an apostrophe in front. Numbers stay numbers.
     """
     rows: list[list[Any]] = [list(_HEADER)]
     for setting in comparison.settings:
         for metric, score in setting.scores.items():
-            about = [_names(setting), "", *(_plain(setting.parameters[name]) for name in SHOWN), _seeds(setting), _others(setting)]
+            about = [
+                _names(setting),
+                "",
+                *(_plain(setting.parameters[name]) for name in SHOWN),
+                _seeds(setting),
+                _others(setting),
+            ]
             spread = "" if score.spread is None else _round(score.spread)
             rows.append([*map(_cell, about), metric, *map(_round, (score.value, score.low, score.high)), spread, ""])
     for pair in comparison.pairs:
         names = [_cell(_names(comparison.settings[place])) for place in (pair.second, pair.first)]
         for metric, found in pair.differences.items():
-            rows.append([*names, *[""] * (len(SHOWN) + 2), metric, *map(_round, (found.value, found.low, found.high)), "", _round(found.p)])
+            rows.append(
+                [
+                    *names,
+                    *[""] * (len(SHOWN) + 2),
+                    metric,
+                    *map(_round, (found.value, found.low, found.high)),
+                    "",
+                    _round(found.p),
+                ]
+            )
     stream = io.StringIO()
     csv.writer(stream, lineterminator="\n").writerows(rows)
     return stream.getvalue()
 
 
 def as_json(comparison: Comparison, left_out: LeftOut) -> str:
-    """One object: ``settings`` with their runs and scores, ``pairs`` (places in ``settings``), what was left out and why."""
+    """One object: ``settings`` with their runs and scores, ``pairs`` (places in ``settings``), what was left out and
+    why."""
     content = {
         "resamples": comparison.resamples,
         "level": LEVEL,
         "test": _TEST,
-        "signature": {key: comparison.signature.get(key) for key in ("tool", "version", "tokenizer", "meteor", "split", "images", "references", "fingerprint")},
+        "signature": {
+            key: comparison.signature.get(key)
+            for key in ("tool", "version", "tokenizer", "meteor", "split", "images", "references", "fingerprint")
+        },
         "settings": [
             {
-                "experiments": [{"names": names, "seed": seed} for names, seed in zip(setting.names, setting.seeds, strict=True)],
+                "experiments": [
+                    {"names": names, "seed": seed} for names, seed in zip(setting.names, setting.seeds, strict=True)
+                ],
                 **setting.parameters,
                 "other_parameters": setting.others,
                 "scores": {metric: _rounded(score) for metric, score in setting.scores.items()},
@@ -78,7 +111,11 @@ def as_json(comparison: Comparison, left_out: LeftOut) -> str:
             for setting in comparison.settings
         ],
         "pairs": [
-            {"first": pair.first, "second": pair.second, "differences": {metric: _rounded(found) for metric, found in pair.differences.items()}}
+            {
+                "first": pair.first,
+                "second": pair.second,
+                "differences": {metric: _rounded(found) for metric, found in pair.differences.items()},
+            }
             for pair in comparison.pairs
         ],
         "left_out": [{"name": name, "reason": reason} for name, reason in left_out],
@@ -106,7 +143,12 @@ def _score_rows(comparison: Comparison, cell: Callable[[Score], str]) -> list[li
 def _pair_rows(comparison: Comparison, cell: Callable[[Difference], str]) -> list[list[str]]:
     rows = [["", *(TITLES[metric] for metric in comparison.metrics)]]
     for pair in comparison.pairs:
-        rows.append([f"{pair.second + 1} - {pair.first + 1}", *(cell(pair.differences[metric]) for metric in comparison.metrics)])
+        rows.append(
+            [
+                f"{pair.second + 1} - {pair.first + 1}",
+                *(cell(pair.differences[metric]) for metric in comparison.metrics),
+            ]
+        )
     return rows
 
 
@@ -152,7 +194,9 @@ def _columns(rows: list[list[str]]) -> str:
     for row in rows:
         cells = [cell.split("\n") for cell in row]
         for part in range(max(map(len, cells))):
-            line = "  ".join(f"{cell[part] if part < len(cell) else '':{width}}" for cell, width in zip(cells, widths, strict=True))
+            line = "  ".join(
+                f"{cell[part] if part < len(cell) else '':{width}}" for cell, width in zip(cells, widths, strict=True)
+            )
             lines.append(line.rstrip())
     return "\n".join(lines)
 
@@ -163,7 +207,8 @@ def _grid(rows: list[list[str]]) -> str:
 
 
 def _markdown(text: str) -> str:
-    """Text that Markdown shows as it is: signs that mean something get a backslash; an underscore within a word means nothing."""
+    """Text that Markdown shows as it is: signs that mean something get a backslash; an underscore within a word means
+    nothing."""
     return re.sub(r"[\\`*{}\[\]<>|&~#$!]|(?<![^\W_])_|_(?![^\W_])", lambda sign: "\\" + sign[0], text)
 
 

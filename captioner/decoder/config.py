@@ -24,7 +24,8 @@ class DecoderConfig:
         positions: P, cells of the feature grid.
         feature_size: E, size of a projected feature.
         hidden_size: H, units of the cell, and of the output layer before the vocabulary.
-        attention_size: A, size of the attention's query and keys (``bilinear`` has the features' size, ``none`` has neither).
+        attention_size: A, size of the attention's query and keys (``bilinear`` has the features' size, ``none`` has
+            neither).
         heads: of ``multihead`` attention.
         position: ``learned`` (a vector for each grid cell), ``sinusoidal`` (of row and column) or ``none``.
         dropout: probability on word vectors, projected features, between layers and before the vocabulary layer.
@@ -63,7 +64,7 @@ class DecoderConfig:
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_json(cls, content: Any, source: str) -> "DecoderConfig":
+    def from_json(cls, content: Any, source: str) -> DecoderConfig:
         """The settings in ``content``; ``source`` names the file in errors.
 
         Raises:
@@ -81,7 +82,9 @@ class DecoderConfig:
                     "program, train again"
                 )
             if name not in content:
-                raise CaptionerError(f"{source}: the decoder setting {name} is missing; train again or copy the model's folder again")
+                raise CaptionerError(
+                    f"{source}: the decoder setting {name} is missing; train again or copy the model's folder again"
+                )
             kind, value = fields[name].type, content[name]
             right = {"str": isinstance(value, str), "bool": isinstance(value, bool)}.get(kind)
             if right is None:

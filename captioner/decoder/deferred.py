@@ -1,12 +1,14 @@
-"""A linear layer used at every step of a recurrence, whose weight gradient is one product at the end instead of one a step.
+"""A linear layer used at every step of a recurrence, whose weight gradient is one product at the end instead of one a
+step.
 
-The gradient of a weight used at T steps is the sum of T small products, each as large to write as the weight itself. With the
-steps' inputs X and output gradients G stacked it is one product, G^T X.
+The gradient of a weight used at T steps is the sum of T small products, each as large to write as the weight itself.
+With the steps' inputs X and output gradients G stacked it is one product, G^T X.
 """
 
 from __future__ import annotations
 
-from typing import Any, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,13 +48,13 @@ class DeferredLinear:
 
     Args:
         weight: W, (N, M).
-        base: b: either a bias (N,), or (R, N) with one term for each row of all calls, in the order of the calls; that one is
-            overwritten, so nothing else may need its values.
+        base: b: either a bias (N,), or (R, N) with one term for each row of all calls, in the order of the calls; that
+            one is overwritten, so nothing else may need its values.
         rows: R, the sum of B over all calls.
         columns: sizes of the blocks, N in all, that a call returns.
 
-    Backpropagate through everything that was computed with it at once: a backward pass through a part of the calls would leave
-    the other rows of the stack unfilled.
+    Backpropagate through everything that was computed with it at once: a backward pass through a part of the calls
+    would leave the other rows of the stack unfilled.
     """
 
     def __init__(self, weight: Tensor, base: Tensor, rows: int, columns: Sequence[int]) -> None:

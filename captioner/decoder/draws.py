@@ -17,4 +17,6 @@ def draw(passed: Tensor, count: int = 1) -> Tensor:
         (..., count) int64. An outcome of weight 0 is never chosen.
     """
     at = torch.rand(*passed.shape[:-1], count, dtype=passed.dtype, device=passed.device) * passed[..., -1:]
-    return torch.searchsorted(passed, at, right=True).clamp_(max=passed.shape[-1] - 1)  # right: a weight of 0 is passed over
+    return torch.searchsorted(passed, at, right=True).clamp_(
+        max=passed.shape[-1] - 1
+    )  # right: a weight of 0 is passed over

@@ -10,8 +10,9 @@ from torch.nn import functional as F
 class Dropout(nn.Module):
     """Dropout (Srivastava et al. 2014) scaled while training, as torch.nn.Dropout.
 
-    On a CPU torch draws each decision on its own, which took a thirtieth of a training step. Here each byte of a 64-bit random
-    number decides for one value, so the probability is rounded to a multiple of 1/256, and the scale fits the rounded one.
+    On a CPU torch draws each decision on its own, which took a thirtieth of a training step. Here each byte of a 64-bit
+    random number decides for one value, so the probability is rounded to a multiple of 1/256, and the scale fits the
+    rounded one.
     """
 
     def __init__(self, probability: float) -> None:

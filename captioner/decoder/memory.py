@@ -21,11 +21,11 @@ class Memory:
     keys: Tensor
     mean: Tensor
 
-    def select(self, images: Tensor) -> "Memory":
+    def select(self, images: Tensor) -> Memory:
         """The pictures ``images`` (J,) int64, in that order."""
         return Memory(*(tensor.index_select(0, images) for tensor in (self.values, self.keys, self.mean)))
 
-    def first(self, images: int) -> "Memory":
+    def first(self, images: int) -> Memory:
         """The first pictures, as views."""
         if images == len(self.values):
             return self
@@ -34,15 +34,18 @@ class Memory:
 
 @dataclass(frozen=True)
 class State:
-    """The recurrent state of K hypotheses of I pictures: each layer's tensors, (I, K, H) each, h first; the first layer's come first."""
+    """The recurrent state of K hypotheses of I pictures: each layer's tensors, (I, K, H) each, h first; the first
+    layer's come first."""
 
     tensors: tuple[Tensor, ...]
 
-    def select(self, index: Tensor) -> "State":
+    def select(self, index: Tensor) -> State:
         """For each picture the hypotheses ``index`` (I, K') int64; repeats and K' != K are allowed."""
-        return State(tuple(tensor.gather(1, index.unsqueeze(-1).expand(-1, -1, tensor.shape[-1])) for tensor in self.tensors))
+        return State(
+            tuple(tensor.gather(1, index.unsqueeze(-1).expand(-1, -1, tensor.shape[-1])) for tensor in self.tensors)
+        )
 
-    def images(self, images: Tensor) -> "State":
+    def images(self, images: Tensor) -> State:
         """The pictures ``images`` (J,) int64, in that order."""
         return State(tuple(tensor.index_select(0, images) for tensor in self.tensors))
 

@@ -4,22 +4,23 @@ For a grid of features a and words y, with h(-1), c(-1) = tanh(W mean a):
 
     z(t)   = attention(a, h(t-1)) * sigmoid(W h(t-1))                 gated context, section 3.1.2 and 4.2.1
     h(t)   = cell([y(t-1), z(t)], h(t-1))
-    o(t)   = h(t) + W z(t) + W y(t-1)                                 deep output, equation 7; its matrix on h is part of the next
-    logits = W o(t)
+    o(t)   = h(t) + W z(t) + W y(t-1)                                 deep output, equation 7; its matrix on h is part
+    of the next logits = W o(t)
 
-Features are projected to E dimensions first, and every grid cell has a position, learned or of sines. The three products of h(t-1) (the
-query of the attention, the gate, the cell's own) are one; the words' part of the cell's input is one product for all steps; the output
-layers run once over all real tokens.
+Features are projected to E dimensions first, and every grid cell has a position, learned or of sines. The three
+products of h(t-1) (the query of the attention, the gate, the cell's own) are one; the words' part of the cell's input
+is one product for all steps; the output layers run once over all real tokens.
 
-With more layers than one the cell above is the first of them: attention and gate go by its h and its input has z(t); each further layer
-takes in the h(t) below it (``captioner.decoder.upper``), and the h(t) of o(t) is the last one's. The first states of all are tanh(W mean a).
-Word vectors of another size than D go through a matrix first. With tied weights W o(t) is E W o(t), E the word vectors; the inner W, which
-makes o(t) of their size, is absent where it has that size already.
+With more layers than one the cell above is the first of them: attention and gate go by its h and its input has z(t);
+each further layer takes in the h(t) below it (``captioner.decoder.upper``), and the h(t) of o(t) is the last one's. The
+first states of all are tanh(W mean a). Word vectors of another size than D go through a matrix first. With tied weights
+W o(t) is E W o(t), E the word vectors; the inner W, which makes o(t) of their size, is absent where it has that size
+already.
 """
 
 from __future__ import annotations
 
-from typing import Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -57,12 +58,16 @@ class CaptionDecoder(nn.Module):
         self.embedding = nn.Embedding(config.vocabulary_size, config.vector_size)
         if embeddings is not None:
             if tuple(embeddings.shape) != tuple(self.embedding.weight.shape):
-                raise ValueError(f"word vectors {tuple(embeddings.shape)}, settings {tuple(self.embedding.weight.shape)}")
+                raise ValueError(
+                    f"word vectors {tuple(embeddings.shape)}, settings {tuple(self.embedding.weight.shape)}"
+                )
             self.embedding.weight.data.copy_(embeddings)
         self.embedding.weight.requires_grad_(config.tune_embeddings)
         self.projection = nn.Linear(config.channels, width)
         self.norm = build_norm(config.norm, width)
-        self.position = nn.Parameter(torch.randn(config.positions, width) * 0.1) if config.position == "learned" else None
+        self.position = (
+            nn.Parameter(torch.randn(config.positions, width) * 0.1) if config.position == "learned" else None
+        )
         self.attention = build_attention(config)
         self.initial = nn.Linear(width, config.layers * self.cell.states * size)
         columns = self.cell.gates * size
@@ -72,7 +77,9 @@ class CaptionDecoder(nn.Module):
         self.recurrent = nn.Linear(size, sum(self._columns))  # rows: query, gate of the context, cell
         self.output_word = nn.Linear(config.embedding_size, size, bias=False)
         self.output_context = nn.Linear(width, size, bias=False)
-        self.vocabulary = TiedVocabulary(self.embedding) if config.tie_weights else nn.Linear(size, config.vocabulary_size)
+        self.vocabulary = (
+            TiedVocabulary(self.embedding) if config.tie_weights else nn.Linear(size, config.vocabulary_size)
+        )
         self.dropout = Dropout(config.dropout)
         for block in self.recurrent.weight.data[-columns:].split(size):
             nn.init.orthogonal_(block)
@@ -82,7 +89,11 @@ class CaptionDecoder(nn.Module):
 
     def projection_parameters(self) -> list[nn.Parameter]:
         """The parameters of the feature projection, which have a learning rate of their own."""
-        return [*self.projection.parameters(), *self.norm.parameters(), *([] if self.position is None else [self.position])]
+        return [
+            *self.projection.parameters(),
+            *self.norm.parameters(),
+            *([] if self.position is None else [self.position]),
+        ]
 
     def encode(self, features: Tensor) -> Memory:
         """Features (I, P, C), any float dtype, to what all hypotheses of a picture share."""
@@ -91,7 +102,9 @@ class CaptionDecoder(nn.Module):
             values = values + self.position
         elif self.config.position == "sinusoidal":
             rows = self.config.rows
-            values = values + sinusoidal_positions(rows, values.shape[1] // rows, values.shape[2], values.device, values.dtype)
+            values = values + sinusoidal_positions(
+                rows, values.shape[1] // rows, values.shape[2], values.device, values.dtype
+            )
         values = self.dropout(values.to(self.projection.weight.dtype))
         return Memory(values, self.attention.keys(values).to(values.dtype), values.mean(1))
 
@@ -99,7 +112,9 @@ class CaptionDecoder(nn.Module):
         """The state before START, for K hypotheses of each picture."""
         return State(tuple(tensor.unsqueeze(1).expand(-1, hypotheses, -1) for tensor in self._initial(memory)))
 
-    def step(self, words: Tensor, state: State, memory: Memory, live: Tensor | None = None) -> tuple[Tensor, State, Tensor]:
+    def step(
+        self, words: Tensor, state: State, memory: Memory, live: Tensor | None = None
+    ) -> tuple[Tensor, State, Tensor]:
         """One word further.
 
         Args:
@@ -109,13 +124,15 @@ class CaptionDecoder(nn.Module):
             live: (R,) int64, the hypotheses that go on, numbered image * K + k and rising; None: all of them.
 
         Returns:
-            Logits (R, V) of the live hypotheses, a fresh tensor; the next state; attention weights (I, K, P). What the last two
-            say of the other hypotheses means nothing.
+            Logits (R, V) of the live hypotheses, a fresh tensor; the next state; attention weights (I, K, P). What the
+            last two say of the other hypotheses means nothing.
         """
         hidden, state, weights = self.advance(words, state, memory, live)
         return self.vocabulary(hidden), state, weights
 
-    def advance(self, words: Tensor, state: State, memory: Memory, live: Tensor | None = None) -> tuple[Tensor, State, Tensor]:
+    def advance(
+        self, words: Tensor, state: State, memory: Memory, live: Tensor | None = None
+    ) -> tuple[Tensor, State, Tensor]:
         """``step`` without the vocabulary layer: its input (R, H or, tied, D') in place of the logits."""
         images, hypotheses = words.shape
 
@@ -145,19 +162,25 @@ class CaptionDecoder(nn.Module):
 
         Args:
             features: (I, P, C), any float dtype.
-            tokens: (I, K, T + 1) int64 on any device: START, words, END, then PAD; captions of PAD alone fill up pictures that have
-                fewer than K.
+            tokens: (I, K, T + 1) int64 on any device: START, words, END, then PAD; captions of PAD alone fill up
+                pictures that have fewer than K.
 
         Raises:
             ValueError: no caption has a token to predict.
         """
         hidden, weights, packing, _ = self.hidden(features, tokens)
-        return TeacherForced(self.vocabulary(hidden), packing.targets, weights, packing.caption, packing.step, packing.shape)
+        return TeacherForced(
+            self.vocabulary(hidden), packing.targets, weights, packing.caption, packing.step, packing.shape
+        )
 
-    def hidden(self, features: Tensor, tokens: Tensor, inputs: Tensor | None = None) -> tuple[Tensor, Tensor, Packing, Tensor | None]:
-        """``forward`` without the vocabulary layer: its input (M, H or, tied, D'), attention weights (M, P), and the order of both.
+    def hidden(
+        self, features: Tensor, tokens: Tensor, inputs: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Packing, Tensor | None]:
+        """``forward`` without the vocabulary layer: its input (M, H or, tied, D'), attention weights (M, P), and the
+        order of both.
 
-        The last is (M,) int64, the positions that hard attention drew, -1 where it took the expected value; None where nothing was
+        The last is (M,) int64, the positions that hard attention drew, -1 where it took the expected value; None where
+        nothing was
         drawn: in eval mode, and with any other attention.
 
         Args:
@@ -171,13 +194,17 @@ class CaptionDecoder(nn.Module):
         """``hidden`` of captions that are packed already."""
         memory = self.encode(features).select(packing.image_order)
         word = self._embed(packing.inputs)  # (M, D)
-        state, *above = self._by_layer([tensor.index_select(0, packing.row_image) for tensor in self._initial(memory)])  # (B, H) each
+        state, *above = self._by_layer(
+            [tensor.index_select(0, packing.row_image) for tensor in self._initial(memory)]
+        )  # (B, H) each
         recurrent = DeferredLinear(self.recurrent.weight, self.recurrent.bias, len(word), self._columns)
         entry = DeferredLinear(self.context.weight, self.word(word).to(word.dtype), len(word), self._columns[-1:])
         draws = self.training and isinstance(self.attention, HardAttention)
         expected = self.attention.expected(packing.steps[0], word.device) if draws else None
         outputs, contexts, attention, positions = [], [], [], []
-        with torch.autocast(word.device.type, enabled=False):  # the deferred products keep its dtype; what is left is small
+        with torch.autocast(
+            word.device.type, enabled=False
+        ):  # the deferred products keep its dtype; what is left is small
             for step in packing.steps:
                 state = [tensor[: step.rows] for tensor in state]
                 query, gate, hidden = recurrent(state[0])
@@ -211,8 +238,8 @@ class CaptionDecoder(nn.Module):
     def _attend(self, query: Tensor, memory: Memory, step: PackedStep, expected: Tensor | None) -> Sequence[Tensor]:
         """Query (B_t, A) -> context (B_t, E), weights (B_t, P) and, where something is drawn, positions (B_t,).
 
-        Empty slots of the block cost a little and never come back. ``expected`` is of the first step's block, of which every other
-        is a corner.
+        Empty slots of the block cost a little and never come back. ``expected`` is of the first step's block, of which
+        every other is a corner.
         """
         block = step.images * step.slots
         if step.place is not None:

@@ -1,16 +1,17 @@
 """Batches of one shape, so that all of them are the same sequence of kernels, as a CUDA graph must be.
 
-A packing has no padding, and hence other shapes with every batch. A mould has shapes that hold each of many batches. What a batch leaves
-free is filled up with tokens that are computed and count for nothing. Since all batches of an epoch are drawn from the same captions,
+A packing has no padding, and hence other shapes with every batch. A mould has shapes that hold each of many batches.
+What a batch leaves free is filled up with tokens that are computed and count for nothing. Since all batches of an epoch
+are drawn from the same captions,
 and their rows lie sorted by length, they differ little: that is some hundredths of the tokens.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import zip_longest
-from typing import Iterable, Sequence
 
 import numpy as np
 from torch import Tensor
@@ -18,7 +19,9 @@ from torch import Tensor
 from captioner.decoder.packing import Order, PackedStep, Packing, caption_lengths
 from captioner.vocabulary.vocabulary import PAD
 
-_PARTS = 64  # shapes are rounded up to a multiple of so small a share of the batch that the next epoch's batches fit too
+_PARTS = (
+    64  # shapes are rounded up to a multiple of so small a share of the batch that the next epoch's batches fit too
+)
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class Mould:
     waste: float = field(default=1.0, compare=False)
 
     @classmethod
-    def of(cls, batches: Iterable[np.ndarray]) -> "Mould":
+    def of(cls, batches: Iterable[np.ndarray]) -> Mould:
         """What holds batches of captions with so many tokens to predict, (I, K) int64 each."""
         shapes = [_shapes(lengths) for lengths in batches]
         images, captions = (max(shape[axis] for shape in shapes) for axis in (0, 1))
@@ -45,9 +48,11 @@ class Mould:
         for rows, block, slots in _widest([steps for *_, steps in shapes]):
             block = _rounded(block, images)
             steps.append((min(_rounded(rows, images * captions), block * slots), block, slots))
-        return cls(images, captions, tuple(steps), _cells(steps) / (sum(_cells(steps) for *_, steps in shapes) / len(shapes)))
+        return cls(
+            images, captions, tuple(steps), _cells(steps) / (sum(_cells(steps) for *_, steps in shapes) / len(shapes))
+        )
 
-    def __or__(self, other: "Mould") -> "Mould":
+    def __or__(self, other: Mould) -> Mould:
         """What holds the batches of both."""
         steps = _widest([self.steps, other.steps])
         return Mould(max(self.images, other.images), max(self.captions, other.captions), tuple(steps))
@@ -72,7 +77,9 @@ class Mould:
         """
         images, captions, width = tokens.shape
         if images > self.images or captions > self.captions or width > len(self.steps) + 1:
-            raise ValueError(f"a batch {tuple(tokens.shape)} in a mould of {self.images}, {self.captions} and {len(self.steps)} steps")
+            raise ValueError(
+                f"a batch {tuple(tokens.shape)} in a mould of {self.images}, {self.captions} and {len(self.steps)} steps"
+            )
         table = np.full((self.images, self.captions, len(self.steps) + 1), PAD, dtype=np.int64)
         table[:images, :captions, :width] = tokens.numpy()
         order = Order.of(caption_lengths(table))
@@ -89,9 +96,20 @@ class Mould:
             places.append(np.concatenate([place, np.flatnonzero(free)])[:filled])
         step, row = self._places
         ordered = table.reshape(-1, len(self.steps) + 1)[rows].T  # (T + 1, B)
-        return np.concatenate([
-            ordered[step, row], ordered[step + 1, row], rows[row], step, row < counts[step], order.image_order, row_image, *places
-        ], dtype=np.int64, casting="unsafe")  # fmt: skip
+        return np.concatenate(
+            [
+                ordered[step, row],
+                ordered[step + 1, row],
+                rows[row],
+                step,
+                row < counts[step],
+                order.image_order,
+                row_image,
+                *places,
+            ],
+            dtype=np.int64,
+            casting="unsafe",
+        )
 
     def packing(self, numbers: Tensor) -> Packing:
         """The packing of ``pour``'s numbers, on any device; but for ``real`` its tensors are views of them."""

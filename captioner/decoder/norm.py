@@ -1,8 +1,10 @@
-"""Normalisation of projected features, by the name that ``train.norm`` has; encoders differ in the scale of their features by a factor of 50."""
+"""Normalisation of projected features, by the name that ``train.norm`` has; encoders differ in the scale of their
+features by a factor of 50."""
 
 from __future__ import annotations
 
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +16,12 @@ from captioner.errors import CaptionerError
 class BatchNorm(nn.Module):
     """Batch normalisation (Ioffe and Szegedy 2015) of features (..., E), as torch.nn.BatchNorm1d on all their rows.
 
-    While training, mean and variance are those of the rows given, in eval mode the running ones, of which each batch replaces a tenth.
+    While training, mean and variance are those of the rows given, in eval mode the running ones, of which each batch
+    replaces a tenth.
 
     Attributes:
-        all_reduce: adds a tensor up over all processes that share a batch, in place, and returns it. Each of them must then do its forward
-            and its backward pass with every batch, with no rows (0, E) where it has none.
+        all_reduce: adds a tensor up over all processes that share a batch, in place, and returns it. Each of them must
+            then do its forward and its backward pass with every batch, with no rows (0, E) where it has none.
     """
 
     def __init__(self, size: int) -> None:

@@ -1,8 +1,8 @@
 """Captions of a batch in the order in which teacher forcing computes them: only real tokens, longest captions first.
 
-At step t the captions longer than t are a prefix of the rows, so every step works on the first rows of the last one's result and
-nothing is computed for padding. Attention wants the captions of a picture side by side, so each step also knows the smallest block
-(I_t, K_t) of pictures and slots that holds its rows.
+At step t the captions longer than t are a prefix of the rows, so every step works on the first rows of the last one's
+result and nothing is computed for padding. Attention wants the captions of a picture side by side, so each step also
+knows the smallest block (I_t, K_t) of pictures and slots that holds its rows.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ class PackedStep:
         rows: B_t, captions that have a token to predict.
         images: I_t, the first pictures of the packing's order hold all of them.
         slots: K_t, the most that one picture has.
-        place: (B_t,) int64, where row b stands in the block, image * K_t + slot; None where row b stands at b and the block is full.
+        place: (B_t,) int64, where row b stands in the block, image * K_t + slot; None where row b stands at b and the
+            block is full.
     """
 
     rows: int
@@ -53,7 +54,7 @@ class Order:
     row_slot: np.ndarray
 
     @classmethod
-    def of(cls, lengths: np.ndarray) -> "Order":
+    def of(cls, lengths: np.ndarray) -> Order:
         """Order captions by how many tokens each has to predict, (I, K).
 
         Raises:
@@ -105,7 +106,7 @@ class Packing:
         return values if self.real is None else values * self.real.view(-1, *[1] * (values.dim() - 1))
 
     @classmethod
-    def of(cls, tokens: Tensor, device: torch.device, inputs: Tensor | None = None) -> "Packing":
+    def of(cls, tokens: Tensor, device: torch.device, inputs: Tensor | None = None) -> Packing:
         """Pack tokens (I, K, T + 1) int64: START, words, END, then PAD; a caption of PAD alone does not count.
 
         Args:
@@ -133,7 +134,9 @@ class Packing:
         step, row = np.nonzero(active)
         arrays = [ordered[step, row], ordered[step + 1, row], image_order, row_image, rows[row], step, *places]
         together = to_device(np.concatenate(arrays, dtype=np.int64), device)  # one copy
-        given, targets, image_order, row_image, caption, step, *places = together.split([len(array) for array in arrays])
+        given, targets, image_order, row_image, caption, step, *places = together.split(
+            [len(array) for array in arrays]
+        )
         return cls(
             inputs=given if inputs is None else inputs.to(device).flatten(0, 1)[caption, step],
             targets=targets,

@@ -12,15 +12,19 @@ from captioner.errors import CaptionerError
 
 @lru_cache(maxsize=8)
 def sinusoidal_positions(rows: int, columns: int, size: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Sines and cosines of a cell's row in the first half of a vector and of its column in the second, (rows * columns, size).
+    """Sines and cosines of a cell's row in the first half of a vector and of its column in the second, (rows * columns,
+    size).
 
-    Each half is the encoding of Vaswani et al. 2017, section 3.5: component 2i is sin(place / 10000^(2i / half)), 2i + 1 the cosine.
+    Each half is the encoding of Vaswani et al. 2017, section 3.5: component 2i is sin(place / 10000^(2i / half)), 2i +
+        1 the cosine.
 
     Raises:
         CaptionerError: ``size`` is not divisible by 4.
     """
     if size % 4:
-        raise CaptionerError(f"train.feature_size={size}: sinusoidal positions need a multiple of 4; choose one, or train.position=learned")
+        raise CaptionerError(
+            f"train.feature_size={size}: sinusoidal positions need a multiple of 4; choose one, or train.position=learned"
+        )
     half = size // 2
     rates = 10000.0 ** (-torch.arange(0, half, 2, dtype=torch.float64) / half)  # (half / 2,)
 
@@ -28,5 +32,8 @@ def sinusoidal_positions(rows: int, columns: int, size: int, device: torch.devic
         angles = torch.arange(places, dtype=torch.float64).unsqueeze(1) * rates
         return torch.stack([angles.sin(), angles.cos()], -1).flatten(1)
 
-    grid = [encode(rows).unsqueeze(1).expand(rows, columns, half), encode(columns).unsqueeze(0).expand(rows, columns, half)]
+    grid = [
+        encode(rows).unsqueeze(1).expand(rows, columns, half),
+        encode(columns).unsqueeze(0).expand(rows, columns, half),
+    ]
     return torch.cat(grid, -1).flatten(0, 1).to(device, dtype)

@@ -8,11 +8,11 @@ from torch.nn import functional as F
 
 
 class TiedVocabulary(nn.Module):
-    """Logits are products with the word vectors themselves, plus a bias (Press and Wolf 2017, "Using the output embedding to improve
-    language models").
+    """Logits are products with the word vectors themselves, plus a bias (Press and Wolf 2017, "Using the output
+    embedding to improve language models").
 
-    The weight is the embedding's: trained where the word vectors are, frozen where they are. It is no parameter of this module, so it
-    is trained, stored and loaded once, as the embedding's.
+    The weight is the embedding's: trained where the word vectors are, frozen where they are. It is no parameter of this
+    module, so it is trained, stored and loaded once, as the embedding's.
 
     Args:
         embedding: V word vectors of size D.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +12,11 @@ from captioner.decoder.deferred import DeferredLinear
 
 
 class UpperLayer(nn.Module):
-    """h(t) = cell(x(t), h(t-1)) for the output x(t) of the layer below (Graves 2013, "Generating sequences with recurrent neural networks").
+    """h(t) = cell(x(t), h(t-1)) for the output x(t) of the layer below (Graves 2013, "Generating sequences with
+    recurrent neural networks").
 
-    Nothing goes back down, so under teacher forcing the input's product is one for all tokens, once the layer below is done.
+    Nothing goes back down, so under teacher forcing the input's product is one for all tokens, once the layer below is
+    done.
 
     Args:
         cell: the decoder's.
@@ -47,7 +49,9 @@ class UpperLayer(nn.Module):
         inputs = self.input(x).to(x.dtype).split(list(rows))  # (B_t, gates * H) each
         recurrent = DeferredLinear(self.recurrent.weight, self.recurrent.bias, len(x), (self.recurrent.out_features,))
         outputs = []
-        with torch.autocast(x.device.type, enabled=False):  # the deferred product keeps its dtype; what is left is small
+        with torch.autocast(
+            x.device.type, enabled=False
+        ):  # the deferred product keeps its dtype; what is left is small
             for part, count in zip(inputs, rows):
                 state = [tensor[:count] for tensor in state]
                 (hidden,) = recurrent(state[0])

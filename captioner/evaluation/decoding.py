@@ -13,8 +13,16 @@ from captioner.features.store import FeatureReader, FeatureStore
 from captioner.images.captions import CaptionSet
 from captioner.parameters import EvaluateParameters
 from captioner.search import (
-    BeamStrategy, Constraints, DiverseStrategy, Ensemble, Hypothesis, SamplingStrategy, Strategy, prefix_words, search,
-)  # fmt: skip
+    BeamStrategy,
+    Constraints,
+    DiverseStrategy,
+    Ensemble,
+    Hypothesis,
+    SamplingStrategy,
+    Strategy,
+    prefix_words,
+    search,
+)
 from captioner.training.batches import BatchLoader, CaptionTable
 from captioner.training.validation import teacher_forced
 from captioner.vocabulary.vocabulary import Vocabulary
@@ -45,7 +53,9 @@ def strategy(options: EvaluateParameters, size: int, image_ids: Sequence[int]) -
     if options.search == "diverse":
         return DiverseStrategy(size, options.diversity_groups or size, options.diversity_penalty)
     if options.search == "sample":
-        return SamplingStrategy(size, image_ids, options.max_length, options.seed, options.temperature, options.top_k, options.top_p)
+        return SamplingStrategy(
+            size, image_ids, options.max_length, options.seed, options.temperature, options.top_k, options.top_p
+        )
     return BeamStrategy(size)
 
 
@@ -62,13 +72,18 @@ class SplitDecoder:
         CaptionerError: ``evaluate.prefix`` has a word that the model does not know, or too many.
     """
 
-    def __init__(self, inputs: EvaluationInputs, reader: FeatureReader, parameters: EvaluateParameters, device: torch.device) -> None:
+    def __init__(
+        self, inputs: EvaluationInputs, reader: FeatureReader, parameters: EvaluateParameters, device: torch.device
+    ) -> None:
         self.decoder, self.store, self.reader = inputs.decoder.to(device), inputs.store, reader
         self.parameters, self.device = parameters, device
         self.prefix = prefix_words(parameters.prefix, inputs.model.vocabulary, parameters.max_length, "evaluate.prefix")
 
     def captions(
-        self, image_ids: Sequence[int], beam_sizes: Iterable[int], advance: Callable[[int], None] = lambda captions: None
+        self,
+        image_ids: Sequence[int],
+        beam_sizes: Iterable[int],
+        advance: Callable[[int], None] = lambda captions: None,
     ) -> dict[int, dict[int, Hypothesis]]:
         """The best caption of every picture with every beam size; features are read, projected and made into keys once.
 
@@ -88,13 +103,16 @@ class SplitDecoder:
     def with_attention(self, image_ids: Sequence[int], chosen: Iterable[int], beam_size: int) -> dict[int, Hypothesis]:
         """The captions of the pictures ``chosen`` among ``image_ids``, with attention.
 
-        They are searched in the batches that ``captions`` made of ``image_ids``: the last bits of a product depend on the batch.
+        They are searched in the batches that ``captions`` made of ``image_ids``: the last bits of a product depend on
+            the batch.
         """
         wanted, found = set(chosen), {}
         for batch in self._batches(image_ids):
             if wanted & set(batch):
                 [hypotheses] = self._search(batch, [beam_size], attention=True).values()
-                found.update((image, hypothesis) for image, hypothesis in zip(batch, hypotheses, strict=True) if image in wanted)
+                found.update(
+                    (image, hypothesis) for image, hypothesis in zip(batch, hypotheses, strict=True) if image in wanted
+                )
         return found
 
     def _batches(self, image_ids: Sequence[int]) -> Iterable[Sequence[int]]:
@@ -102,7 +120,9 @@ class SplitDecoder:
         return (image_ids[first : first + size] for first in range(0, len(image_ids), size))
 
     @torch.no_grad()
-    def _search(self, image_ids: Sequence[int], beam_sizes: Sequence[int], attention: bool) -> dict[int, list[Hypothesis]]:
+    def _search(
+        self, image_ids: Sequence[int], beam_sizes: Sequence[int], attention: bool
+    ) -> dict[int, list[Hypothesis]]:
         options = self.parameters
         features = self.reader.read(self.store.rows(image_ids)).to(self.device)
         memory = self.decoder.encode(features)
@@ -110,10 +130,16 @@ class SplitDecoder:
         for size in beam_sizes:
             constraints = Constraints(options.max_length, options.min_length, options.no_repeat_ngram, self.prefix)
             captions = search(
-                self.decoder, memory, len(image_ids), strategy(options, size, image_ids), constraints,
-                length_normalisation=options.length_normalisation, length_reward=options.length_reward, attention=attention,
+                self.decoder,
+                memory,
+                len(image_ids),
+                strategy(options, size, image_ids),
+                constraints,
+                length_normalisation=options.length_normalisation,
+                length_reward=options.length_reward,
+                attention=attention,
                 device=self.device,
-            )  # fmt: skip
+            )
             found[size] = [hypotheses[0] for hypotheses in captions]
         return found
 
@@ -127,7 +153,8 @@ def split_figures(
     vocabulary: Vocabulary,
     max_length: int,
 ) -> dict[str, float]:
-    """Cross entropy and token accuracy of a split's true captions, as ``captioner.training.validation.teacher_forced`` has them.
+    """Cross entropy and token accuracy of a split's true captions, as ``captioner.training.validation.teacher_forced``
+    has them.
 
     Args:
         max_length: longer captions are cut to this many words, as in training.

@@ -26,7 +26,8 @@ class Example:
         words: the generated caption.
         attention: (T, P) weights, a row a word and the grid row by row; None: no panels are drawn.
         grid: (rows, columns), rows * columns = P.
-        box: (left, top, right, bottom), the part of the picture that the grid covers, as shares of its width and height.
+        box: (left, top, right, bottom), the part of the picture that the grid covers, as shares of its width and
+            height.
         reference: one of the picture's own captions; None where it has none.
         name: the picture's file name.
     """
@@ -69,7 +70,9 @@ def strengths(weights: np.ndarray) -> np.ndarray:
     return np.clip((cells - even) / max(most - even, 1e-6), 0.0, 1.0) if most > even * 1.001 else np.zeros_like(cells)
 
 
-def attention_map(weights: np.ndarray, grid: tuple[int, int], box: tuple[float, float, float, float], size: tuple[int, int]) -> np.ndarray:
+def attention_map(
+    weights: np.ndarray, grid: tuple[int, int], box: tuple[float, float, float, float], size: tuple[int, int]
+) -> np.ndarray:
     """Attention of one word over the pixels of its picture.
 
     Args:
@@ -79,19 +82,23 @@ def attention_map(weights: np.ndarray, grid: tuple[int, int], box: tuple[float, 
         size: (width, height) in pixels.
 
     Returns:
-        (height, width) float32 in 0..1, smoothed between the cells, 1 at the largest weight, 0 at an even share or less and
-        outside the box.
+        (height, width) float32 in 0..1, smoothed between the cells, 1 at the largest weight, 0 at an even share or less
+        and outside the box.
     """
     width, height = size
     cells = strengths(weights).reshape(grid)
-    left, top, right, bottom = (round(share * side) for share, side in zip(box, (width, height, width, height), strict=True))
+    left, top, right, bottom = (
+        round(share * side) for share, side in zip(box, (width, height, width, height), strict=True)
+    )
     smooth = Image.fromarray(cells).resize((max(1, right - left), max(1, bottom - top)), Image.Resampling.BICUBIC)
     whole = np.zeros((height, width), dtype=np.float32)
     whole[top : top + smooth.height, left : left + smooth.width] = np.clip(np.asarray(smooth), 0.0, 1.0)
     return whole
 
 
-def overlay(picture: Image.Image, weights: np.ndarray, grid: tuple[int, int], box: tuple[float, float, float, float]) -> Image.Image:
+def overlay(
+    picture: Image.Image, weights: np.ndarray, grid: tuple[int, int], box: tuple[float, float, float, float]
+) -> Image.Image:
     """The picture in colour where the decoder looked, dark grey where it did not."""
     colour = np.asarray(picture, dtype=np.float32)
     grey = np.repeat(np.asarray(picture.convert("L"), dtype=np.float32)[..., None], 3, axis=-1) * 0.4 + 18
@@ -100,12 +107,14 @@ def overlay(picture: Image.Image, weights: np.ndarray, grid: tuple[int, int], bo
 
 
 def told_apart(weights: np.ndarray | None) -> np.ndarray | None:
-    """The attention (T, P), or None where it is everywhere alike, as in a decoder without attention: there is nothing to draw then."""
+    """The attention (T, P), or None where it is everywhere alike, as in a decoder without attention: there is nothing
+    to draw then."""
     return None if weights is None or (weights.size and float(weights.max() - weights.min()) < 1e-6) else weights
 
 
 def draw_sheet(examples: list[Example], title: str) -> Image.Image:
-    """One sheet: of each picture its caption, a reference, the picture and a panel a word. Width 1,200 pixels, any height."""
+    """One sheet: of each picture its caption, a reference, the picture and a panel a word. Width 1,200 pixels, any
+    height."""
     blocks = [_draw_example(example) for example in examples]
     height = _MARGIN + 30 + sum(block.height + 2 * _MARGIN for block in blocks)
     sheet = Image.new("RGB", (_WIDTH, height), _PAPER)
@@ -122,7 +131,9 @@ def draw_sheet(examples: list[Example], title: str) -> Image.Image:
 def to_bytes(picture: Image.Image) -> bytes:
     """PNG with at most 256 colours: a third of the bytes, and the same bytes for the same picture."""
     stream = io.BytesIO()
-    picture.quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.FLOYDSTEINBERG).save(stream, "PNG", optimize=True)
+    picture.quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.FLOYDSTEINBERG).save(
+        stream, "PNG", optimize=True
+    )
     return stream.getvalue()
 
 
@@ -138,7 +149,9 @@ def _draw_example(example: Example) -> Image.Image:
     lines = -(-len(panels) // columns)
     line_height = (panels[0].height if panels else 0) + 24
     caption = _wrap(" ".join(example.words) or "(no words)", _font(22), width - left)
-    reference = _wrap(f"reference: {example.reference}", _font(15), width - left) if example.reference is not None else []
+    reference = (
+        _wrap(f"reference: {example.reference}", _font(15), width - left) if example.reference is not None else []
+    )
     text_height = 29 * len(caption) + 21 * len(reference) + 12
     block = Image.new("RGB", (width, max(picture.height + 22, text_height + lines * line_height)), _PAPER)
     pen = ImageDraw.Draw(block)

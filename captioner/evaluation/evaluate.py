@@ -31,38 +31,54 @@ _EXAMPLES = 6  # pictures on the sheet; the same ones in every experiment on a d
 
 
 def evaluate(
-    parameters: Parameters, models: Path, features: Path, captions: Path, images: Path, results: Path, report: Path, history: Path | None = None
+    parameters: Parameters,
+    models: Path,
+    features: Path,
+    captions: Path,
+    images: Path,
+    results: Path,
+    report: Path,
+    history: Path | None = None,
 ) -> None:
-    """Score a trained model and write ``metrics.json``, ``per_image.csv``, ``statistics.csv``, ``captions.json`` and ``plots/`` into
-    ``results``, and the page ``report``.
+    """Score a trained model and write ``metrics.json``, ``per_image.csv``, ``statistics.csv``, ``captions.json`` and
+    ``plots/`` into ``results``, and the page ``report``.
 
-    Every beam size is run on the validation split and on the headline split (``evaluate.split``). The one whose captions score best on
-    **validation** by ``evaluate.select_by`` gives the headline numbers; of equal ones the smaller. Nothing is written before all is
-    computed.
+    Every beam size is run on the validation split and on the headline split (``evaluate.split``). The one whose
+    captions score best on **validation** by ``evaluate.select_by`` gives the headline numbers; of equal ones the
+    smaller. Nothing is written before all is computed.
 
     Args:
         history: training's ``history.csv``, for the report's learning curves; None: it has none.
 
     Raises:
-        CaptionerError: inputs that are damaged or do not belong together (see ``inputs.load_inputs``), settings that exclude each other,
-            METEOR is to choose and no Java runs, or ``results`` cannot be written.
+        CaptionerError: inputs that are damaged or do not belong together (see ``inputs.load_inputs``), settings that
+            exclude each other, METEOR is to choose and no Java runs, or ``results`` cannot be written.
     """
     options = parameters.evaluate
     sizes = tuple(sorted(set(options.beam_sizes)))
     check_search(options)
     begin = time.monotonic()
     device = prepare_device(parameters.runtime.device, parameters.runtime.threads)
-    inputs = load_inputs(Path(models), Path(features), Path(captions), Path(images), ("val", options.split), options.ensemble)
+    inputs = load_inputs(
+        Path(models), Path(features), Path(captions), Path(images), ("val", options.split), options.ensemble
+    )
     splits, headline = inputs.splits, inputs.splits[-1]
     if options.split == "auto" and headline == "val":
         click.echo(f"warning: {captions} has no test pictures; {_VALIDATION_ONLY}", err=True)
-    vocabulary, longest, kind = inputs.model.vocabulary, int(inputs.model.config["max_length"]), inputs.model.decoder.config.decoder
+    vocabulary, longest, kind = (
+        inputs.model.vocabulary,
+        int(inputs.model.config["max_length"]),
+        inputs.model.decoder.config.decoder,
+    )
     ids = {split: inputs.captions.image_ids(split) for split in splits}
     with inputs.store.reader("auto", "cpu") as reader:
         searcher = SplitDecoder(inputs, reader, options, device)
         with Progress("evaluate: search", len(sizes) * sum(map(len, ids.values())), "captions") as progress:
             found = {split: searcher.captions(ids[split], sizes, progress.advance) for split in splits}
-        forced = {split: split_figures(searcher.decoder, inputs.store, reader, inputs.captions, split, vocabulary, longest) for split in splits}
+        forced = {
+            split: split_figures(searcher.decoder, inputs.store, reader, inputs.captions, split, vocabulary, longest)
+            for split in splits
+        }
         scores = _score(inputs, found, splits if options.select_by == "meteor" else (headline,))
         beam = choose_beam({size: scores["val"][size].overall for size in sizes}, options.select_by)
         scores[headline][beam] = with_spice(scores[headline][beam], *_captions(inputs, found[headline][beam]))
@@ -75,14 +91,34 @@ def evaluate(
     )
     sheet = draw_sheet(examples(inputs, {image: shown[image] for image in chosen}), title)
     facts = {
-        "dataset": parameters.dataset, "encoder": inputs.model.config["encoder"], "decoder": kind,
-        "select_by": options.select_by, "search": options.search, "models": 1 + len(options.ensemble),
-    }  # fmt: skip
-    evaluation = Evaluation(headline, beam, scores, forced, _variety(inputs, found[headline]), found[headline][beam], vocabulary, inputs.captions, facts)
+        "dataset": parameters.dataset,
+        "encoder": inputs.model.config["encoder"],
+        "decoder": kind,
+        "select_by": options.select_by,
+        "search": options.search,
+        "models": 1 + len(options.ensemble),
+    }
+    evaluation = Evaluation(
+        headline,
+        beam,
+        scores,
+        forced,
+        _variety(inputs, found[headline]),
+        found[headline][beam],
+        vocabulary,
+        inputs.captions,
+        facts,
+    )
     pictures = dict(zip(gallery, examples(inputs, {image: shown[image] for image in gallery}), strict=True))
-    page = render(page_data(parameters, inputs, evaluation, pictures, history, _warnings(parameters, inputs, evaluation)))
-    write_evaluation(Path(results), evaluation, to_bytes(sheet), Path(report), page, {"seconds": round(time.monotonic() - begin, 3)})
-    click.echo(f"{results}: {SEARCH_TITLES[options.search]} {beam} chosen on validation; `captioner summary` shows the scores")
+    page = render(
+        page_data(parameters, inputs, evaluation, pictures, history, _warnings(parameters, inputs, evaluation))
+    )
+    write_evaluation(
+        Path(results), evaluation, to_bytes(sheet), Path(report), page, {"seconds": round(time.monotonic() - begin, 3)}
+    )
+    click.echo(
+        f"{results}: {SEARCH_TITLES[options.search]} {beam} chosen on validation; `captioner summary` shows the scores"
+    )
 
 
 def choose_beam(scores: Mapping[int, Mapping[str, float]], select_by: str) -> int:
@@ -102,9 +138,13 @@ def choose_beam(scores: Mapping[int, Mapping[str, float]], select_by: str) -> in
 def _variety(inputs: EvaluationInputs, found: Mapping[int, Mapping[int, Hypothesis]]) -> dict[int, dict[str, float]]:
     """Beam size -> what its captions are like."""
     vocabulary = inputs.model.vocabulary
-    known = TrainingCaptions.of(text for image in inputs.captions.image_ids("train") for text in inputs.captions.captions(image))
+    known = TrainingCaptions.of(
+        text for image in inputs.captions.image_ids("train") for text in inputs.captions.captions(image)
+    )
     return {
-        size: diversity([vocabulary.decode(best.tokens) for best in hypotheses.values()], known, len(vocabulary) - len(SPECIALS))
+        size: diversity(
+            [vocabulary.decode(best.tokens) for best in hypotheses.values()], known, len(vocabulary) - len(SPECIALS)
+        )
         for size, hypotheses in found.items()
     }
 
@@ -115,7 +155,9 @@ def _warnings(parameters: Parameters, inputs: EvaluationInputs, evaluation: Eval
     if evaluation.split == "val":
         found.append(f"There are no held-out test pictures here: {_VALIDATION_ONLY}.")
     if inputs.store.weights_name == "bundled" and parameters.dataset != "scenes":
-        found.append("The encoder's bundled weights were trained on drawn scenes; with weights trained on photographs the captions are much better.")
+        found.append(
+            "The encoder's bundled weights were trained on drawn scenes; with weights trained on photographs the captions are much better."
+        )
     if "meteor" not in evaluation.scores[evaluation.split][evaluation.beam].overall:
         found.append("METEOR is absent, for no Java ran.")
     return found
@@ -145,7 +187,8 @@ def _score(
 ) -> dict[str, dict[int, Scores]]:
     """Scores of every split and beam size; METEOR only for the splits ``with_meteor``.
 
-    Its process reads tables for some seconds. It starts after the search, whose threads it would hold up, and before the splits without it.
+    Its process reads tables for some seconds. It starts after the search, whose threads it would hold up, and before
+    the splits without it.
     """
     scores: dict[str, dict[int, Scores]] = {}
     with Scorer(meteor=True) as full, Scorer(meteor=False) as plain:
@@ -157,7 +200,11 @@ def _score(
     return scores
 
 
-def _captions(inputs: EvaluationInputs, hypotheses: Mapping[int, Hypothesis]) -> tuple[dict[Any, list[str]], dict[Any, str]]:
+def _captions(
+    inputs: EvaluationInputs, hypotheses: Mapping[int, Hypothesis]
+) -> tuple[dict[Any, list[str]], dict[Any, str]]:
     """References and generated captions by image id."""
     decode, captions = inputs.model.vocabulary.decode, inputs.captions
-    return {image: captions.captions(image) for image in hypotheses}, {image: decode(best.tokens) for image, best in hypotheses.items()}
+    return {image: captions.captions(image) for image in hypotheses}, {
+        image: decode(best.tokens) for image, best in hypotheses.items()
+    }

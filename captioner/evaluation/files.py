@@ -50,7 +50,9 @@ class Evaluation:
     facts: Mapping[str, Any]
 
 
-def write_evaluation(results: Path, evaluation: Evaluation, sheet: bytes, report: Path, page: str, timing: Mapping[str, Any]) -> None:
+def write_evaluation(
+    results: Path, evaluation: Evaluation, sheet: bytes, report: Path, page: str, timing: Mapping[str, Any]
+) -> None:
     """Make the text of every file first, then write each atomically, ``metrics.json`` last.
 
     Args:
@@ -95,14 +97,20 @@ def metrics(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def beam_sweep_csv(evaluation: Evaluation) -> str:
-    """One row a beam size; a column for each metric of the headline split, then of validation (``val_``) where it was computed, then for
-    what the captions of the headline split are like."""
+    """One row a beam size; a column for each metric of the headline split, then of validation (``val_``) where it was
+    computed, then for what the captions of the headline split are like."""
     headline, val = evaluation.scores[evaluation.split], evaluation.scores["val"]
     columns = [(headline, name, name) for name in METRICS] + [(val, name, f"val_{name}") for name in METRICS]
     columns = [column for column in columns if column[1] in column[0][evaluation.beam].overall]
     rows = [["beam_size", *(title for _, _, title in columns), *evaluation.variety[evaluation.beam]]]
     for size in sorted(headline):
-        rows.append([size, *(_round(scores[size].overall[name]) for scores, name, _ in columns), *map(_round, evaluation.variety[size].values())])
+        rows.append(
+            [
+                size,
+                *(_round(scores[size].overall[name]) for scores, name, _ in columns),
+                *map(_round, evaluation.variety[size].values()),
+            ]
+        )
     return _csv(rows)
 
 
@@ -121,7 +129,9 @@ def per_image_csv(evaluation: Evaluation) -> str:
 def captions_json(evaluation: Evaluation) -> str:
     """COCO's results format, one picture a line."""
     decode = evaluation.vocabulary.decode
-    rows = [{"image_id": image, "caption": decode(hypothesis.tokens)} for image, hypothesis in evaluation.hypotheses.items()]
+    rows = [
+        {"image_id": image, "caption": decode(hypothesis.tokens)} for image, hypothesis in evaluation.hypotheses.items()
+    ]
     return "[\n" + ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n]\n"
 
 

@@ -45,17 +45,22 @@ def load_inputs(
         ensemble: folders of further models.
 
     Raises:
-        CaptionerError: a file is missing or damaged; the features are of another encoder, other weights, another preprocessing or grid than
-            the model was trained on, or of other pictures than ``images`` (both fingerprints are named); a split has no picture; a picture
-            of a split is missing in the images or the features (its id is named); a further model has other words (the first is named) or
-            was trained on other features.
+        CaptionerError: a file is missing or damaged; the features are of another encoder, other weights, another
+            preprocessing or grid than the model was trained on, or of other pictures than ``images`` (both fingerprints
+            are named); a split has no picture; a picture of a split is missing in the images or the features (its id is
+            named); a further model has other words (the first is named) or was trained on other features.
     """
     model, store = load_model(models), FeatureStore.open(features)
     caption_set, image_store = CaptionSet.load(captions), ImageStore.open(images)
     check_features(model, store, models, "or train again")
     others = [load_model(folder) for folder in ensemble]
     for other, folder in zip(others, ensemble):
-        check_words(f"evaluate.ensemble={folder}", other.vocabulary, model.vocabulary, "name models with one vocabulary, or leave it out")
+        check_words(
+            f"evaluate.ensemble={folder}",
+            other.vocabulary,
+            model.vocabulary,
+            "name models with one vocabulary, or leave it out",
+        )
         check_features(other, store, folder, "or leave the model out of evaluate.ensemble")
     decoder = Ensemble([model.decoder, *(other.decoder for other in others)]) if others else model.decoder
     if store.images_fingerprint != image_store.fingerprint:

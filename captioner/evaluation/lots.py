@@ -7,5 +7,6 @@ from collections.abc import Sequence
 
 
 def draw_lots(image_ids: Sequence[int], count: int, seed: int = 1) -> list[int]:
-    """``count`` pictures, or all where there are fewer, drawn from ``seed`` and the ids alone, so that every experiment shows the same."""
+    """``count`` pictures, or all where there are fewer, drawn from ``seed`` and the ids alone, so that every experiment
+    shows the same."""
     return random.Random(seed).sample(sorted(image_ids), min(count, len(image_ids)))

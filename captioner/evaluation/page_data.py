@@ -31,7 +31,12 @@ _NOVEL = 4  # words of a phrase that is looked for in the training captions
 
 
 def page_data(
-    parameters: Parameters, inputs: EvaluationInputs, evaluation: Evaluation, shown: Mapping[int, Example], history: Path | None, warnings: Sequence[str]
+    parameters: Parameters,
+    inputs: EvaluationInputs,
+    evaluation: Evaluation,
+    shown: Mapping[int, Example],
+    history: Path | None,
+    warnings: Sequence[str],
 ) -> dict[str, Any]:
     """Everything on the page of one experiment; no time and no path, so that the same run gives the same bytes.
 
@@ -45,7 +50,10 @@ def page_data(
     """
     model, config = inputs.model, inputs.model.config
     scores = evaluation.scores[evaluation.split][evaluation.beam]
-    novel = novelty({image: [model.vocabulary.words[word] for word in evaluation.hypotheses[image].tokens] for image in shown}, inputs.captions)
+    novel = novelty(
+        {image: [model.vocabulary.words[word] for word in evaluation.hypotheses[image].tokens] for image in shown},
+        inputs.captions,
+    )
     experiment = {
         "name": f"{config['encoder']} + {config['decoder']['decoder']}, {config['decoder']['attention']} attention",
         "signature": metrics(evaluation)["signature"],
@@ -56,8 +64,11 @@ def page_data(
         "parameters": _parameters(parameters),
         "model": {key: config[key] for key in ("decoder", "layer", "weights_name", "grid", "preprocessing")},
         "fingerprints": {
-            "model": config["fingerprint"], "features": inputs.store.fingerprint, "images": inputs.images.fingerprint,
-            "captions": inputs.captions.fingerprint, "encoder weights": inputs.store.weights_sha256,
+            "model": config["fingerprint"],
+            "features": inputs.store.fingerprint,
+            "images": inputs.images.fingerprint,
+            "captions": inputs.captions.fingerprint,
+            "encoder weights": inputs.store.weights_sha256,
         },
         "warnings": list(warnings),
         "seconds": None,
@@ -72,14 +83,25 @@ def page_data(
             }
             for image, example in shown.items()
         ],
-    }  # fmt: skip
-    pictures = [{"id": image, "name": example.name, **_jpeg(example), "references": inputs.captions.captions(image)} for image, example in shown.items()]
+    }
+    pictures = [
+        {"id": image, "name": example.name, **_jpeg(example), "references": inputs.captions.captions(image)}
+        for image, example in shown.items()
+    ]
     title = f"{parameters.dataset}: {experiment['name']}"
-    return {"title": title, "dataset": parameters.dataset, "total": len(evaluation.hypotheses), "pictures": pictures, "experiments": [experiment], "pairs": []}
+    return {
+        "title": title,
+        "dataset": parameters.dataset,
+        "total": len(evaluation.hypotheses),
+        "pictures": pictures,
+        "experiments": [experiment],
+        "pairs": [],
+    }
 
 
 def novelty(captions: Mapping[int, Sequence[str]], known: CaptionSet) -> dict[int, float]:
-    """Of each caption the share of its phrases of four words (all of it, where it is shorter) that no training caption has.
+    """Of each caption the share of its phrases of four words (all of it, where it is shorter) that no training caption
+    has.
 
     Args:
         captions: image id -> words.
@@ -92,7 +114,10 @@ def novelty(captions: Mapping[int, Sequence[str]], known: CaptionSet) -> dict[in
             words = tokenize(text)
             for size in sizes:
                 new.difference_update(_phrases(words, size))
-    return {image: round(sum(phrase in new for phrase in group) / len(group), 4) if group else 0.0 for image, group in phrases.items()}
+    return {
+        image: round(sum(phrase in new for phrase in group) / len(group), 4) if group else 0.0
+        for image, group in phrases.items()
+    }
 
 
 def _phrases(words: Sequence[str], size: int) -> Iterable[tuple[str, ...]]:
@@ -100,7 +125,8 @@ def _phrases(words: Sequence[str], size: int) -> Iterable[tuple[str, ...]]:
 
 
 def _scores(evaluation: Evaluation) -> dict[str, dict[str, float | None]]:
-    """Figure -> value, 95 % bootstrap interval over images where there is one, and the value on validation where it was computed."""
+    """Figure -> value, 95 % bootstrap interval over images where there is one, and the value on validation where it was
+    computed."""
     every = metrics(evaluation)
     [drawn] = resample([evaluation.scores[evaluation.split][evaluation.beam].statistics])
     found: dict[str, dict[str, float | None]] = {}
@@ -115,16 +141,25 @@ def _beam_sweep(evaluation: Evaluation) -> dict[str, Any]:
     """Beam sizes, and of each metric its values on the headline split."""
     headline = evaluation.scores[evaluation.split]
     sizes = sorted(headline)
-    values = {name: [round(headline[size].overall[name], 6) for size in sizes] for name in METRICS if name in headline[sizes[0]].overall}
+    values = {
+        name: [round(headline[size].overall[name], 6) for size in sizes]
+        for name in METRICS
+        if name in headline[sizes[0]].overall
+    }
     return {"sizes": sizes, "chosen": evaluation.beam, "values": values}
 
 
 def _lengths(inputs: EvaluationInputs, evaluation: Evaluation) -> dict[str, list[int]]:
     """How many captions have 0, 1, 2, ... words: generated ones of the whole split, and its references."""
     generated = Counter(len(hypothesis.tokens) for hypothesis in evaluation.hypotheses.values())
-    references = Counter(len(tokenize(text)) for image in evaluation.hypotheses for text in inputs.captions.captions(image))
+    references = Counter(
+        len(tokenize(text)) for image in evaluation.hypotheses for text in inputs.captions.captions(image)
+    )
     longest = max([*generated, *references])
-    return {name: [counts[length] for length in range(longest + 1)] for name, counts in (("generated", generated), ("references", references))}
+    return {
+        name: [counts[length] for length in range(longest + 1)]
+        for name, counts in (("generated", generated), ("references", references))
+    }
 
 
 def _parameters(parameters: Parameters) -> dict[str, Any]:
@@ -134,11 +169,15 @@ def _parameters(parameters: Parameters) -> dict[str, Any]:
 
 
 def _attention(example: Example) -> dict[str, Any] | None:
-    """Cells as bytes, 255 at a word's largest weight and 0 at an even share or less, word by word; and the part of the picture that they cover."""
+    """Cells as bytes, 255 at a word's largest weight and 0 at an even share or less, word by word; and the part of the
+    picture that they cover."""
     if example.attention is None or not len(example.words):
         return None
     cells = np.stack([strengths(weights) for weights in example.attention[: len(example.words)]])
-    return {"cells": base64.b64encode((cells * 255).round().astype(np.uint8).tobytes()).decode("ascii"), "box": [round(float(side), 4) for side in example.box]}
+    return {
+        "cells": base64.b64encode((cells * 255).round().astype(np.uint8).tobytes()).decode("ascii"),
+        "box": [round(float(side), 4) for side in example.box],
+    }
 
 
 def _jpeg(example: Example) -> dict[str, Any]:

@@ -1,4 +1,5 @@
-"""The README's picture: a few pictures of a finished run with their captions, and where the decoder looked for each word.
+"""The README's picture: a few pictures of a finished run with their captions, and where the decoder looked for each
+word.
 
     python -m captioner.evaluation.showcase --data data/scenes --out docs/captions.png
 
@@ -46,7 +47,8 @@ def showcase(
         The ids of the pictures, in the order in which they are shown.
 
     Raises:
-        CaptionerError: inputs that are damaged or do not belong together, or the model now says something else than the results hold.
+        CaptionerError: inputs that are damaged or do not belong together, or the model now says something else than the
+            results hold.
     """
     metrics, written = _read(results / METRICS_FILE), _read(results / CAPTIONS)
     try:
@@ -84,17 +86,30 @@ def _read(path: Path) -> Any:
 
 
 @click.command(help=__doc__)
-@click.option("--data", type=click.Path(path_type=Path), required=True, help="folder of the data set: images.h5, captions.json, features/")
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="folder of the data set: images.h5, captions.json, features/",
+)
 @click.option("--models", type=click.Path(path_type=Path), default=Path("models"), show_default=True)
 @click.option("--results", type=click.Path(path_type=Path), default=Path("results/evaluate"), show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("docs/captions.png"), show_default=True)
 @click.option("--count", default=4, show_default=True, help="pictures")
 @click.option("--seed", default=1, show_default=True, help="of the lots")
-@click.option("--params", type=click.Path(path_type=Path), default=Path("params.yaml"), show_default=True, help="the run's parameters")
+@click.option(
+    "--params",
+    type=click.Path(path_type=Path),
+    default=Path("params.yaml"),
+    show_default=True,
+    help="the run's parameters",
+)
 def main(data: Path, models: Path, results: Path, out: Path, count: int, seed: int, params: Path) -> None:
     parameters = load_parameters(params)
     features = data / "features" / f"{parameters.encoder}.h5"
-    chosen = showcase(parameters, models, features, data / "captions.json", data / "images.h5", results, out, count, seed)
+    chosen = showcase(
+        parameters, models, features, data / "captions.json", data / "images.h5", results, out, count, seed
+    )
     click.echo(f"{out}: pictures {', '.join(map(str, chosen))}, drawn by lot (seed {seed})")
 
 

@@ -30,11 +30,19 @@ def summary(results: Path, captions: Path, report: Path) -> str:
     """
     try:
         metrics = json.loads((results / METRICS_FILE).read_text(encoding="utf-8"))
-        generated = {row["image_id"]: row["caption"] for row in json.loads((results / CAPTIONS).read_text(encoding="utf-8"))}
+        generated = {
+            row["image_id"]: row["caption"] for row in json.loads((results / CAPTIONS).read_text(encoding="utf-8"))
+        }
         with open(results / BEAM_SWEEP, newline="", encoding="utf-8") as file:
             sweep = list(csv.DictReader(file))
         signature = metrics["signature"]
-        lines = [*_scores(metrics, signature, sweep), "", *_captions(generated, CaptionSet.load(captions)), "", *_next(results, report, signature)]
+        lines = [
+            *_scores(metrics, signature, sweep),
+            "",
+            *_captions(generated, CaptionSet.load(captions)),
+            "",
+            *_next(results, report, signature),
+        ]
     except OSError as error:
         raise CaptionerError(f"{error.filename}: cannot be read ({error.strerror}); run the evaluate stage") from error
     except (ValueError, KeyError, TypeError) as error:
@@ -53,7 +61,9 @@ def _scores(metrics: dict[str, Any], signature: dict[str, Any], sweep: list[dict
     ]
     for name in names:
         val = metrics.get(f"val_{name}")
-        lines.append(f"  {_TITLES[name]:{width}}  {metrics[name]:8.4f}  {'' if val is None else format(val, '8.4f'):>8}")
+        lines.append(
+            f"  {_TITLES[name]:{width}}  {metrics[name]:8.4f}  {'' if val is None else format(val, '8.4f'):>8}"
+        )
     if "meteor" not in metrics:
         lines.append("  (no METEOR: no Java runs here)")
     if len(sweep) > 1:

@@ -1,19 +1,22 @@
 """One process's share of an extraction: decode, encode and write its blocks of rows, all three at once.
 
-A block is ``batch_size`` rows with all their views, and each of its views is one batch of the encoder. Blocks are never split and
+A block is ``batch_size`` rows with all their views, and each of its views is one batch of the encoder. Blocks are never
+split and
 never differ: the same picture in a batch of another size differs in its last bits.
 
-On a CPU every thread encodes blocks of its own with one thread of arithmetic. Threads that share a batch give other last bits when
-their number changes, and wait for one another; so the number of threads could change the result, and here it cannot.
+On a CPU every thread encodes blocks of its own with one thread of arithmetic. Threads that share a batch give other
+last bits when their number changes, and wait for one another; so the number of threads could change the result, and
+here it cannot.
 """
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Callable
 
 import numpy as np
 import torch
@@ -38,14 +41,16 @@ class _Block:
 
 
 def blocks_to_do(done: np.ndarray, batch_size: int, rank: int, world: int) -> list[tuple[int, int]]:
-    """``(first row, rows)`` of the unfinished blocks of one process: every ``world``-th block, from number ``rank`` on."""
+    """``(first row, rows)`` of the unfinished blocks of one process: every ``world``-th block, from number ``rank``
+    on."""
     count = len(done)
     blocks = [(first, min(batch_size, count - first)) for first in range(rank * batch_size, count, world * batch_size)]
     return [(first, size) for first, size in blocks if not done[first : first + size].all()]
 
 
 def all_finite(features: np.ndarray) -> bool:
-    """Whether a contiguous float16 array holds neither NaN nor infinity; by its bits, which numpy compares 10 times faster."""
+    """Whether a contiguous float16 array holds neither NaN nor infinity; by its bits, which numpy compares 10 times
+    faster."""
     return int((features.view(np.uint16) & 0x7FFF).max(initial=0)) < 0x7C00
 
 
@@ -65,7 +70,8 @@ def extract_blocks(
         encoder: makes features of shape ``(P, C)`` of each view.
         writer: takes them.
         threads: how many blocks are computed at once on a CPU; a GPU computes one.
-        between: called with the rows of each block that was written; False stops the work. Blocks already begun are still finished.
+        between: called with the rows of each block that was written; False stops the work. Blocks already begun are
+            still finished.
 
     Raises:
         CaptionerError: a picture cannot be decoded, a feature is not finite (the image id is named), or the disk fails.
@@ -76,7 +82,10 @@ def extract_blocks(
     results: queue.Queue[_Block | BaseException | None] = queue.Queue(_QUEUE)
     arguments = (pictures, encoder, writer.layout.shape[1:], pinned, results)
     threads = 1 if cuda else min(threads, max(1, len(blocks)))
-    pool = [threading.Thread(target=_compute, args=arguments, name=f"encoder-{number}", daemon=True) for number in range(threads)]
+    pool = [
+        threading.Thread(target=_compute, args=arguments, name=f"encoder-{number}", daemon=True)
+        for number in range(threads)
+    ]
     for thread in pool:
         thread.start()
     try:
@@ -85,10 +94,8 @@ def extract_blocks(
     finally:
         pictures.stop()
         while any(thread.is_alive() for thread in pool):  # they may wait for room in the queue
-            try:
+            with contextlib.suppress(queue.Empty):
                 results.get(timeout=0.05)
-            except queue.Empty:
-                pass
         if pinned:
             torch.cuda.synchronize(encoder.device)
             torch.cuda.cudart().cudaHostUnregister(decoder.slots.ctypes.data)
@@ -141,7 +148,8 @@ class _Pictures:
             self.give_back(slot)
 
     def take(self) -> tuple[int, int, int] | None:
-        """``(slot, first row, rows)`` of the next block once it is decoded; None where there is no more, or the work was stopped."""
+        """``(slot, first row, rows)`` of the next block once it is decoded; None where there is no more, or the work
+        was stopped."""
         with self._lock:
             if self._stopped or not self._asked:
                 return None
@@ -171,7 +179,11 @@ class _Pictures:
 
 
 def _compute(
-    pictures: _Pictures, encoder: PictureEncoder, shape: tuple[int, int, int], pinned: bool, results: queue.Queue[_Block | BaseException | None]
+    pictures: _Pictures,
+    encoder: PictureEncoder,
+    shape: tuple[int, int, int],
+    pinned: bool,
+    results: queue.Queue[_Block | BaseException | None],
 ) -> None:
     """A thread's work: features ``(n, V, P, C)`` float16 of one block after the other."""
     try:
@@ -191,7 +203,9 @@ def _compute(
         results.put(None)
 
 
-def _on_cpu(pictures: _Pictures, encoder: PictureEncoder, shape: tuple[int, int, int], block: tuple[int, int, int]) -> _Block:
+def _on_cpu(
+    pictures: _Pictures, encoder: PictureEncoder, shape: tuple[int, int, int], block: tuple[int, int, int]
+) -> _Block:
     slot, first, count = block
     features = torch.empty((count, *shape), dtype=torch.float16)
     for view in range(shape[0]):
@@ -203,7 +217,12 @@ def _on_cpu(pictures: _Pictures, encoder: PictureEncoder, shape: tuple[int, int,
 
 
 def _on_gpu(
-    pictures: _Pictures, encoder: PictureEncoder, shape: tuple[int, int, int], block: tuple[int, int, int], upload: torch.cuda.Stream, pinned: bool
+    pictures: _Pictures,
+    encoder: PictureEncoder,
+    shape: tuple[int, int, int],
+    block: tuple[int, int, int],
+    upload: torch.cuda.Stream,
+    pinned: bool,
 ) -> _Block:
     slot, first, count = block
     features = torch.empty((count, *shape), dtype=torch.float16, device=encoder.device)
@@ -212,7 +231,10 @@ def _on_gpu(
         if view == shape[0] - 1:
             pictures.give_back(slot)  # the pixels are copied
         features[:, view] = encoder.features(pixels)
-    in_memory, finite = torch.empty(features.shape, dtype=features.dtype, pin_memory=True), torch.empty((), dtype=torch.bool, pin_memory=True)
+    in_memory, finite = (
+        torch.empty(features.shape, dtype=features.dtype, pin_memory=True),
+        torch.empty((), dtype=torch.bool, pin_memory=True),
+    )
     finite.copy_(features.isfinite().all(), non_blocking=True)
     in_memory.copy_(features, non_blocking=True)
     ready = torch.cuda.Event()

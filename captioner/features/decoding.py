@@ -1,9 +1,10 @@
 """Pictures decoded by other processes, handed over in shared memory.
 
-A decoding process is a small program of its own (``python -m captioner.features.decoding``): it shares no lock, thread or library
-state with the process that runs the encoder, starts in a fraction of a second, and ends when its input ends, also after a SIGKILL
-of its parent. Pixels lie in a ring of slots in anonymous shared memory that no kill can leave behind; through the pipes go records
-of a few bytes, whole or not at all (a pipe passes writes of up to 4 KB atomically), so that all processes take jobs from one pipe.
+A decoding process is a small program of its own (``python -m captioner.features.decoding``): it shares no lock, thread
+or library state with the process that runs the encoder, starts in a fraction of a second, and ends when its input ends,
+also after a SIGKILL of its parent. Pixels lie in a ring of slots in anonymous shared memory that no kill can leave
+behind; through the pipes go records of a few bytes, whole or not at all (a pipe passes writes of up to 4 KB
+atomically), so that all processes take jobs from one pipe.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ from captioner.images.store import ImageStore
 _JOB = struct.Struct("<qqqq")  # slot, place in the slot of the first picture, first row, pictures
 _ANSWER = struct.Struct("<qqq")  # slot, pictures, first row where decoding failed or -1
 _JOB_PICTURES = 4
-_MOST_JOBS = 256  # in a block; all blocks of the ring together must fit into the pipes (64 KB), or both sides would wait for ever
+# in a block; all blocks of the ring together must fit into the pipes (64 KB), or both sides would wait for ever
+_MOST_JOBS = 256
 _RING_BYTES = 256 << 20
 
 
@@ -60,19 +62,29 @@ class Decoder:
         jobs, self._jobs = os.pipe()
         self._answers, answers = os.pipe()
         task = {
-            "images": str(Path(store.path).absolute()), "preprocessing": asdict(preprocessing), "shape": self.slots.shape,
-            "memory": self._memory, "jobs": jobs, "answers": answers,
-        }  # fmt: skip
+            "images": str(Path(store.path).absolute()),
+            "preprocessing": asdict(preprocessing),
+            "shape": self.slots.shape,
+            "memory": self._memory,
+            "jobs": jobs,
+            "answers": answers,
+        }
         package = str(Path(captioner.__file__).resolve().parent.parent)
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])])}
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])]),
+        }
         command = [sys.executable, "-m", "captioner.features.decoding", json.dumps(task)]
         try:
-            self._processes = [subprocess.Popen(command, pass_fds=(self._memory, jobs, answers), env=environment) for _ in range(processes)]
+            self._processes = [
+                subprocess.Popen(command, pass_fds=(self._memory, jobs, answers), env=environment)
+                for _ in range(processes)
+            ]
         finally:
             os.close(jobs)
             os.close(answers)
 
-    def __enter__(self) -> "Decoder":
+    def __enter__(self) -> Decoder:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -102,11 +114,15 @@ class Decoder:
         while self._missing[slot]:
             if not select.select([self._answers], [], [], 1.0)[0]:
                 if any(process.poll() is not None for process in self._processes):
-                    raise CaptionerError("a decoding process ended before its work, perhaps for want of memory; lower runtime.workers and run again")
+                    raise CaptionerError(
+                        "a decoding process ended before its work, perhaps for want of memory; lower runtime.workers and run again"
+                    )
                 continue
             answer = os.read(self._answers, _ANSWER.size)
             if not answer:
-                raise CaptionerError("all decoding processes ended before their work, perhaps for want of memory; lower runtime.workers and run again")
+                raise CaptionerError(
+                    "all decoding processes ended before their work, perhaps for want of memory; lower runtime.workers and run again"
+                )
             done_slot, count, failed = _ANSWER.unpack(answer)
             if failed >= 0:
                 self._explain(failed)
@@ -118,7 +134,9 @@ class Decoder:
             _decode(self._store, self._preprocessing, row, self._views)
         except Exception as error:  # whatever is wrong with a picture, it is the picture's fault
             reason = " ".join(str(error).split()) or type(error).__name__
-        raise CaptionerError(f"{self._store.path}: image {self._store.image_ids[row]} cannot be decoded ({reason}); make the file again with the download stage")
+        raise CaptionerError(
+            f"{self._store.path}: image {self._store.image_ids[row]} cannot be decoded ({reason}); make the file again with the download stage"
+        )
 
 
 def _decode(store: ImageStore, preprocessing: Preprocessing, row: int, views: int) -> list[np.ndarray]:
@@ -130,7 +148,9 @@ def _decode(store: ImageStore, preprocessing: Preprocessing, row: int, views: in
 def _work(task: dict) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):  # the parent decides when work ends; these may reach the whole group
         signal.signal(number, signal.SIG_IGN)
-    if hasattr(os, "sched_setscheduler"):  # a batch job does not push the encoder off its core whenever a slot is free, with all that lies in the core's cache
+    if hasattr(
+        os, "sched_setscheduler"
+    ):  # a batch job does not push the encoder off its core whenever a slot is free, with all that lies in the core's cache
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
     store, preprocessing, shape = ImageStore.open(task["images"]), Preprocessing(**task["preprocessing"]), task["shape"]
     ring = np.frombuffer(mmap.mmap(task["memory"], int(np.prod(shape))), dtype=np.uint8).reshape(shape)

@@ -1,8 +1,9 @@
 """Any torchvision classifier, cut at its last spatial map, as a frozen encoder of pictures.
 
-One rule for all of them, no list of names: the model is traced, and of everything that it computes before its classification head
-the last thing that has places is its feature map, either ``(B, C, H, W)`` with more than one place, or the tokens ``(B, T, D)`` of a
-transformer, where T is a square number, plus one if there is a class token (which is dropped).
+One rule for all of them, no list of names: the model is traced, and of everything that it computes before its
+classification head the last thing that has places is its feature map, either ``(B, C, H, W)`` with more than one place,
+or the tokens ``(B, T, D)`` of a transformer, where T is a square number, plus one if there is a class token (which is
+dropped).
 """
 
 from __future__ import annotations
@@ -59,7 +60,9 @@ class Encoder(nn.Module):
         features = self.body(pictures)
         if self._tokens:  # (B, T, D)
             side = math.isqrt(features.shape[1])
-            features = features[:, features.shape[1] - side * side :]  # the class token, where there is one, comes first
+            features = features[
+                :, features.shape[1] - side * side :
+            ]  # the class token, where there is one, comes first
             features = features.transpose(1, 2).unflatten(2, (side, side))  # (B, D, H, W)
         return features
 
@@ -67,7 +70,10 @@ class Encoder(nn.Module):
         """Normalised pictures ``(B, 3, S, S)`` -> features ``(B, P, C)``, positions row by row."""
         features = self.feature_map(pictures)
         if self._pool != "native":
-            size = (min(int(self._pool), features.shape[2]), min(int(self._pool), features.shape[3]))  # a coarser map is never enlarged
+            size = (
+                min(int(self._pool), features.shape[2]),
+                min(int(self._pool), features.shape[3]),
+            )  # a coarser map is never enlarged
             if size != tuple(features.shape[2:]):
                 features = F.adaptive_avg_pool2d(features.float(), size)
         return features.flatten(2).transpose(1, 2)
@@ -89,23 +95,29 @@ def check_grid(grid: int | str) -> int | str:
     raise CaptionerError(f"extract.grid={grid!r}: it must be a whole number of at least 1, or native")
 
 
-def build_encoder(name: str, weights: str = "random", seed: int = 1, grid: int | str = "native", image_size: int = 224) -> Encoder:
+def build_encoder(
+    name: str, weights: str = "random", seed: int = 1, grid: int | str = "native", image_size: int = 224
+) -> Encoder:
     """A frozen encoder by the name of its torchvision classifier.
 
     Args:
         weights: bundled, imagenet, random, or the path of a state dict or of a folder of ``<name>.pth|.safetensors``.
         seed: draws the weights where they are random.
-        grid: pool the map to ``grid x grid`` by adaptive averages; a map that is coarser keeps its size. ``native``: no pooling.
+        grid: pool the map to ``grid x grid`` by adaptive averages; a map that is coarser keeps its size. ``native``: no
+            pooling.
         image_size: side of the pictures in pixels.
 
     Raises:
-        CaptionerError: the name is unknown (the nearest is named), the weights do not load or do not fit, or the encoder
-            takes no pictures of this size.
+        CaptionerError: the name is unknown (the nearest is named), the weights do not load or do not fit, or the
+            encoder takes no pictures of this size.
     """
     check_grid(grid)
     if name not in known_encoders():
         near = difflib.get_close_matches(name.lower(), known_encoders(), n=1, cutoff=0.4)
-        raise CaptionerError(f"encoder={name}: torchvision has no such classifier" + (f"; did you mean {near[0]}?" if near else f"; it has {', '.join(known_encoders())}"))
+        raise CaptionerError(
+            f"encoder={name}: torchvision has no such classifier"
+            + (f"; did you mean {near[0]}?" if near else f"; it has {', '.join(known_encoders())}")
+        )
     model = build_classifier(name, weights, seed)
     known = {key: value.shape for key, value in model.state_dict().items()}
     encoder = Encoder(name, cut(model), grid)
@@ -116,7 +128,9 @@ def build_encoder(name: str, weights: str = "random", seed: int = 1, grid: int |
         with torch.inference_mode():
             features = encoder.feature_map(torch.zeros(1, 3, image_size, image_size))
     except (RuntimeError, AssertionError, ValueError) as error:
-        raise CaptionerError(f"encoder={name} takes no pictures of {image_size}x{image_size} pixels; use extract.image_size=224") from error
+        raise CaptionerError(
+            f"encoder={name} takes no pictures of {image_size}x{image_size} pixels; use extract.image_size=224"
+        ) from error
     encoder.channels, encoder.map = features.shape[1], tuple(features.shape[2:])
     encoder.grid = encoder.map if grid == "native" else (min(int(grid), encoder.map[0]), min(int(grid), encoder.map[1]))
     return encoder
@@ -125,9 +139,10 @@ def build_encoder(name: str, weights: str = "random", seed: int = 1, grid: int |
 def _tamed(model: nn.Module) -> nn.Module:
     """A freshly drawn classifier whose activations stay within float16's range, 65504.
 
-    Before any training batch normalisation is the identity, and each of a ResNet's residual blocks doubles the variance: 33 or 50 of
-    them make features of 10^5 or 10^8. Where there are more than ResNet50's 16, the N branches are scaled by N^-1/2 (as in Radford et
-    al. 2019, section 2.3). Grouped convolutions (ResNeXt) are drawn smaller and need nothing.
+    Before any training batch normalisation is the identity, and each of a ResNet's residual blocks doubles the
+    variance: 33 or 50 of them make features of 10^5 or 10^8. Where there are more than ResNet50's 16, the N branches
+    are scaled by N^-1/2 (as in Radford et al. 2019, section 2.3). Grouped convolutions (ResNeXt) are drawn smaller and
+    need nothing.
     """
     if isinstance(model, torchvision.models.ResNet) and model.groups == 1:
         blocks = [module for module in model.modules() if isinstance(module, torchvision.models.resnet.Bottleneck)]
@@ -144,14 +159,17 @@ def published_weights(name: str) -> Any:
 
 
 def build_classifier(name: str, weights: str, seed: int) -> nn.Module:
-    """The whole classifier in eval mode, with torchvision's ImageNet weights, or for any other value of ``weights`` with random (seeded) ones.
+    """The whole classifier in eval mode, with torchvision's ImageNet weights, or for any other value of ``weights``
+    with random (seeded) ones.
 
     Raises:
         CaptionerError: the ImageNet weights cannot be fetched, or are not what their hash says.
     """
     options: dict[str, Any] = {}
     if name in ("googlenet", "inception_v3"):
-        options["transform_input"] = True  # their published weights expect inputs of another scale and say so only when torchvision loads them
+        options["transform_input"] = (
+            True  # their published weights expect inputs of another scale and say so only when torchvision loads them
+        )
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # some classifiers announce changes of their random initialisation
         torch.manual_seed(seed)
@@ -205,8 +223,12 @@ def cut(model: nn.Module) -> Cut:
     shapes = {node.name: shape for node, shape in probe.shapes.items()}
     children = dict(model.named_children())
     owners = {node: child for node in graph.nodes if (child := _owner(node).split(".")[0]) in children}
-    head = [child for child in owners.values() if any(True for _ in children[child].parameters())][-1]  # what has weights and comes last
-    for node in reversed(list(graph.nodes)[: next(place for place, node in enumerate(graph.nodes) if owners.get(node) == head)]):
+    head = [child for child in owners.values() if any(True for _ in children[child].parameters())][
+        -1
+    ]  # what has weights and comes last
+    for node in reversed(
+        list(graph.nodes)[: next(place for place, node in enumerate(graph.nodes) if owners.get(node) == head)]
+    ):
         shape = shapes.get(node.name, ())
         pooling = node.op == "call_module" and isinstance(model.get_submodule(str(node.target)), nn.AdaptiveAvgPool2d)
         map = len(shape) == 4 and shape[2] * shape[3] > 1 and not pooling
@@ -219,9 +241,16 @@ def cut(model: nn.Module) -> Cut:
         graph.erase_node(output)
     graph.output(node)
     graph.eliminate_dead_code()
-    layer = str(node.target) if node.op == "call_module" else f"{_owner(node)}.{getattr(node.target, '__name__', node.target)}".lstrip(".")
+    layer = (
+        str(node.target)
+        if node.op == "call_module"
+        else f"{_owner(node)}.{getattr(node.target, '__name__', node.target)}".lstrip(".")
+    )
     sizes = {name: math.prod(shape) for name, shape in shapes.items()}
-    activations = max(sizes.get(node.name, 0) + sum(sizes.get(source.name, 0) for source in node.all_input_nodes) for node in graph.nodes)
+    activations = max(
+        sizes.get(node.name, 0) + sum(sizes.get(source.name, 0) for source in node.all_input_nodes)
+        for node in graph.nodes
+    )
     return Cut(fx.GraphModule(model, graph).eval(), layer, tokens, activations)
 
 

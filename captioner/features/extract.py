@@ -1,7 +1,8 @@
 """The extract stage: every picture of ``images.h5`` through a frozen encoder into ``features/<encoder>.h5``.
 
-``extract`` is the one door. It may run in several processes at once: under ``torchrun``, or started here for several GPUs or for
-``runtime.processes``. The result is the same, byte for byte, whatever their number and however often they were killed in between.
+``extract`` is the one door. It may run in several processes at once: under ``torchrun``, or started here for several
+GPUs or for ``runtime.processes``. The result is the same, byte for byte, whatever their number and however often they
+were killed in between.
 """
 
 from __future__ import annotations
@@ -42,7 +43,14 @@ _GROWING = "features.h5"
 _ACTIVATION_BYTES = 3 << 29
 
 
-def extract(parameters: ExtractParameters, runtime: RuntimeParameters, encoder: str, images: str | Path, out: str | Path, dataset: str | None = None) -> None:
+def extract(
+    parameters: ExtractParameters,
+    runtime: RuntimeParameters,
+    encoder: str,
+    images: str | Path,
+    out: str | Path,
+    dataset: str | None = None,
+) -> None:
     """Make a features file, or finish one that an earlier run began.
 
     Args:
@@ -51,11 +59,12 @@ def extract(parameters: ExtractParameters, runtime: RuntimeParameters, encoder: 
         encoder: name of a torchvision classifier.
         images: the images file.
         out: the features file; work in progress lies in ``<out>.partial/``.
-        dataset: name of the data set, for the warning about bundled weights; None: the name of the images file's folder.
+        dataset: name of the data set, for the warning about bundled weights; None: the name of the images file's
+            folder.
 
     Raises:
-        CaptionerError: a parameter, the weights or the images file is wrong; the disk is too small; a feature is not finite;
-            another process is at work on it.
+        CaptionerError: a parameter, the weights or the images file is wrong; the disk is too small; a feature is not
+            finite; another process is at work on it.
         Interrupted: SIGINT or SIGTERM came; everything computed is saved.
     """
     images, out = Path(images), Path(out)
@@ -66,7 +75,11 @@ def extract(parameters: ExtractParameters, runtime: RuntimeParameters, encoder: 
     with StopSignal(f"extract {encoder}") as stop:
         model = _build(parameters, encoder)
         facts = _facts(parameters, model, store, device)
-        if rank.rank == 0 and parameters.weights == "bundled" and (dataset or images.resolve().parent.name) != BUNDLED_DATASET:
+        if (
+            rank.rank == 0
+            and parameters.weights == "bundled"
+            and (dataset or images.resolve().parent.name) != BUNDLED_DATASET
+        ):
             click.echo(
                 f"warning: the bundled weights were trained on drawn scenes; on {dataset or images.resolve().parent.name} expect poor captions, "
                 "and use extract.weights=imagenet or a path for real pictures",
@@ -77,16 +90,26 @@ def extract(parameters: ExtractParameters, runtime: RuntimeParameters, encoder: 
         else:
             told = json.loads(torchrun.store.hear("begin", stop.raise_if_requested))
             if told["fingerprint"] != fingerprint(facts):
-                raise CaptionerError(f"{out}: process {rank.rank} would compute other features than process 0 (precision, weights, images or parameters differ)")
+                raise CaptionerError(
+                    f"{out}: process {rank.rank} would compute other features than process 0 (precision, weights, images or parameters differ)"
+                )
             if not told["finished"]:
                 _share(parameters, runtime, store, Path(told["path"]), model, device, rank, stop, None)
             torchrun.store.tell(f"finished/{rank.rank}", "")
 
 
 def _lead(
-    parameters: ExtractParameters, runtime: RuntimeParameters, images: Path, out: Path, store: ImageStore, model: Encoder, facts: dict[str, Any],
-    device: torch.device, torchrun: Torchrun | None, stop: StopSignal,
-) -> None:  # fmt: skip
+    parameters: ExtractParameters,
+    runtime: RuntimeParameters,
+    images: Path,
+    out: Path,
+    store: ImageStore,
+    model: Encoder,
+    facts: dict[str, Any],
+    device: torch.device,
+    torchrun: Torchrun | None,
+    stop: StopSignal,
+) -> None:
     """Rank 0: hold the sidecar, make the file, do a share of the work, wait for the others, publish."""
     begin = {"fingerprint": fingerprint(facts), "finished": False, "path": ""}
     if _finished(out, begin["fingerprint"]):
@@ -101,7 +124,10 @@ def _lead(
         shape = (len(store), parameters.views, model.grid[0] * model.grid[1], model.channels)
         if not (sidecar.resumed and path.exists()):
             free = shutil.disk_usage(sidecar.folder).free
-            click.echo(f"{out}: {shape} float16, {storage_size(shape) / 1e9:.3f} GB; the disk has {free / 1e9:.1f} GB free", err=True)
+            click.echo(
+                f"{out}: {shape} float16, {storage_size(shape) / 1e9:.3f} GB; the disk has {free / 1e9:.1f} GB free",
+                err=True,
+            )
             create_features(path, shape, store.image_ids, facts)
         world = torchrun.rank.world if torchrun else local_world(runtime)
         others = None
@@ -110,7 +136,13 @@ def _lead(
             rank = torchrun.rank
         else:
             rank = Rank(0, world, 0, world)
-            task = {"parameters": asdict(parameters), "runtime": asdict(runtime), "encoder": model.name, "images": str(images.absolute()), "path": str(path.absolute())}
+            task = {
+                "parameters": asdict(parameters),
+                "runtime": asdict(runtime),
+                "encoder": model.name,
+                "images": str(images.absolute()),
+                "path": str(path.absolute()),
+            }
             others = stack.enter_context(LocalProcesses("captioner.features.extract", "extraction", world, task))
         _share(parameters, runtime, store, path, model, device, rank, stop, others)
         if torchrun:
@@ -119,15 +151,24 @@ def _lead(
             others.wait(stop.raise_if_requested)
         layout = Layout(path)
         if not layout.done.all() or layout.size < layout.expected_size:
-            raise CaptionerError(f"{path}: {int((~layout.done).sum())} rows are missing after the work; run the same command again")
+            raise CaptionerError(
+                f"{path}: {int((~layout.done).sum())} rows are missing after the work; run the same command again"
+            )
         sidecar.publish(_GROWING, out)
         sidecar.finish()
 
 
 def _share(
-    parameters: ExtractParameters, runtime: RuntimeParameters, store: ImageStore, path: Path, model: Encoder, device: torch.device, rank: Rank,
-    stop: StopSignal, others: LocalProcesses | None,
-) -> None:  # fmt: skip
+    parameters: ExtractParameters,
+    runtime: RuntimeParameters,
+    store: ImageStore,
+    path: Path,
+    model: Encoder,
+    device: torch.device,
+    rank: Rank,
+    stop: StopSignal,
+    others: LocalProcesses | None,
+) -> None:
     """One process's blocks."""
     cores = max(1, core_count() // rank.local_world)
     label = f"extract {model.name}" + (f" (process {rank.rank + 1} of {rank.world})" if rank.world > 1 else "")
@@ -135,7 +176,10 @@ def _share(
         blocks = blocks_to_do(writer.layout.done, parameters.batch_size, rank.rank, rank.world)
         if not blocks:
             return
-        total = sum(min(parameters.batch_size, len(store) - first) for first in range(rank.rank * parameters.batch_size, len(store), rank.world * parameters.batch_size))
+        total = sum(
+            min(parameters.batch_size, len(store) - first)
+            for first in range(rank.rank * parameters.batch_size, len(store), rank.world * parameters.batch_size)
+        )
         done = total - sum(count for _, count in blocks)
         encode = PictureEncoder(model, device, resolve_precision(parameters.precision, device))
         keep_freed_memory()
@@ -151,14 +195,22 @@ def _share(
                     others.check()
                 return not stop.requested
 
-            extract_blocks(blocks, decoder, encode, writer, _threads(runtime.threads or cores, model, parameters), between)
+            extract_blocks(
+                blocks, decoder, encode, writer, _threads(runtime.threads or cores, model, parameters), between
+            )
             stop.raise_if_requested()
 
 
 def preprocessing(parameters: ExtractParameters) -> Preprocessing:
     """The fields of ``ExtractParameters`` that say how a picture becomes an encoder's input."""
     return Preprocessing(
-        parameters.fit, parameters.image_size, parameters.seed, parameters.hflip, parameters.vflip, parameters.crop, parameters.crop_scale
+        parameters.fit,
+        parameters.image_size,
+        parameters.seed,
+        parameters.hflip,
+        parameters.vflip,
+        parameters.crop,
+        parameters.crop_scale,
     )
 
 
@@ -168,7 +220,8 @@ def _build(parameters: ExtractParameters, encoder: str) -> Encoder:
 
 
 def _facts(parameters: ExtractParameters, model: Encoder, store: ImageStore, device: torch.device) -> dict[str, Any]:
-    """Everything that determines the features. Values that came from a path or from ``auto`` stand here as what they turned out to be."""
+    """Everything that determines the features. Values that came from a path or from ``auto`` stand here as what they
+    turned out to be."""
     plan = preprocessing(parameters)
     return {
         "format_version": FORMAT_VERSION,
@@ -199,7 +252,9 @@ def _finished(out: Path, wanted: str) -> bool:
 
 def _threads(wanted: int, model: Encoder, parameters: ExtractParameters) -> int:
     """As many of the wanted threads as memory has room for: each holds the activations of a batch of its own."""
-    batch = 4 * model.activations * min(CPU_BATCH, parameters.batch_size) * (parameters.image_size / 224) ** 2  # bytes, were all of it float32
+    batch = (
+        4 * model.activations * min(CPU_BATCH, parameters.batch_size) * (parameters.image_size / 224) ** 2
+    )  # bytes, were all of it float32
     return max(1, min(wanted, int(max(_ACTIVATION_BYTES, available_memory() / 4) // batch)))
 
 
@@ -209,4 +264,6 @@ def join(rank: Rank, task: dict[str, Any]) -> None:
     device = resolve_device(runtime.device, rank.local_rank)
     with StopSignal(f"extract {task['encoder']}") as stop:
         model = _build(parameters, task["encoder"])
-        _share(parameters, runtime, ImageStore.open(task["images"]), Path(task["path"]), model, device, rank, stop, None)
+        _share(
+            parameters, runtime, ImageStore.open(task["images"]), Path(task["path"]), model, device, rank, stop, None
+        )

@@ -7,7 +7,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 
 def fold_batch_norms(module: nn.Module) -> None:
-    """Fold every batch normalisation that directly follows a convolution into it, in place (Jacob et al. 2018, section 3.2).
+    """Fold every batch normalisation that directly follows a convolution into it, in place (Jacob et al. 2018, section
+    3.2).
 
     Args:
         module: in eval mode. Convolutions are found in the graphs of traced modules and in ``nn.Sequential``.
@@ -24,7 +25,8 @@ def fold_batch_norms(module: nn.Module) -> None:
 
 
 def _followed_by_norm(traced: fx.GraphModule) -> list[tuple[str, str]]:
-    """Names of the (convolution, normalisation) pairs where the convolution's result goes nowhere else and both are used once."""
+    """Names of the (convolution, normalisation) pairs where the convolution's result goes nowhere else and both are
+    used once."""
     calls = [node for node in traced.graph.nodes if node.op == "call_module"]
     names = [str(node.target) for node in calls]
     pairs = []

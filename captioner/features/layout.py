@@ -1,8 +1,9 @@
 """The features file on disk: how it is created, and how rows are written into it.
 
-``features`` f2 ``(N, V, P, C)`` contiguous, ``image_id`` i8 ``(N,)``, ``done`` u1 ``(N,)``; everything else is in attributes. HDF5 is used
-once, to lay the file out; after that rows go straight to their place with ``pwrite``, so that any number of processes write at once
-without a lock, and the file's metadata never changes again: a kill cannot corrupt it.
+``features`` f2 ``(N, V, P, C)`` contiguous, ``image_id`` i8 ``(N,)``, ``done`` u1 ``(N,)``; everything else is in
+attributes. HDF5 is used once, to lay the file out; after that rows go straight to their place with ``pwrite``, so that
+any number of processes write at once without a lock, and the file's metadata never changes again: a kill cannot corrupt
+it.
 """
 
 from __future__ import annotations
@@ -10,10 +11,11 @@ from __future__ import annotations
 import errno
 import json
 import os
-import threading
 import shutil
+import threading
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Iterable
+from typing import Any
 
 import h5py
 import numpy as np
@@ -22,10 +24,15 @@ from captioner.errors import CaptionerError
 from captioner.fingerprint import canonical_json, fingerprint
 from captioner.sidecar import sync_folder
 
-FORMAT_VERSION = 2  # 2: texts of a fixed length (one damaged bit in the heap of variable ones makes the HDF5 library crash)
+FORMAT_VERSION = (
+    2  # 2: texts of a fixed length (one damaged bit in the heap of variable ones makes the HDF5 library crash)
+)
 PAGE = 4096
 _ROOM_FOR_METADATA = 1 << 20
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's RGB pixels, the input of every torchvision classifier
+MEAN, STD = (
+    (0.485, 0.456, 0.406),
+    (0.229, 0.224, 0.225),
+)  # of ImageNet's RGB pixels, the input of every torchvision classifier
 
 DEFAULT_FACTS: dict[str, Any] = {
     "format_version": FORMAT_VERSION,
@@ -63,7 +70,9 @@ def require_space(path: Path, shape: tuple[int, int, int, int]) -> None:
         )
 
 
-def create_features(path: str | Path, shape: tuple[int, int, int, int], image_ids: Iterable[int], facts: dict[str, Any]) -> None:
+def create_features(
+    path: str | Path, shape: tuple[int, int, int, int], image_ids: Iterable[int], facts: dict[str, Any]
+) -> None:
     """Make a features file of full size whose rows are all still to be written.
 
     Args:
@@ -79,12 +88,18 @@ def create_features(path: str | Path, shape: tuple[int, int, int, int], image_id
     ids = np.asarray(list(image_ids) if not isinstance(image_ids, np.ndarray) else image_ids, dtype=np.int64)
     count, views, positions, channels = (int(size) for size in shape)
     if min(count, views, positions, channels) < 1 or ids.shape != (count,):
-        raise CaptionerError(f"{path}: features of shape {tuple(shape)} for {len(ids)} images; every dimension must be at least 1 and the first the number of images")
+        raise CaptionerError(
+            f"{path}: features of shape {tuple(shape)} for {len(ids)} images; every dimension must be at least 1 and the first the number of images"
+        )
     if len(np.unique(ids)) != count:
         values, counts = np.unique(ids, return_counts=True)
-        raise CaptionerError(f"{path}: image id {values[counts > 1][0]} comes more than once; every image may have one row")
+        raise CaptionerError(
+            f"{path}: image id {values[counts > 1][0]} comes more than once; every image may have one row"
+        )
     if facts["views"] != views or facts["grid"][0] * facts["grid"][1] != positions:
-        raise CaptionerError(f"{path}: features of shape {tuple(shape)} do not fit {facts['views']} views of a {facts['grid']} grid")
+        raise CaptionerError(
+            f"{path}: features of shape {tuple(shape)} do not fit {facts['views']} views of a {facts['grid']} grid"
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(path.name + ".tmp")
     draft.unlink(missing_ok=True)
@@ -96,21 +111,34 @@ def create_features(path: str | Path, shape: tuple[int, int, int, int], image_id
     except OSError as error:
         draft.unlink(missing_ok=True)
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise CaptionerError(f"{path}: the disk is full ({storage_size(shape) / 1e9:.3f} GB are needed); free some and run again") from error
+            raise CaptionerError(
+                f"{path}: the disk is full ({storage_size(shape) / 1e9:.3f} GB are needed); free some and run again"
+            ) from error
         raise
 
 
 def _lay_out(path: Path, shape: tuple[int, int, int, int], ids: np.ndarray, facts: dict[str, Any]) -> None:
-    # alignment: the rows begin on a page, which direct and memory-mapped reads like; only the large data set is affected
+    # alignment: the rows begin on a page, which direct and memory-mapped reads like; only the large data set is
+    # affected
     with h5py.File(path, "w", alignment_threshold=PAGE, alignment_interval=PAGE) as file:
-        for name, dtype, size in (("features", "<f2", shape), ("image_id", "<i8", shape[:1]), ("done", "u1", shape[:1])):
+        for name, dtype, _size in (
+            ("features", "<f2", shape),
+            ("image_id", "<i8", shape[:1]),
+            ("done", "u1", shape[:1]),
+        ):
             properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
             properties.set_layout(h5py.h5d.CONTIGUOUS)
             properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)  # else the data set has no offset yet
             properties.set_fill_time(h5py.h5d.FILL_TIME_NEVER)  # else creating the file writes all of it
             properties.set_obj_track_times(False)  # else the bytes differ from run to run
             kind = h5py.h5t.py_create(np.dtype(dtype), logical=True)
-            h5py.h5d.create(file.id, name.encode(), kind, h5py.h5s.create_simple(shape if name == "features" else shape[:1]), properties)
+            h5py.h5d.create(
+                file.id,
+                name.encode(),
+                kind,
+                h5py.h5s.create_simple(shape if name == "features" else shape[:1]),
+                properties,
+            )
         file["image_id"][...] = ids
         file["done"][...] = 0
         attributes = {
@@ -158,7 +186,9 @@ class Layout:
             with h5py.File(self.path, "r") as file:
                 self._read(file)
         except (OSError, LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:
-            raise CaptionerError(f"{path}: no whole features file ({_first_line(error)}); delete it and run the extract stage again") from error
+            raise CaptionerError(
+                f"{path}: no whole features file ({_first_line(error)}); delete it and run the extract stage again"
+            ) from error
         self.size = os.stat(self.path).st_size
 
     def _read(self, file: h5py.File) -> None:
@@ -172,13 +202,21 @@ class Layout:
             raise ValueError(f"features are {features.dtype} of {features.ndim} dimensions, not float16 of 4")
         self.shape = tuple(int(size) for size in features.shape)
         if file["image_id"].shape != self.shape[:1] or done.shape != self.shape[:1] or min(self.shape) < 1:
-            raise ValueError(f"features, image_id and done have the lengths {len(features)}, {len(file['image_id'])}, {len(done)}")
+            raise ValueError(
+                f"features, image_id and done have the lengths {len(features)}, {len(file['image_id'])}, {len(done)}"
+            )
         if features.external or features.is_virtual or features.id.get_offset() is None or done.id.get_offset() is None:
             raise ValueError("features are not stored contiguously in this file")
         self.offset, self.done_offset = int(features.id.get_offset()), int(done.id.get_offset())
-        self.attributes = {key: value.decode() if isinstance(value, bytes) else value for key, value in file.attrs.items()}
+        self.attributes = {
+            key: value.decode() if isinstance(value, bytes) else value for key, value in file.attrs.items()
+        }
         self.facts = json.loads(self.attributes["facts"])
-        if "fingerprint" not in self.attributes or not isinstance(self.facts, dict) or set(DEFAULT_FACTS) - set(self.facts):
+        if (
+            "fingerprint" not in self.attributes
+            or not isinstance(self.facts, dict)
+            or set(DEFAULT_FACTS) - set(self.facts)
+        ):
             raise ValueError("its fingerprint or facts are not whole")
         rows, columns = self.facts["grid"]
         if not all(isinstance(size, int) for size in (rows, columns, self.facts["views"])):
@@ -213,7 +251,7 @@ class FeatureWriter:
         self._written: list[tuple[int, int]] = []
         self._lock = threading.Lock()  # of the list
 
-    def __enter__(self) -> "FeatureWriter":
+    def __enter__(self) -> FeatureWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -225,15 +263,22 @@ class FeatureWriter:
         Raises:
             CaptionerError: the disk is full or fails.
         """
-        if features.dtype != np.float16 or features.shape[1:] != self.layout.shape[1:] or not 0 <= first <= self.layout.shape[0] - len(features):
-            raise ValueError(f"{features.dtype} {features.shape} at row {first} does not fit features of shape {self.layout.shape}")
+        if (
+            features.dtype != np.float16
+            or features.shape[1:] != self.layout.shape[1:]
+            or not 0 <= first <= self.layout.shape[0] - len(features)
+        ):
+            raise ValueError(
+                f"{features.dtype} {features.shape} at row {first} does not fit features of shape {self.layout.shape}"
+            )
         data = memoryview(np.ascontiguousarray(features)).cast("B")
         self._pwrite(data, self.layout.offset + first * self.layout.row_size)
         with self._lock:
             self._written.append((first, len(features)))
 
     def sync(self) -> None:
-        """Bring everything written so far to the disk, then mark its rows as done. Another thread may write further rows meanwhile."""
+        """Bring everything written so far to the disk, then mark its rows as done. Another thread may write further
+        rows meanwhile."""
         with self._lock:
             written, self._written = self._written, []
         if not written:
@@ -241,7 +286,9 @@ class FeatureWriter:
         try:
             os.fdatasync(self._descriptor)
         except OSError as error:
-            raise CaptionerError(f"{self.layout.path}: cannot be written ({error.strerror}); mend the disk and run again") from error
+            raise CaptionerError(
+                f"{self.layout.path}: cannot be written ({error.strerror}); mend the disk and run again"
+            ) from error
         for first, count in written:
             self._pwrite(memoryview(b"\x01" * count), self.layout.done_offset + first)
 
@@ -250,5 +297,7 @@ class FeatureWriter:
             try:
                 count = os.pwrite(self._descriptor, data, position)
             except OSError as error:
-                raise CaptionerError(f"{self.layout.path}: cannot be written ({error.strerror}); free the disk and run again") from error
+                raise CaptionerError(
+                    f"{self.layout.path}: cannot be written ({error.strerror}); free the disk and run again"
+                ) from error
             data, position = data[count:], position + count

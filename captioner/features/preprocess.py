@@ -1,7 +1,9 @@
-"""From a picture to what an encoder sees: a square of ``image_size`` pixels, plain or augmented; and the encoder's normalisation.
+"""From a picture to what an encoder sees: a square of ``image_size`` pixels, plain or augmented; and the encoder's
+normalisation.
 
-The work is split where it is cheapest: decoding, cropping and resizing happen in Pillow and give bytes; normalisation happens on
-whole batches of those bytes, on the encoder's device. This module loads no torch, so that decoding processes start fast.
+The work is split where it is cheapest: decoding, cropping and resizing happen in Pillow and give bytes; normalisation
+happens on whole batches of those bytes, on the encoder's device. This module loads no torch, so that decoding processes
+start fast.
 """
 
 from __future__ import annotations
@@ -33,15 +35,29 @@ class Preprocessing:
 
     def facts(self) -> dict[str, Any]:
         """What the features file records of the plain view, enough to map overlays back onto the picture."""
-        return {"fit": self.fit, "image_size": self.image_size, "mean": list(MEAN), "std": list(STD), "resample": "bilinear"}
+        return {
+            "fit": self.fit,
+            "image_size": self.image_size,
+            "mean": list(MEAN),
+            "std": list(STD),
+            "resample": "bilinear",
+        }
 
     def augmentation(self) -> dict[str, Any]:
         """What determines the augmented views."""
-        return {"seed": self.seed, "hflip": self.hflip, "vflip": self.vflip, "crop": self.crop, "crop_scale": self.crop_scale, "window": WINDOW}
+        return {
+            "seed": self.seed,
+            "hflip": self.hflip,
+            "vflip": self.vflip,
+            "crop": self.crop,
+            "crop_scale": self.crop_scale,
+            "window": WINDOW,
+        }
 
 
 def visible_box(width: int, height: int, fit: str) -> tuple[float, float, float, float]:
-    """The part ``(left, top, right, bottom)`` of a picture, in pixels, that the plain view shows: all of it, or the central square."""
+    """The part ``(left, top, right, bottom)`` of a picture, in pixels, that the plain view shows: all of it, or the
+    central square."""
     if fit == "squash":
         return 0.0, 0.0, float(width), float(height)
     side = min(width, height)
@@ -59,7 +75,8 @@ class View:
 
 
 def draw_view(preprocessing: Preprocessing, image_id: int, view: int, width: int, height: int) -> View:
-    """View number ``view`` of an image: 0 is the plain one, the others are drawn from a generator seeded by (seed, image id, view).
+    """View number ``view`` of an image: 0 is the plain one, the others are drawn from a generator seeded by (seed,
+    image id, view).
 
     Every random number is drawn whether it is used or not, so that one parameter never changes what another one draws.
     """
@@ -71,7 +88,9 @@ def draw_view(preprocessing: Preprocessing, image_id: int, view: int, width: int
     wide, high = right - left, bottom - top
     if preprocessing.crop == "none":
         share_x, share_y = 1.0, 1.0
-    elif preprocessing.crop == "resized":  # random area and aspect, as in Szegedy et al. 2015, section 6, but always inside the picture
+    elif (
+        preprocessing.crop == "resized"
+    ):  # random area and aspect, as in Szegedy et al. 2015, section 6, but always inside the picture
         scale = preprocessing.crop_scale + (1 - preprocessing.crop_scale) * area
         ratio = _ASPECT[0] * (_ASPECT[1] / _ASPECT[0]) ** aspect  # uniform in its logarithm
         ratio = min(max(ratio, scale), 1 / scale)  # what still fits into the picture

@@ -1,15 +1,16 @@
 """Three ways to read random rows of a features file: from memory, from disk, from a GPU.
 
-None of them goes through HDF5: its lock lets one thread read at a time. They know the file offset of the rows and read there.
+None of them goes through HDF5: its lock lets one thread read at a time. They know the file offset of the rows and read
+there.
 """
 
 from __future__ import annotations
 
 import mmap
 import os
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Iterable
 
 import numpy as np
 import torch
@@ -34,7 +35,11 @@ class FeatureReader:
     def __init__(self, shape: tuple[int, int, int, int], device: torch.device) -> None:
         self.shape, self.device = shape, device
 
-    def read(self, rows: np.ndarray | torch.Tensor | Iterable[int], views: np.ndarray | torch.Tensor | Iterable[int] | None = None) -> torch.Tensor:
+    def read(
+        self,
+        rows: np.ndarray | torch.Tensor | Iterable[int],
+        views: np.ndarray | torch.Tensor | Iterable[int] | None = None,
+    ) -> torch.Tensor:
         """A copy of some rows.
 
         Args:
@@ -52,7 +57,7 @@ class FeatureReader:
     def close(self) -> None:
         """Give back what the reader holds."""
 
-    def __enter__(self) -> "FeatureReader":
+    def __enter__(self) -> FeatureReader:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -76,7 +81,7 @@ def _indices(values: object, bound: int, name: str) -> np.ndarray:
     if isinstance(values, torch.Tensor):
         values = values.cpu().numpy()
     array = np.asarray(values if isinstance(values, np.ndarray) else list(values), dtype=np.int64).reshape(-1)
-    if array.size and not (0 <= array.min() and array.max() < bound):
+    if array.size and not (array.min() >= 0 and array.max() < bound):
         raise IndexError(f"{name} {array.min() if array.min() < 0 else array.max()} of {bound}")
     return array
 
@@ -99,7 +104,8 @@ class RamReader(FeatureReader):
 
     def _gather(self, flat: np.ndarray) -> torch.Tensor:
         batch = torch.empty((len(flat), self._features.shape[1]), dtype=torch.float16, pin_memory=self._pin)
-        # one thread fills memory's bandwidth, and torch's threads would wait for each other; "clip" writes without a buffer in between
+        # one thread fills memory's bandwidth, and torch's threads would wait for each other; "clip" writes without a
+        # buffer in between
         np.take(self._features, flat, axis=0, out=batch.numpy(), mode="clip")
         return batch.view(-1, *self.shape[2:])
 
@@ -110,7 +116,8 @@ class RamReader(FeatureReader):
 class DiskReader(FeatureReader):
     """``preadv`` in a few threads, straight into the batch: for files that memory does not hold.
 
-    The kernel is told all rows of a batch first and fetches them side by side, which keeps a disk busier than many waiting threads.
+    The kernel is told all rows of a batch first and fetches them side by side, which keeps a disk busier than many
+    waiting threads.
     """
 
     where = "disk"
@@ -144,7 +151,9 @@ class DiskReader(FeatureReader):
         while len(target):
             count = os.preadv(self._descriptor, [target], position)
             if count == 0:
-                raise CaptionerError(f"{self._path}: ends in the middle of its rows; delete it and run the extract stage again")
+                raise CaptionerError(
+                    f"{self._path}: ends in the middle of its rows; delete it and run the extract stage again"
+                )
             target, position = target[count:], position + count
 
     def close(self) -> None:
@@ -166,7 +175,7 @@ class GpuReader(FeatureReader):
         self._features = features.view(features.shape[0] * features.shape[1], -1)  # (N * V, P * C)
 
     @classmethod
-    def load(cls, path: Path, offset: int, shape: tuple[int, int, int, int], device: torch.device) -> "GpuReader":
+    def load(cls, path: Path, offset: int, shape: tuple[int, int, int, int], device: torch.device) -> GpuReader:
         """The whole file, brought to ``device`` some rows at a time."""
         features = torch.empty(shape, dtype=torch.float16, device=device)
         rows = features.view(shape[0] * shape[1], *shape[2:])
@@ -184,12 +193,15 @@ class GpuReader(FeatureReader):
         self._features = torch.empty(0)
 
 
-def open_reader(path: Path, offset: int, shape: tuple[int, int, int, int], where: str = "auto", device: str | torch.device = "cpu") -> FeatureReader:
+def open_reader(
+    path: Path, offset: int, shape: tuple[int, int, int, int], where: str = "auto", device: str | torch.device = "cpu"
+) -> FeatureReader:
     """A reader of the features that lie at ``offset`` of ``path``.
 
     Args:
         shape: ``(N, V, P, C)``.
-        where: ``gpu`` (the whole file in the memory of ``device``), ``ram`` (memory map), ``disk``, or ``auto``: the first that the file fits into.
+        where: ``gpu`` (the whole file in the memory of ``device``), ``ram`` (memory map), ``disk``, or ``auto``: the
+            first that the file fits into.
         device: where the batches are used in the end.
 
     Raises:
@@ -198,7 +210,9 @@ def open_reader(path: Path, offset: int, shape: tuple[int, int, int, int], where
     device = torch.device(device)
     size = 2 * int(np.prod(shape, dtype=np.int64))
     if where == "auto":
-        if device.type == "cuda" and size < 0.6 * torch.cuda.mem_get_info(device)[0]:  # the rest is for the model and its activations
+        if (
+            device.type == "cuda" and size < 0.6 * torch.cuda.mem_get_info(device)[0]
+        ):  # the rest is for the model and its activations
             where = "gpu"
         else:
             where = "ram" if size < 0.8 * available_memory() else "disk"
@@ -208,14 +222,17 @@ def open_reader(path: Path, offset: int, shape: tuple[int, int, int, int], where
         try:
             return GpuReader.load(path, offset, shape, device)
         except torch.cuda.OutOfMemoryError as error:
-            raise CaptionerError(f"{path}: {size / 1e9:.1f} GB of features do not fit into the memory of {device}; use runtime.features_on=ram or auto") from error
+            raise CaptionerError(
+                f"{path}: {size / 1e9:.1f} GB of features do not fit into the memory of {device}; use runtime.features_on=ram or auto"
+            ) from error
     if where not in ("ram", "disk"):
         raise CaptionerError(f"runtime.features_on={where}: it must be one of auto, gpu, ram, disk")
     return (RamReader if where == "ram" else DiskReader)(path, offset, shape, pin=device.type == "cuda")
 
 
 def available_memory() -> int:
-    """Bytes that this process may still use: the machine's available memory, or its control group's limit where that is lower."""
+    """Bytes that this process may still use: the machine's available memory, or its control group's limit where that is
+    lower."""
     available = 1 << 62
     try:
         for line in Path("/proc/meminfo").read_text().splitlines():

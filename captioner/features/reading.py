@@ -1,8 +1,9 @@
-"""From a picture file to what the encoder sees, as the stages ``download`` and ``extract`` would do it one after the other.
+"""From a picture file to what the encoder sees, as the stages ``download`` and ``extract`` would do it one after the
+other.
 
-Run as a program (``python -m captioner.features.reading``) it is one of the processes that decode: strangers' bytes are decoded there,
-so that a picture that brings a decoder down takes nothing else with it. A line of JSON comes in for a few pictures; out go a line of JSON
-and the bytes that it announces. It loads no torch.
+Run as a program (``python -m captioner.features.reading``) it is one of the processes that decode: strangers' bytes are
+decoded there, so that a picture that brings a decoder down takes nothing else with it. A line of JSON comes in for a
+few pictures; out go a line of JSON and the bytes that it announces. It loads no torch.
 """
 
 from __future__ import annotations
@@ -96,7 +97,9 @@ def read_picture(source: str | Image.Image, recipe: Recipe, shown: bool) -> Read
 
 def _work() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # it may reach the whole group; this process ends when its input does
-    if hasattr(os, "sched_setscheduler"):  # as in captioner.features.decoding: a batch job does not push the encoder off its core
+    if hasattr(
+        os, "sched_setscheduler"
+    ):  # as in captioner.features.decoding: a batch job does not push the encoder off its core
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints is no answer

@@ -1,9 +1,11 @@
-"""Stored features, found by image id. The file's layout and its creation are in ``layout``, the ways to read it in ``readers``."""
+"""Stored features, found by image id. The file's layout and its creation are in ``layout``, the ways to read it in
+``readers``."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Iterable
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,17 +48,22 @@ class FeatureStore:
         self._sorted = self.image_ids[self._order]
 
     @classmethod
-    def open(cls, path: str | Path) -> "FeatureStore":
+    def open(cls, path: str | Path) -> FeatureStore:
         """Open a finished features file.
 
         Raises:
-            CaptionerError: the file is missing, no features file, shorter than its rows, or some of its rows were never written.
+            CaptionerError: the file is missing, no features file, shorter than its rows, or some of its rows were never
+                written.
         """
         layout = Layout(path)
         if layout.size < layout.expected_size:
-            raise CaptionerError(f"{path}: truncated, {layout.size:,} of {layout.expected_size:,} bytes; delete it and run the extract stage again")
+            raise CaptionerError(
+                f"{path}: truncated, {layout.size:,} of {layout.expected_size:,} bytes; delete it and run the extract stage again"
+            )
         if not layout.done.all():
-            raise CaptionerError(f"{path}: {int((~layout.done).sum()):,} of {layout.shape[0]:,} rows were never written; run the extract stage again")
+            raise CaptionerError(
+                f"{path}: {int((~layout.done).sum()):,} of {layout.shape[0]:,} rows were never written; run the extract stage again"
+            )
         return cls(layout)
 
     def __len__(self) -> int:
@@ -68,11 +75,15 @@ class FeatureStore:
         Raises:
             CaptionerError: an image has no features; its id is named.
         """
-        wanted = np.asarray(image_ids if isinstance(image_ids, np.ndarray) else list(image_ids), dtype=np.int64).reshape(-1)
+        wanted = np.asarray(
+            image_ids if isinstance(image_ids, np.ndarray) else list(image_ids), dtype=np.int64
+        ).reshape(-1)
         places = np.minimum(np.searchsorted(self._sorted, wanted), len(self._sorted) - 1)
         found = self._sorted[places] == wanted
         if not found.all():
-            raise CaptionerError(f"{self.path}: no features of image {wanted[~found][0]} ({int((~found).sum()):,} images are missing); run the extract stage again")
+            raise CaptionerError(
+                f"{self.path}: no features of image {wanted[~found][0]} ({int((~found).sum()):,} images are missing); run the extract stage again"
+            )
         return self._order[places]
 
     def reader(self, where: str = "auto", device: str | torch.device = "cpu") -> FeatureReader:
@@ -80,18 +91,23 @@ class FeatureStore:
         return open_reader(self.path, self.offset, self.shape, where, device)
 
 
-def write_features(path: str | Path, features: np.ndarray, image_ids: Iterable[int], facts: dict[str, Any] | None = None) -> FeatureStore:
+def write_features(
+    path: str | Path, features: np.ndarray, image_ids: Iterable[int], facts: dict[str, Any] | None = None
+) -> FeatureStore:
     """Write a whole features file from memory.
 
     Args:
         features: ``(N, V, P, C)`` float16.
         image_ids: ``(N,)`` int64.
-        facts: any of ``layout.DEFAULT_FACTS``; the rest is filled in. Without ``grid``, a square grid where P is a square, else 1 x P.
+        facts: any of ``layout.DEFAULT_FACTS``; the rest is filled in. Without ``grid``, a square grid where P is a
+            square, else 1 x P.
     """
     features = np.asarray(features, dtype=np.float16)
     side = int(round(features.shape[2] ** 0.5))
     grid = [side, side] if side * side == features.shape[2] else [1, features.shape[2]]
-    create_features(path, features.shape, image_ids, {**DEFAULT_FACTS, "grid": grid, "views": features.shape[1], **(facts or {})})
+    create_features(
+        path, features.shape, image_ids, {**DEFAULT_FACTS, "grid": grid, "views": features.shape[1], **(facts or {})}
+    )
     with FeatureWriter(path) as writer:
         writer.write(0, features)
         writer.sync()

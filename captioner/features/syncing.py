@@ -9,14 +9,17 @@ import numpy as np
 from captioner.features.layout import FeatureWriter
 
 _SYNC_SECONDS = 1.0
-_SYNC_BYTES = 32 << 20  # what is left for the end of a run where the disk keeps up; a fast GPU makes a gigabyte a second
+_SYNC_BYTES = (
+    32 << 20
+)  # what is left for the end of a run where the disk keeps up; a fast GPU makes a gigabyte a second
 
 
 class SyncedWriter:
-    """Writes rows and never waits for the disk to sync them: a thread does so every second, and at once when 32 MB wait.
+    """Writes rows and never waits for the disk to sync them: a thread does so every second, and at once when 32 MB
+    wait.
 
-    Use as a context manager; on leaving it everything written is synced and marked. Once a sync has failed no row is marked any more: the
-    system reports lost bytes once, and they may be those of rows that a later sync would mark.
+    Use as a context manager; on leaving it everything written is synced and marked. Once a sync has failed no row is
+    marked any more: the system reports lost bytes once, and they may be those of rows that a later sync would mark.
 
     Raises:
         CaptionerError: the disk fails; at the next ``write`` or on leaving.
@@ -28,7 +31,7 @@ class SyncedWriter:
         self._left, self._error = False, None
         self._thread = threading.Thread(target=self._sync, name="sync", daemon=True)
 
-    def __enter__(self) -> "SyncedWriter":
+    def __enter__(self) -> SyncedWriter:
         self._thread.start()
         return self
 

@@ -1,7 +1,8 @@
 """The one place that imports torchvision: ``from captioner.features.torchvision_compat import torchvision``.
 
-A CPU-only torch beside a torchvision built for CUDA cannot load torchvision's compiled operators, and then torchvision's import
-fails on two operators that it only wants to describe. Image classification needs neither; naming them is enough.
+A CPU-only torch beside a torchvision built for CUDA cannot load torchvision's compiled operators, and then
+torchvision's import fails on two operators that it only wants to describe. Image classification needs neither; naming
+them is enough.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ _SCHEMAS = {
 
 
 def _operators_load() -> bool:
-    """True where torchvision's own compiled operators load; they bring their schemas, and a second definition would clash."""
+    """True where torchvision's own compiled operators load; they bring their schemas, and a second definition would
+    clash."""
     found = importlib.util.find_spec("torchvision")  # looks for the package without importing it
     for folder in (found.submodule_search_locations or ()) if found else ():
         for operators in sorted(Path(folder).glob("_C*.so")):

@@ -17,8 +17,8 @@ _PIECE_BYTES = 64 << 20
 def verify_features(path: str | Path) -> list[str]:
     """Everything that is wrong with a features file, one sentence each; an empty list for a sound file.
 
-    All of the file is read, in pieces: its shape against what its attributes say, its size, the marks of finished rows, that every
-    feature is finite, and that its fingerprint is the one of its facts.
+    All of the file is read, in pieces: its shape against what its attributes say, its size, the marks of finished rows,
+    that every feature is finite, and that its fingerprint is the one of its facts.
     """
     try:
         layout = Layout(path)
@@ -28,18 +28,28 @@ def verify_features(path: str | Path) -> list[str]:
     facts, attributes = layout.facts, layout.attributes
     count, views, positions, channels = layout.shape
     if fingerprint(facts) != attributes.get("fingerprint"):
-        faults.append(f"{path}: fingerprint {str(attributes.get('fingerprint'))[:12]} does not belong to its facts ({fingerprint(facts)[:12]}); one of them was changed")
+        faults.append(
+            f"{path}: fingerprint {str(attributes.get('fingerprint'))[:12]} does not belong to its facts ({fingerprint(facts)[:12]}); one of them was changed"
+        )
     told = {"grid": np.asarray(attributes.get("grid")).tolist(), "images": attributes.get("images_fingerprint")}
     told |= {key: attributes.get(key) for key in ("encoder", "layer", "weights_name", "weights_sha256", "views")}
-    faults += [f"{path}: attribute {key} is {value!r}, its facts say {facts[key]!r}" for key, value in told.items() if value != facts[key]]
+    faults += [
+        f"{path}: attribute {key} is {value!r}, its facts say {facts[key]!r}"
+        for key, value in told.items()
+        if value != facts[key]
+    ]
     if facts["views"] != views or facts["grid"][0] * facts["grid"][1] != positions:
-        faults.append(f"{path}: features have the shape {layout.shape}, its facts say {facts['views']} views of a {facts['grid'][0]}x{facts['grid'][1]} grid")
+        faults.append(
+            f"{path}: features have the shape {layout.shape}, its facts say {facts['views']} views of a {facts['grid'][0]}x{facts['grid'][1]} grid"
+        )
     if len(np.unique(layout.image_ids)) != count:
         faults.append(f"{path}: {count - len(np.unique(layout.image_ids)):,} image ids come more than once")
     if layout.size < layout.expected_size:
         faults.append(f"{path}: truncated, {layout.size:,} of {layout.expected_size:,} bytes")
     if not layout.done.all():
-        faults.append(f"{path}: {int((~layout.done).sum()):,} of {count:,} rows were never written; run the extract stage again")
+        faults.append(
+            f"{path}: {int((~layout.done).sum()):,} of {count:,} rows were never written; run the extract stage again"
+        )
     faults += _not_finite(layout)
     return faults
 

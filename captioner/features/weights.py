@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import pickle
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Mapping
+from typing import Any
 
 import safetensors
 import torch
@@ -18,7 +19,9 @@ from captioner.features.bundled import ENCODER as BUNDLED_ENCODER
 from captioner.features.bundled import weights_path
 
 BUNDLED_DATASET = "scenes"
-_COUNTER = "num_batches_tracked"  # of batch normalisation; no part of what the encoder computes, and older files lack it
+_COUNTER = (
+    "num_batches_tracked"  # of batch normalisation; no part of what the encoder computes, and older files lack it
+)
 
 
 def content_sha256(module: nn.Module) -> str:
@@ -40,8 +43,10 @@ def load_weights(body: nn.Module, encoder: str, weights: str, known: Mapping[str
     Args:
         body: the cut classifier, filled in place.
         encoder: its name.
-        weights: bundled, or the path of a ``.pth``, ``.pt`` or ``.safetensors`` file, or of a folder of ``<encoder>.pth|.safetensors``.
-        known: names and shapes of the whole classifier; the head and auxiliary heads may be there, not be there, or have another size.
+        weights: bundled, or the path of a ``.pth``, ``.pt`` or ``.safetensors`` file, or of a folder of
+            ``<encoder>.pth|.safetensors``.
+        known: names and shapes of the whole classifier; the head and auxiliary heads may be there, not be there, or
+            have another size.
 
     Returns:
         What the weights are called: bundled or file.
@@ -61,7 +66,9 @@ def load_weights(body: nn.Module, encoder: str, weights: str, known: Mapping[str
             for names, what in ((missing, "missing"), (shapes, "of another shape"), (foreign, "unknown"))
             if names
         ]
-        raise CaptionerError(f"{path}: these are no weights of {encoder}: {'; '.join(faults)}; give the weights of this encoder, or extract.weights=imagenet")
+        raise CaptionerError(
+            f"{path}: these are no weights of {encoder}: {'; '.join(faults)}; give the weights of this encoder, or extract.weights=imagenet"
+        )
     with torch.no_grad():
         for name, tensor in own.items():
             tensor.copy_(state[name])  # any number format; the encoder's own is float32
@@ -80,7 +87,9 @@ def bundled_file(encoder: str) -> Path:
             f"the path of a weights file, or encoder={BUNDLED_ENCODER}"
         )
     if not weights_path().is_file():
-        raise CaptionerError(f"{weights_path()}: the bundled weights are not there; get them back with: git checkout -- {weights_path().name}")
+        raise CaptionerError(
+            f"{weights_path()}: the bundled weights are not there; get them back with: git checkout -- {weights_path().name}"
+        )
     return weights_path()
 
 
@@ -91,23 +100,47 @@ def find_file(encoder: str, weights: str) -> Path:
         for suffix in (".safetensors", ".pth", ".pt"):
             if (path / f"{encoder}{suffix}").is_file():
                 return path / f"{encoder}{suffix}"
-        raise CaptionerError(f"{path}: this folder has no {encoder}.pth and no {encoder}.safetensors; put the weights there, or give the path of the file")
+        raise CaptionerError(
+            f"{path}: this folder has no {encoder}.pth and no {encoder}.safetensors; put the weights there, or give the path of the file"
+        )
     if not path.is_file():
-        raise CaptionerError(f"extract.weights={weights}: no such file or folder; it may also be bundled, imagenet or random")
+        raise CaptionerError(
+            f"extract.weights={weights}: no such file or folder; it may also be bundled, imagenet or random"
+        )
     return path
 
 
 def _read(path: Path) -> dict[str, Tensor]:
     """The tensors of a weights file by name; nothing in the file is ever executed."""
     try:
-        content: Any = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError, safetensors.SafetensorError, pickle.UnpicklingError) as error:
-        raise CaptionerError(f"{path}: no weights file (a state dict as .pth or .safetensors): {' '.join(str(error).split())[:160]}; give another one") from error
+        content: Any = (
+            load_file(path)
+            if path.suffix == ".safetensors"
+            else torch.load(path, map_location="cpu", weights_only=True)
+        )
+    except (
+        OSError,
+        RuntimeError,
+        ValueError,
+        EOFError,
+        KeyError,
+        safetensors.SafetensorError,
+        pickle.UnpicklingError,
+    ) as error:
+        raise CaptionerError(
+            f"{path}: no weights file (a state dict as .pth or .safetensors): {' '.join(str(error).split())[:160]}; give another one"
+        ) from error
     for wrapper in ("state_dict", "model"):  # what training scripts often save around the weights
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]
-    if not isinstance(content, dict) or not content or not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()):
-        raise CaptionerError(f"{path}: holds no state dict (names with tensors); save model.state_dict() and give that file")
+    if (
+        not isinstance(content, dict)
+        or not content
+        or not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items())
+    ):
+        raise CaptionerError(
+            f"{path}: holds no state dict (names with tensors); save model.state_dict() and give that file"
+        )
     if all(key.startswith("module.") for key in content):  # saved from DataParallel
         content = {key.removeprefix("module."): value for key, value in content.items()}
     return content

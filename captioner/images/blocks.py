@@ -1,7 +1,7 @@
 """The work of a download in blocks of pictures, by several processes, each block finished or not there at all.
 
-A block is two files in the sidecar: ``block-00012.bin`` with its JPEGs back to back, and then ``block-00012.json`` with their
-sizes and a checksum. What a block holds depends on its pictures alone, not on who made it or when.
+A block is two files in the sidecar: ``block-00012.bin`` with its JPEGs back to back, and then ``block-00012.json`` with
+their sizes and a checksum. What a block holds depends on its pictures alone, not on who made it or when.
 """
 
 from __future__ import annotations
@@ -67,7 +67,8 @@ def bin_path(folder: Path, number: int) -> Path:
 
 
 def read_block(folder: Path, number: int, count: int) -> list[list[int] | str] | None:
-    """[bytes, height, width] or the reason why it is left out, for each of ``count`` pictures; None where the block is not finished."""
+    """[bytes, height, width] or the reason why it is left out, for each of ``count`` pictures; None where the block is
+    not finished."""
     try:
         index = json.loads(_index_path(folder, number).read_bytes())
         pictures = index["pictures"]
@@ -87,7 +88,9 @@ def discard_block(folder: Path, number: int) -> None:
     bin_path(folder, number).unlink(missing_ok=True)
 
 
-def make_blocks(maker: BlockMaker, jobs: Iterator[tuple[int, list[Source]]], workers: int, stop: StopSignal, progress: Progress) -> None:
+def make_blocks(
+    maker: BlockMaker, jobs: Iterator[tuple[int, list[Source]]], workers: int, stop: StopSignal, progress: Progress
+) -> None:
     """Make the blocks of ``jobs`` (number, sources) in ``workers`` processes; with one, in this process.
 
     Raises:
@@ -116,8 +119,11 @@ def make_blocks(maker: BlockMaker, jobs: Iterator[tuple[int, list[Source]]], wor
             jobs.close()
 
 
-def _in_processes(maker: BlockMaker, jobs: Iterable[tuple[int, list[Source]]], workers: int, stop: StopSignal, progress: Progress) -> None:
-    # spawned, not forked: a forked child would hold the sidecar's lock after its parent was killed, and threads do not survive a fork
+def _in_processes(
+    maker: BlockMaker, jobs: Iterable[tuple[int, list[Source]]], workers: int, stop: StopSignal, progress: Progress
+) -> None:
+    # spawned, not forked: a forked child would hold the sidecar's lock after its parent was killed, and threads do not
+    # survive a fork
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
     pending: set[Future] = set()
@@ -144,7 +150,8 @@ def _collect(pending: set[Future], progress: Progress) -> set[Future]:
 
 @contextlib.contextmanager
 def _interrupts_held() -> Iterator[None]:
-    """Processes begun in here never see SIGINT: Ctrl-C goes to every process of a terminal, but is this one's to handle (afterwards)."""
+    """Processes begun in here never see SIGINT: Ctrl-C goes to every process of a terminal, but is this one's to handle
+    (afterwards)."""
     old = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield

@@ -16,19 +16,22 @@ SPLITS = ("train", "val", "test")
 
 
 class CaptionSet:
-    """The captions of a data set, checked: each image in one split, each with at least one caption that is not empty."""
+    """The captions of a data set, checked: each image in one split, each with at least one caption that is not
+    empty."""
 
-    def __init__(self, path: Path, images: dict[int, dict[str, Any]], captions: dict[int, list[str]], info: dict[str, Any]) -> None:
+    def __init__(
+        self, path: Path, images: dict[int, dict[str, Any]], captions: dict[int, list[str]], info: dict[str, Any]
+    ) -> None:
         self.path, self.info = path, info
         self._images, self._captions = images, captions
 
     @classmethod
-    def load(cls, path: str | Path) -> "CaptionSet":
+    def load(cls, path: str | Path) -> CaptionSet:
         """Read and check a captions file.
 
         Raises:
-            CaptionerError: the file is missing, no JSON, not in COCO's captions layout, or an image id is doubled, without captions,
-                without a split or unknown.
+            CaptionerError: the file is missing, no JSON, not in COCO's captions layout, or an image id is doubled,
+                without captions, without a split or unknown.
         """
         path = Path(path)
         content = read_json(path)
@@ -81,7 +84,13 @@ class CaptionSet:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 (hex) of ids, file names, splits and captions in file order."""
-        return fingerprint({"images": [[i, image["file_name"], image["split"], self._captions[i]] for i, image in self._images.items()]})
+        return fingerprint(
+            {
+                "images": [
+                    [i, image["file_name"], image["split"], self._captions[i]] for i, image in self._images.items()
+                ]
+            }
+        )
 
     def _known(self, image_id: int) -> dict[str, Any]:
         try:
@@ -92,7 +101,9 @@ class CaptionSet:
             ) from None
 
 
-def write_captions(path: str | Path, images: Sequence[dict[str, Any]], annotations: Iterable[dict[str, Any]], info: dict[str, Any]) -> None:
+def write_captions(
+    path: str | Path, images: Sequence[dict[str, Any]], annotations: Iterable[dict[str, Any]], info: dict[str, Any]
+) -> None:
     """Write a captions file atomically; equal arguments give equal bytes.
 
     Args:
@@ -101,7 +112,13 @@ def write_captions(path: str | Path, images: Sequence[dict[str, Any]], annotatio
         annotations: dictionaries with id, image_id, caption.
         info: facts about the data set (description, licence, counts).
     """
-    content = {"info": info, "licenses": [], "type": "captions", "images": list(images), "annotations": list(annotations)}
+    content = {
+        "info": info,
+        "licenses": [],
+        "type": "captions",
+        "images": list(images),
+        "annotations": list(annotations),
+    }
     write_atomically(path, json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False) + "\n")
 
 
@@ -138,4 +155,6 @@ def _integer(path: Path, row: dict[str, Any], key: str, where: str) -> int:
 
 
 def _bad(path: Path, what: str) -> CaptionerError:
-    return CaptionerError(f"{path}: not a captions file: {what}; give a file in COCO's captions layout, or run the download stage again")
+    return CaptionerError(
+        f"{path}: not a captions file: {what}; give a file in COCO's captions layout, or run the download stage again"
+    )

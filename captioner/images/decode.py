@@ -1,7 +1,7 @@
 """Untrusted picture bytes to JPEG bytes of a bounded size.
 
-Whatever a picture is (palette, alpha, CMYK, 16 bits, rotated by EXIF), what comes out is an RGB JPEG whose shorter side is
-at most ``image_size``. Colour profiles are ignored; of an animation the first frame is taken; 1x1 is a picture too.
+Whatever a picture is (palette, alpha, CMYK, 16 bits, rotated by EXIF), what comes out is an RGB JPEG whose shorter side
+is at most ``image_size``. Colour profiles are ignored; of an animation the first frame is taken; 1x1 is a picture too.
 """
 
 from __future__ import annotations
@@ -15,8 +15,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
-from PIL import TiffImagePlugin, WebPImagePlugin  # noqa: F401  registers them: Pillow loads only the commonest by itself
+
+# TiffImagePlugin and WebPImagePlugin register their formats: Pillow loads only the commonest by itself.
+from PIL import (
+    ExifTags,
+    Image,
+    ImageOps,
+    TiffImagePlugin,  # noqa: F401
+    UnidentifiedImageError,
+    WebPImagePlugin,  # noqa: F401
+)
 
 # Formats that the web and cameras use; each more would be one more decoder open to strangers' bytes.
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
@@ -36,13 +44,16 @@ class BadPicture(Exception):
 
 
 def read_regular(path: str) -> bytes | None:
-    """The bytes of a file, of one that grows meanwhile at most one more than ``MOST_BYTES``; None of a folder, pipe or device.
+    """The bytes of a file, of one that grows meanwhile at most one more than ``MOST_BYTES``; None of a folder, pipe or
+    device.
 
     Raises:
         BadPicture: the file is too large.
         OSError, ValueError: no such file, or one that cannot be read; no file can have such a name.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe without a writer would be waited for
+    descriptor = os.open(
+        path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
+    )  # a pipe without a writer would be waited for
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
@@ -118,7 +129,9 @@ def _judged() -> Iterator[None]:
         raise BadPicture("too large for the memory") from None
     except Exception as error:  # decoders of untrusted bytes raise nearly everything
         text = str(error)
-        raise BadPicture("truncated" if "truncated" in text.lower() else f"cannot be decoded ({type(error).__name__}: {text})") from None
+        raise BadPicture(
+            "truncated" if "truncated" in text.lower() else f"cannot be decoded ({type(error).__name__}: {text})"
+        ) from None
 
 
 def encode(picture: Image.Image, image_size: int, quality: int) -> tuple[bytes, int, int]:

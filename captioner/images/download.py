@@ -1,8 +1,8 @@
 """The download stage: pictures and captions of one or more data sets into images.h5, captions.json and skipped.csv.
 
 First a plan says which pictures, in which split, from where. Then blocks of pictures are read, resized and stored in a
-sidecar by several processes; a run that was killed goes on with the blocks that are missing. At the end the blocks become
-one file.
+sidecar by several processes; a run that was killed goes on with the blocks that are missing. At the end the blocks
+become one file.
 """
 
 from __future__ import annotations
@@ -35,7 +35,9 @@ _PIECE = 1 << 22
 _JPEG_BYTES_A_PIXEL = 0.6  # a generous mean at quality 90
 
 
-def download(parameters: DownloadParameters, runtime: RuntimeParameters, dataset: str, folder: Path, sources: Path) -> None:
+def download(
+    parameters: DownloadParameters, runtime: RuntimeParameters, dataset: str, folder: Path, sources: Path
+) -> None:
     """Make ``folder``/{images.h5, captions.json, skipped.csv}.
 
     Args:
@@ -45,7 +47,8 @@ def download(parameters: DownloadParameters, runtime: RuntimeParameters, dataset
         sources: the folder of manifests.
 
     Raises:
-        CaptionerError: bad parameters or data, too many pictures missing, or a disk that is too small or cannot be written.
+        CaptionerError: bad parameters or data, too many pictures missing, or a disk that is too small or cannot be
+            written.
         Interrupted: a signal came; the same call goes on.
     """
     folder = Path(folder)
@@ -64,7 +67,12 @@ def download(parameters: DownloadParameters, runtime: RuntimeParameters, dataset
 
 
 def _make_blocks(
-    plan: Plan, parameters: DownloadParameters, runtime: RuntimeParameters, sidecar: Sidecar, stop: StopSignal, label: str
+    plan: Plan,
+    parameters: DownloadParameters,
+    runtime: RuntimeParameters,
+    sidecar: Sidecar,
+    stop: StopSignal,
+    label: str,
 ) -> None:
     starts = range(0, len(plan.pictures), blocks.BLOCK)
     todo = {}
@@ -77,11 +85,17 @@ def _make_blocks(
     maker = blocks.BlockMaker(sidecar.folder, parameters.image_size, parameters.jpeg_quality)
     workers = min(runtime.workers or min(len(os.sched_getaffinity(0)), 16), len(todo))
     with Progress(label, len(plan.pictures), "pictures", len(plan.pictures) - left) as progress:
-        blocks.make_blocks(maker, _fetched(todo, len(plan.pictures), parameters, runtime, stop), workers, stop, progress)
+        blocks.make_blocks(
+            maker, _fetched(todo, len(plan.pictures), parameters, runtime, stop), workers, stop, progress
+        )
 
 
 def _fetched(
-    todo: dict[int, list[Source]], total: int, parameters: DownloadParameters, runtime: RuntimeParameters, stop: StopSignal
+    todo: dict[int, list[Source]],
+    total: int,
+    parameters: DownloadParameters,
+    runtime: RuntimeParameters,
+    stop: StopSignal,
 ) -> Iterator[tuple[int, list[Source]]]:
     """The blocks to make; those with pictures on the network once these have arrived, in any order."""
     wanted = [
@@ -99,7 +113,9 @@ def _fetched(
     from captioner.images.fetch import FetchFailure, fetch_many
 
     failures = 0
-    arriving = fetch_many([url for _, _, url in wanted], connections=runtime.connections, retries=runtime.retries, timeout=runtime.timeout)
+    arriving = fetch_many(
+        [url for _, _, url in wanted], connections=runtime.connections, retries=runtime.retries, timeout=runtime.timeout
+    )
     with contextlib.closing(arriving) as arrivals:
         for index, result in arrivals:
             number, position, url = wanted[index]
@@ -108,7 +124,12 @@ def _fetched(
                 failures += 1
                 # looked at here already: with the network down, an error after the first hundreds, not after a day
                 check_missing(
-                    failures, total, "could not be fetched", "download.from=urls", parameters.max_missing, f"{url}: {result.reason}"
+                    failures,
+                    total,
+                    "could not be fetched",
+                    "download.from=urls",
+                    parameters.max_missing,
+                    f"{url}: {result.reason}",
                 )
             else:
                 todo[number][position] = FetchedSource(result)
@@ -123,7 +144,8 @@ def _check_disk(folder: Path, plan: Plan, parameters: DownloadParameters, left: 
     """CaptionerError where blocks still to make and the file made of them will hardly fit."""
     encoded = int(parameters.image_size**2 * 4 / 3 * _JPEG_BYTES_A_PIXEL)
     stored = [
-        min(record.source.size, encoded) if isinstance(record.source, (FileSource, ZipSource)) else encoded for record, _ in plan.pictures
+        min(record.source.size, encoded) if isinstance(record.source, (FileSource, ZipSource)) else encoded
+        for record, _ in plan.pictures
     ]
     total = sum(stored)
     need = total + total * left // max(len(stored), 1)
@@ -142,7 +164,9 @@ def _assemble(plan: Plan, parameters: DownloadParameters, sidecar: Sidecar, fold
         part = plan.pictures[number * blocks.BLOCK : (number + 1) * blocks.BLOCK]
         pictures = blocks.read_block(sidecar.folder, number, len(part))
         if pictures is None:
-            raise CaptionerError(f"{blocks.bin_path(sidecar.folder, number)}: was changed while it was in use; run again")
+            raise CaptionerError(
+                f"{blocks.bin_path(sidecar.folder, number)}: was changed while it was in use; run again"
+            )
         for (record, split), stored in zip(part, pictures):
             if isinstance(stored, str):
                 bad.append((record.file_name, stored))
@@ -165,7 +189,10 @@ def _assemble(plan: Plan, parameters: DownloadParameters, sidecar: Sidecar, fold
         for number in refetch:  # the next run tries the network again
             blocks.discard_block(sidecar.folder, number)
         raise
-    lengths, sizes = np.array([row[0] for row in facts], dtype=np.int64), np.array([row[1:] for row in facts], dtype=np.int32)
+    lengths, sizes = (
+        np.array([row[0] for row in facts], dtype=np.int64),
+        np.array([row[1:] for row in facts], dtype=np.int32),
+    )
     draft = sidecar.path("images.h5")
     ids = np.array([record.image_id for record, _ in kept], dtype=np.int64)
     fingerprint = create_images(draft, ids, sizes, lengths, _pieces(sidecar.folder, numbers))
@@ -188,14 +215,23 @@ def _pieces(folder: Path, numbers: range) -> Iterator[bytes]:
 
 def _write_captions(path: Path, kept: list, sizes: np.ndarray, info: dict[str, Any]) -> None:
     images = [
-        {"id": record.image_id, "file_name": record.file_name, "split": split, "height": int(height), "width": int(width)}
+        {
+            "id": record.image_id,
+            "file_name": record.file_name,
+            "split": split,
+            "height": int(height),
+            "width": int(width),
+        }
         for (record, split), (height, width) in zip(kept, sizes)
     ]
     texts = ((record.image_id, caption) for record, _ in kept for caption in record.captions)
     write_captions(
         path,
         images,
-        ({"id": number, "image_id": image_id, "caption": caption} for number, (image_id, caption) in enumerate(texts, 1)),
+        (
+            {"id": number, "image_id": image_id, "caption": caption}
+            for number, (image_id, caption) in enumerate(texts, 1)
+        ),
         info,
     )
     CaptionSet.load(path)
@@ -226,4 +262,6 @@ def _report(dataset: str, kept: list, skipped: int, folder: Path) -> None:
             err=True,
         )
     if not counts["val"]:
-        click.echo(f"download {dataset}: no validation pictures; set download.val_share, or give some the split val", err=True)
+        click.echo(
+            f"download {dataset}: no validation pictures; set download.val_share, or give some the split val", err=True
+        )

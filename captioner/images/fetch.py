@@ -1,4 +1,5 @@
-"""Download one large file so that nothing ends it but success: resumed, checked, retried, renamed into place when whole."""
+"""Download one large file so that nothing ends it but success: resumed, checked, retried, renamed into place when
+whole."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
 
 __all__ = ["FetchFailure", "fetch", "fetch_many"]
 
-# An attempt that brought this many bytes starts the count of attempts anew: 19 GB over a poor line may break a hundred times.
+# An attempt that brought this many bytes starts the count of attempts anew: 19 GB over a poor line may break a hundred
+# times.
 PROGRESS_BYTES = 1 << 20
 _LARGE = 1 << 30  # bytes from which a checksum takes long enough to say so
 
@@ -43,9 +45,9 @@ def fetch(
 ) -> Path:
     """Download ``url`` to ``target`` unless a file of that size and checksum is there already.
 
-    Bytes gather in ``<target>.partial``, under a lock, and are kept whatever happens; the next call asks for the rest with
-    Range and If-Range (RFC 9110, sections 13.1.5 and 14.2) and starts afresh where the server's file has changed or it serves no
-    ranges. A file without a stated size or checksum that stands at ``target`` is taken as it is.
+    Bytes gather in ``<target>.partial``, under a lock, and are kept whatever happens; the next call asks for the rest
+    with Range and If-Range (RFC 9110, sections 13.1.5 and 14.2) and starts afresh where the server's file has changed
+    or it serves no ranges. A file without a stated size or checksum that stands at ``target`` is taken as it is.
 
     Args:
         size: bytes the file must have. md5, sha256: its checksums (hex). Each may be None: not checked.
@@ -60,8 +62,8 @@ def fetch(
         ``target``.
 
     Raises:
-        CaptionerError: the server refuses (404, 410, 403 ...), attempts ran out, size or checksum are wrong (the bytes are deleted),
-            the disk is too small or cannot be written, or another process downloads the same file.
+        CaptionerError: the server refuses (404, 410, 403 ...), attempts ran out, size or checksum are wrong (the bytes
+            are deleted), the disk is too small or cannot be written, or another process downloads the same file.
         Interrupted: a signal came.
     """
     target = Path(target).expanduser()
@@ -75,7 +77,9 @@ def fetch(
                 return target
             click.echo(f"{target}: has {fault}; downloading it again", err=True)
         with PartialFile(target, url) as partial:
-            if target.exists() and not file_fault(target, size, md5, sha256):  # another process finished it before we got the lock
+            if target.exists() and not file_fault(
+                target, size, md5, sha256
+            ):  # another process finished it before we got the lock
                 partial.discard()
                 return target
             job = _Download(partial, size, bool(md5 or sha256), timeout, label, check)
@@ -89,13 +93,17 @@ def fetch(
                 if started_afresh or not partial.resumed:
                     partial.discard()
                     raise CaptionerError(f"{url}: the download has {fault} and was deleted; {remedy}")
-                click.echo(f"{label}: pieced together from several connections it has {fault}; starting afresh", err=True)
+                click.echo(
+                    f"{label}: pieced together from several connections it has {fault}; starting afresh", err=True
+                )
                 started_afresh = True
                 partial.restart()
     except OSError as error:
         place = error.filename or target
-        raise CaptionerError(f"{place}: cannot be written ({error.strerror}); free the disk or mend its permissions and run again, "
-                             "or set runtime.download_cache to another folder") from error
+        raise CaptionerError(
+            f"{place}: cannot be written ({error.strerror}); free the disk or mend its permissions and run again, "
+            "or set runtime.download_cache to another folder"
+        ) from error
 
 
 def file_fault(path: Path, size: int | None, md5: str | None, sha256: str | None) -> str:
@@ -121,7 +129,13 @@ class _Download:
     """One partial file on its way to being whole: an attempt is one call of ``attempt``."""
 
     def __init__(
-        self, partial: PartialFile, size: int | None, checksum_known: bool, timeout: float, label: str, check: Callable[[], None]
+        self,
+        partial: PartialFile,
+        size: int | None,
+        checksum_known: bool,
+        timeout: float,
+        label: str,
+        check: Callable[[], None],
     ) -> None:
         self.partial, self.size, self.checksum_known = partial, size, checksum_known
         self.timeout, self.label, self.check = timeout, label, check
@@ -131,8 +145,9 @@ class _Download:
         """Bytes of the whole file, None while nobody has said."""
         return self.size if self.size is not None else self.partial.total
 
-    def attempt(self, session: "requests.Session") -> None:
-        """Ask for what is missing and append it. Raises Refused or Hiccup; returns when the file has its whole length."""
+    def attempt(self, session: requests.Session) -> None:
+        """Ask for what is missing and append it. Raises Refused or Hiccup; returns when the file has its whole
+        length."""
         partial = self.partial
         if partial.length and (partial.length > (self.total or partial.length) or not self._resumable()):
             partial.restart()
@@ -153,7 +168,7 @@ class _Download:
         partial.restart()
         self.attempt(session)
 
-    def _accept(self, response: "requests.Response") -> bool:
+    def _accept(self, response: requests.Response) -> bool:
         """Prepare the file for the body of a 200 or 206; False when the body does not continue what is there."""
         partial, length = self.partial, body_length(response)
         etag, modified = response.headers.get("ETag"), response.headers.get("Last-Modified")
@@ -175,13 +190,15 @@ class _Download:
             partial.restart(etag, modified, length)
         return True
 
-    def _append(self, response: "requests.Response") -> None:
+    def _append(self, response: requests.Response) -> None:
         partial, total = self.partial, self.total
         free = shutil.disk_usage(partial.path.parent).free
         need = total - partial.length if total is not None else 0
         if need > free:
-            raise CaptionerError(f"{partial.path.parent}: {free / 1e6:,.0f} MB are free but {partial.url} needs {need / 1e6:,.0f} MB more; "
-                                 "free the disk or set runtime.download_cache to another folder")
+            raise CaptionerError(
+                f"{partial.path.parent}: {free / 1e6:,.0f} MB are free but {partial.url} needs {need / 1e6:,.0f} MB more; "
+                "free the disk or set runtime.download_cache to another folder"
+            )
         unit, scale = ("MB", 10**6) if (total or 0) >= 10**7 else ("bytes", 1)
         with Progress(self.label, (total or 0) // scale, unit, partial.length // scale) as progress:
             for block in blocks(response, self.timeout):
@@ -222,14 +239,16 @@ def _download(job: _Download, retries: int, backoff: float, remedy: str) -> None
                 failures += 1
                 if failures >= retries:
                     total = f" of {job.total:,}" if job.total is not None else ""
-                    raise CaptionerError(f"{partial.url}: {error} (attempt {failures} of {retries}); {partial.length:,}{total} bytes are kept "
-                                         f"and the next run goes on from there; or {remedy}") from error
+                    raise CaptionerError(
+                        f"{partial.url}: {error} (attempt {failures} of {retries}); {partial.length:,}{total} bytes are kept "
+                        f"and the next run goes on from there; or {remedy}"
+                    ) from error
                 delay = delay_before(failures + 1, backoff, error.retry_after)
                 click.echo(f"{job.label}: {error}; attempt {failures + 1} of {retries} in {delay:.1f} s", err=True)
             pause(delay, job.check)
 
 
-def _content_range(response: "requests.Response") -> tuple[int | None, int | None]:
+def _content_range(response: requests.Response) -> tuple[int | None, int | None]:
     """(first byte, total) of ``Content-Range: bytes 5-9/10`` or ``bytes */10``; None where not stated."""
     unit, _, rest = response.headers.get("Content-Range", "").partition(" ")
     span, _, total = rest.partition("/")

@@ -33,7 +33,13 @@ class _Stopped(Exception):
 
 
 def fetch_many(
-    urls: Sequence[str], *, connections: int, retries: int, timeout: float, max_bytes: int = 50_000_000, backoff: float = 1.0
+    urls: Sequence[str],
+    *,
+    connections: int,
+    retries: int,
+    timeout: float,
+    max_bytes: int = 50_000_000,
+    backoff: float = 1.0,
 ) -> Iterator[tuple[int, bytes | FetchFailure]]:
     """Download ``urls`` with ``connections`` threads, each keeping its connections alive.
 
@@ -85,7 +91,10 @@ def fetch_many(
             except _Stopped:
                 return
 
-    threads = [threading.Thread(target=work, name=f"fetch-{number}", daemon=True) for number in range(min(connections, len(urls)))]
+    threads = [
+        threading.Thread(target=work, name=f"fetch-{number}", daemon=True)
+        for number in range(min(connections, len(urls)))
+    ]
     try:
         for thread in threads:
             thread.start()
@@ -99,7 +108,13 @@ def fetch_many(
 
 
 def _fetch_one(
-    session: "requests.Session", url: str, retries: int, timeout: float, max_bytes: int, backoff: float, check: Callable[[], None]
+    session: requests.Session,
+    url: str,
+    retries: int,
+    timeout: float,
+    max_bytes: int,
+    backoff: float,
+    check: Callable[[], None],
 ) -> bytes | FetchFailure:
     for attempt in range(1, retries + 1):
         try:
@@ -114,7 +129,7 @@ def _fetch_one(
     raise ValueError(f"retries must be at least 1, not {retries}")
 
 
-def _attempt(session: "requests.Session", url: str, timeout: float, max_bytes: int, check: Callable[[], None]) -> bytes:
+def _attempt(session: requests.Session, url: str, timeout: float, max_bytes: int, check: Callable[[], None]) -> bytes:
     deadline = time.monotonic() + _TIMEOUTS_PER_ATTEMPT * timeout
     with get(session, url, timeout) as response:
         if response.status_code != 200:

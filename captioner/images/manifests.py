@@ -55,7 +55,9 @@ def dataset_names(dataset: str) -> list[str]:
     """The data sets that ``a+b`` joins. CaptionerError where one is empty or stands twice."""
     names = [name.strip() for name in dataset.split("+")]
     if not all(names) or len(set(names)) != len(names):
-        raise CaptionerError(f"params.yaml: dataset={dataset!r}: give different data sets joined with +, for example flickr8k+coco2017")
+        raise CaptionerError(
+            f"params.yaml: dataset={dataset!r}: give different data sets joined with +, for example flickr8k+coco2017"
+        )
     return names
 
 
@@ -105,4 +107,6 @@ def _unknown(name: str, sources: Path) -> CaptionerError:
     names = ["custom", *sorted(path.stem for path in sources.glob("*.yaml") if _load(path).get("layout") in LAYOUTS)]
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]}?" if near else "it must be one of these, or several joined with +"
-    return CaptionerError(f"params.yaml: dataset={name!r}: there is no {sources / name}.yaml; {hint} (known: {', '.join(names)})")
+    return CaptionerError(
+        f"params.yaml: dataset={name!r}: there is no {sources / name}.yaml; {hint} (known: {', '.join(names)})"
+    )

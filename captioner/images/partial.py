@@ -1,4 +1,5 @@
-"""A download in progress: ``<target>.partial`` and, beside it, what the server said of the file these bytes belong to."""
+"""A download in progress: ``<target>.partial`` and, beside it, what the server said of the file these bytes belong
+to."""
 
 from __future__ import annotations
 
@@ -37,7 +38,7 @@ class PartialFile:
         self.resumed = False
         self._file = -1
 
-    def __enter__(self) -> "PartialFile":
+    def __enter__(self) -> PartialFile:
         self.target.parent.mkdir(parents=True, exist_ok=True)
         self._lock()
         try:
@@ -85,7 +86,9 @@ class PartialFile:
             except BlockingIOError:
                 os.close(self._file)
                 holder = self._read_state().get("pid", "unknown")
-                raise CaptionerError(f"{self.path}: process {holder} is downloading it; wait for it or stop it, then run again") from None
+                raise CaptionerError(
+                    f"{self.path}: process {holder} is downloading it; wait for it or stop it, then run again"
+                ) from None
             try:  # the holder before us may have finished and renamed the file between open and lock
                 if os.path.samestat(os.fstat(self._file), os.stat(self.path)):
                     return
@@ -112,5 +115,11 @@ class PartialFile:
         return state if sound else {}
 
     def _save(self) -> None:
-        state = {"url": self.url, "etag": self.etag, "last_modified": self.last_modified, "total": self.total, "pid": os.getpid()}
+        state = {
+            "url": self.url,
+            "etag": self.etag,
+            "last_modified": self.last_modified,
+            "total": self.total,
+            "pid": os.getpid(),
+        }
         write_atomically(self.state_path, json.dumps(state, indent=1))

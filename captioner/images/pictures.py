@@ -65,7 +65,8 @@ class Zip:
 
 
 def find_pictures(root: Path, names: Sequence[str]) -> Folder | Zip | None:
-    """The pictures of the first name for which ``root`` has ``<name>/<name>/``, ``<name>/``, ``images/<name>/`` or ``<name>.zip``."""
+    """The pictures of the first name for which ``root`` has ``<name>/<name>/``, ``<name>/``, ``images/<name>/`` or
+    ``<name>.zip``."""
     for name in names:
         for folder in (root / name / name, root / name, root / "images" / name):
             if folder.is_dir():
@@ -93,12 +94,16 @@ def read_member(path: Path, member: str) -> bytes | None:
     if not matches:
         return None
     if matches[0].file_size > _MOST_MEMBER:
-        raise CaptionerError(f"{path}: {member} would unpack to {matches[0].file_size:,} bytes; this is not the official archive")
+        raise CaptionerError(
+            f"{path}: {member} would unpack to {matches[0].file_size:,} bytes; this is not the official archive"
+        )
     try:
         with zipfile.ZipFile(path) as archive, archive.open(matches[0]) as file:
             return file.read(_MOST_MEMBER)
     except (zipfile.BadZipFile, OSError, ValueError, RuntimeError, NotImplementedError) as error:
-        raise CaptionerError(f"{path}: {member} cannot be unpacked ({error}); delete the archive and get it again") from error
+        raise CaptionerError(
+            f"{path}: {member} cannot be unpacked ({error}); delete the archive and get it again"
+        ) from error
     except Exception as error:  # zlib.error and whatever another method raises
         raise CaptionerError(f"{path}: {member} is damaged ({error}); delete the archive and get it again") from error
 

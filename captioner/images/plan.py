@@ -1,4 +1,5 @@
-"""What a download will store, decided before any picture is touched: records, splits, merged ids, and the facts that name it all."""
+"""What a download will store, decided before any picture is touched: records, splits, merged ids, and the facts that
+name it all."""
 
 from __future__ import annotations
 
@@ -40,14 +41,17 @@ class Plan:
     info: dict[str, Any]
 
 
-def make_plan(parameters: DownloadParameters, runtime: RuntimeParameters, dataset: str, sources: Path, stop: StopSignal) -> Plan:
+def make_plan(
+    parameters: DownloadParameters, runtime: RuntimeParameters, dataset: str, sources: Path, stop: StopSignal
+) -> Plan:
     """Read every data set of ``dataset`` (``a+b``), divide, merge and limit them.
 
-    In a merge, ids of each further data set are shifted to start at the next multiple of 1,000,000 above those before, and
-    file names begin with their data set's name.
+    In a merge, ids of each further data set are shifted to start at the next multiple of 1,000,000 above those before,
+    and file names begin with their data set's name.
 
     Raises:
-        CaptionerError: see the readers; or more than ``download.max_missing`` of the listed pictures have no caption or are absent.
+        CaptionerError: see the readers; or more than ``download.max_missing`` of the listed pictures have no caption or
+            are absent.
     """
     names = dataset_names(dataset)
     manifests, listings, sets = [], [], []
@@ -56,14 +60,29 @@ def make_plan(parameters: DownloadParameters, runtime: RuntimeParameters, datase
         root = _root(parameters.root, name, len(names) > 1)
         listing = _read(parameters, runtime, manifest, root, stop)
         check_missing(
-            listing.uncaptioned, len(listing.records) + listing.uncaptioned, "have no caption", listing.table, parameters.max_missing
+            listing.uncaptioned,
+            len(listing.records) + listing.uncaptioned,
+            "have no caption",
+            listing.table,
+            parameters.max_missing,
         )
         karpathy = karpathy_split(parameters.split, manifest, root, lambda archive: _fetch(archive, runtime, stop))
-        sets.append(divide(listing, karpathy, manifest.layout == "coco", parameters.seed, parameters.val_share, parameters.test_share))
+        sets.append(
+            divide(
+                listing,
+                karpathy,
+                manifest.layout == "coco",
+                parameters.seed,
+                parameters.val_share,
+                parameters.test_share,
+            )
+        )
         manifests.append(manifest)
         listings.append(listing)
     skipped = [
-        (f"{name}/{what}" if len(names) > 1 else what, why) for name, listing in zip(names, listings) for what, why in listing.skipped
+        (f"{name}/{what}" if len(names) > 1 else what, why)
+        for name, listing in zip(names, listings)
+        for what, why in listing.skipped
     ]
     if len(names) > 1:
         sets, shared = without_shared_photos(list(zip(names, sets)))
@@ -78,7 +97,12 @@ def make_plan(parameters: DownloadParameters, runtime: RuntimeParameters, datase
     absent = [record for record, _ in pictures if isinstance(record.source, Absent)]
     if absent:
         check_missing(
-            len(absent), len(pictures), "are not there", tables, parameters.max_missing, f"{absent[0].file_name}: {absent[0].source.reason}"
+            len(absent),
+            len(pictures),
+            "are not there",
+            tables,
+            parameters.max_missing,
+            f"{absent[0].file_name}: {absent[0].source.reason}",
         )
     facts = {
         "dataset": dataset,
@@ -99,7 +123,8 @@ def make_plan(parameters: DownloadParameters, runtime: RuntimeParameters, datase
 
 
 def check_missing(missing: int, total: int, what: str, table: str, most: float, example: str = "") -> None:
-    """CaptionerError with numbers, an example and the remedy where more than the share ``most`` of ``total`` pictures is missing."""
+    """CaptionerError with numbers, an example and the remedy where more than the share ``most`` of ``total`` pictures
+    is missing."""
     if missing <= most * total:
         return
     if missing == total:
@@ -120,7 +145,9 @@ def _root(root: str | None, name: str, merged: bool) -> Path | None:
     return folder / name if merged and (folder / name).is_dir() else folder
 
 
-def _read(parameters: DownloadParameters, runtime: RuntimeParameters, manifest: Manifest, root: Path | None, stop: StopSignal) -> Listing:
+def _read(
+    parameters: DownloadParameters, runtime: RuntimeParameters, manifest: Manifest, root: Path | None, stop: StopSignal
+) -> Listing:
     if manifest.layout == "scenes":
         return read_scenes(manifest, parameters.seed, parameters.scenes)
     if manifest.layout == "custom":
@@ -151,7 +178,10 @@ def _merged(names: list[str], sets: list[Divided]) -> list[Divided]:
     merged, shift = [], 0
     for name, pairs in zip(names, sets):
         merged.append(
-            [(replace(record, image_id=record.image_id + shift, file_name=f"{name}/{record.file_name}"), split) for record, split in pairs]
+            [
+                (replace(record, image_id=record.image_id + shift, file_name=f"{name}/{record.file_name}"), split)
+                for record, split in pairs
+            ]
         )
         if merged[-1]:
             shift = (merged[-1][-1][0].image_id // ID_STEP + 1) * ID_STEP

@@ -50,7 +50,8 @@ class FileSource:
 
 @dataclass(frozen=True)
 class ZipSource:
-    """A picture inside a zip, by the place and sizes that the archive's directory states; read with pread, never unpacked to disk."""
+    """A picture inside a zip, by the place and sizes that the archive's directory states; read with pread, never
+    unpacked to disk."""
 
     archive: str
     offset: int
@@ -69,7 +70,9 @@ class ZipSource:
         try:
             descriptor = os.open(self.archive, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
-            raise CaptionerError(f"{self.archive}: cannot be read ({error.strerror}); put the archive back and run again") from error
+            raise CaptionerError(
+                f"{self.archive}: cannot be read ({error.strerror}); put the archive back and run again"
+            ) from error
         try:
             head = os.pread(descriptor, _LOCAL_HEADER, self.offset)
             if len(head) < _LOCAL_HEADER or head[:4] != b"PK\x03\x04":
@@ -190,18 +193,23 @@ def inside(name: str, where: str) -> str:
         if part == ".." and parts:
             parts.pop()
         elif part == ".." or path.is_absolute() or part.endswith(":") or "\0" in part:
-            raise CaptionerError(f"{where}: picture {name!r} is outside its folder; give a path relative to the folder of the pictures")
+            raise CaptionerError(
+                f"{where}: picture {name!r} is outside its folder; give a path relative to the folder of the pictures"
+            )
         else:
             parts.append(part)
     return "/".join(parts)
 
 
 def digest(records: Iterable[tuple[ImageRecord, str]]) -> str:
-    """SHA-256 (hex) of records with their splits: ids, names, captions and what identifies each picture's bytes, but no path."""
+    """SHA-256 (hex) of records with their splits: ids, names, captions and what identifies each picture's bytes, but no
+    path."""
     total = hashlib.sha256()
     for record, split in records:
         total.update(
-            repr((record.image_id, record.file_name, record.captions, split, record.source.identity)).encode("utf-8", "backslashreplace")
+            repr((record.image_id, record.file_name, record.captions, split, record.source.identity)).encode(
+                "utf-8", "backslashreplace"
+            )
         )
     return total.hexdigest()
 

@@ -1,7 +1,8 @@
 """Training, validation and test: always by picture, never by caption.
 
-A data set's own division or Karpathy's stands; where no picture is for validation, a share of the training pictures is held
-out. Draws go by a hash of seed and image id, so they do not depend on the order of a table or on which data sets are merged.
+A data set's own division or Karpathy's stands; where no picture is for validation, a share of the training pictures is
+held out. Draws go by a hash of seed and image id, so they do not depend on the order of a table or on which data sets
+are merged.
 """
 
 from __future__ import annotations
@@ -37,7 +38,11 @@ class KarpathySplit:
             )
         for image in images:
             split = image.get("split") if isinstance(image, dict) else None
-            if not isinstance(split, str) or split not in _KARPATHY_SPLITS or not isinstance(image.get("filename"), str):
+            if (
+                not isinstance(split, str)
+                or split not in _KARPATHY_SPLITS
+                or not isinstance(image.get("filename"), str)
+            ):
                 raise CaptionerError(
                     f"{name}: an image has split {split!r} and filename {image.get('filename') if isinstance(image, dict) else None!r}; "
                     "give an unchanged dataset_*.json"
@@ -56,8 +61,8 @@ class KarpathySplit:
 def karpathy_split(split: str, manifest: Manifest, root: Path | None, fetch: Fetcher) -> KarpathySplit | None:
     """What ``download.split`` names for one data set: None for ``own``.
 
-    ``karpathy`` is looked for in ``root`` and else fetched; otherwise ``split`` is the path of a dataset_*.json, of its zip,
-    or of a folder with either.
+    ``karpathy`` is looked for in ``root`` and else fetched; otherwise ``split`` is the path of a dataset_*.json, of its
+    zip, or of a folder with either.
 
     Raises:
         CaptionerError: there is no such file, or no Karpathy split of this data set.
@@ -71,14 +76,23 @@ def karpathy_split(split: str, manifest: Manifest, root: Path | None, fetch: Fet
                 f"params.yaml: download.split=karpathy: there is none for {manifest.name}; use download.split=own or give the path of a"
                 " dataset_*.json"
             )
-        places = [root / official.member, root / "annotations" / official.member, root / official.name] if root is not None else []
+        places = (
+            [root / official.member, root / "annotations" / official.member, root / official.name]
+            if root is not None
+            else []
+        )
         path = next((place for place in places if place.is_file()), None) or fetch(official)
     else:
         path = Path(split).expanduser()
         if path.is_dir() and official is not None:
-            path = next((path / name for name in (official.member, official.name) if (path / name).is_file()), path / official.member)
+            path = next(
+                (path / name for name in (official.member, official.name) if (path / name).is_file()),
+                path / official.member,
+            )
         if not path.is_file():
-            raise CaptionerError(f"params.yaml: download.split={split}: no such file; give own, karpathy, or the path of a dataset_*.json")
+            raise CaptionerError(
+                f"params.yaml: download.split={split}: no such file; give own, karpathy, or the path of a dataset_*.json"
+            )
     if path.suffix.lower() != ".zip":
         return KarpathySplit(read_json(path), str(path))
     data = read_member(path, official.member) if official is not None else None
@@ -91,7 +105,9 @@ def karpathy_split(split: str, manifest: Manifest, root: Path | None, fetch: Fet
     return KarpathySplit(content if isinstance(content, dict) else {}, f"{path}:{official.member}")
 
 
-def divide(listing: Listing, karpathy: KarpathySplit | None, coco: bool, seed: int, val_share: float, test_share: float) -> Divided:
+def divide(
+    listing: Listing, karpathy: KarpathySplit | None, coco: bool, seed: int, val_share: float, test_share: float
+) -> Divided:
     """Each kept record of one data set with its split. What Karpathy's file does not list goes to ``listing.skipped``.
 
     Args:
@@ -112,7 +128,9 @@ def divide(listing: Listing, karpathy: KarpathySplit | None, coco: bool, seed: i
         )
     if not any(split == "val" for _, split in pairs):
         held_out = drawn([record.image_id for record, split in pairs if split == "train"], val_share, seed, "val")
-        pairs = [(record, "val" if record.image_id in held_out and split == "train" else split) for record, split in pairs]
+        pairs = [
+            (record, "val" if record.image_id in held_out and split == "train" else split) for record, split in pairs
+        ]
     if test_share < 1:
         kept = drawn([record.image_id for record, split in pairs if split == "test"], test_share, seed, "test")
         pairs = [(record, split) for record, split in pairs if split != "test" or record.image_id in kept]
@@ -120,7 +138,8 @@ def divide(listing: Listing, karpathy: KarpathySplit | None, coco: bool, seed: i
 
 
 def drawn(image_ids: Sequence[int], share: float, seed: int, purpose: str) -> set[int]:
-    """round(share * N) of the ids, but at least one of two or more where the share is not 0: those with the smallest hashes."""
+    """round(share * N) of the ids, but at least one of two or more where the share is not 0: those with the smallest
+    hashes."""
     count = round(share * len(image_ids))
     if share > 0 and len(image_ids) > 1:
         count = max(count, 1)
@@ -129,9 +148,11 @@ def drawn(image_ids: Sequence[int], share: float, seed: int, purpose: str) -> se
 
 
 def without_shared_photos(sets: Sequence[tuple[str, Divided]]) -> tuple[list[Divided], list[tuple[str, str]]]:
-    """Several data sets with every photograph that two of them hold left in one: where it is for test, else val, else the first.
+    """Several data sets with every photograph that two of them hold left in one: where it is for test, else val, else
+    the first.
 
-    Flickr8k, Flickr30k and COCO took photographs from the same site; without this one data set would train on another's test.
+    Flickr8k, Flickr30k and COCO took photographs from the same site; without this one data set would train on another's
+    test.
 
     Returns:
         The data sets, and (picture, reason) of what was left out.
@@ -168,4 +189,6 @@ def limited(sets: Sequence[Divided], limit: int) -> list[Divided]:
         if left[split] > 0:
             left[split] -= 1
             chosen.add((position, index))
-    return [[pair for index, pair in enumerate(pairs) if (position, index) in chosen] for position, pairs in enumerate(sets)]
+    return [
+        [pair for index, pair in enumerate(pairs) if (position, index) in chosen] for position, pairs in enumerate(sets)
+    ]

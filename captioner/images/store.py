@@ -6,8 +6,8 @@
     size       (N, 2) int32: height, width in pixels
     attributes: format_version, fingerprint (SHA-256 of all four)
 
-Reading goes around h5py: the bytes' place in the file is looked up once, then ``os.pread`` needs no lock, no handle that
-breaks across a fork, and no cache.
+Reading goes around h5py: the bytes' place in the file is looked up once, then ``os.pread`` needs no lock, no handle
+that breaks across a fork, and no cache.
 """
 
 from __future__ import annotations
@@ -38,17 +38,20 @@ class ImageStore:
         fingerprint: SHA-256 (hex) of ids, offsets, sizes and JPEG bytes, as the file states it.
     """
 
-    def __init__(self, path: Path, image_ids: np.ndarray, sizes: np.ndarray, offsets: np.ndarray, start: int, fingerprint: str) -> None:
+    def __init__(
+        self, path: Path, image_ids: np.ndarray, sizes: np.ndarray, offsets: np.ndarray, start: int, fingerprint: str
+    ) -> None:
         self.path, self.image_ids, self.sizes, self.fingerprint = path, image_ids, sizes, fingerprint
         self._offsets, self._start = offsets, start
         self._file: int | None = None
 
     @classmethod
-    def open(cls, path: str | Path) -> "ImageStore":
+    def open(cls, path: str | Path) -> ImageStore:
         """Read the index of ``path`` and check that it fits the file.
 
         Raises:
-            CaptionerError: the file is missing, no HDF5, of another layout, truncated, or its offsets or ids are out of order.
+            CaptionerError: the file is missing, no HDF5, of another layout, truncated, or its offsets or ids are out of
+                order.
         """
         path = Path(path)
         remedy = "make it again with the download stage"
@@ -57,9 +60,13 @@ class ImageStore:
                 version = file.attrs.get("format_version")
                 missing = [name for name in ("jpeg", "offset", "image_id", "size") if name not in file]
                 if version is None or missing or "fingerprint" not in file.attrs:
-                    raise CaptionerError(f"{path}: no images file (lacks {', '.join(missing) or 'its attributes'}); {remedy}")
+                    raise CaptionerError(
+                        f"{path}: no images file (lacks {', '.join(missing) or 'its attributes'}); {remedy}"
+                    )
                 if version != FORMAT_VERSION:
-                    raise CaptionerError(f"{path}: format version {version}, this program reads {FORMAT_VERSION}; {remedy}")
+                    raise CaptionerError(
+                        f"{path}: format version {version}, this program reads {FORMAT_VERSION}; {remedy}"
+                    )
                 offsets, image_ids, sizes = file["offset"][:], file["image_id"][:], file["size"][:]
                 start, length = file["jpeg"].id.get_offset(), file["jpeg"].shape[0]
                 fingerprint = bytes(file.attrs["fingerprint"]).decode("ascii")
@@ -71,20 +78,27 @@ class ImageStore:
             raise CaptionerError(f"{path}: cannot be read as an images file ({error}); {remedy}") from error
         count = len(image_ids)
         if offsets.shape != (count + 1,) or sizes.shape != (count, 2) or start is None or count == 0:
-            raise CaptionerError(f"{path}: {count} image ids, but offsets {offsets.shape} and sizes {sizes.shape}; {remedy}")
+            raise CaptionerError(
+                f"{path}: {count} image ids, but offsets {offsets.shape} and sizes {sizes.shape}; {remedy}"
+            )
         if offsets[0] != 0 or offsets[-1] != length or np.any(np.diff(offsets) <= 0):
             raise CaptionerError(f"{path}: its offsets do not rise from 0 to the {length:,} JPEG bytes; {remedy}")
         if np.any(np.diff(image_ids) <= 0):
             raise CaptionerError(f"{path}: its image ids do not rise; {remedy}")
         if os.path.getsize(path) < start + length:
-            raise CaptionerError(f"{path}: truncated at {os.path.getsize(path):,} of at least {start + length:,} bytes; {remedy}")
-        return cls(path, image_ids.astype(np.int64), sizes.astype(np.int32), offsets.astype(np.int64), int(start), fingerprint)
+            raise CaptionerError(
+                f"{path}: truncated at {os.path.getsize(path):,} of at least {start + length:,} bytes; {remedy}"
+            )
+        return cls(
+            path, image_ids.astype(np.int64), sizes.astype(np.int32), offsets.astype(np.int64), int(start), fingerprint
+        )
 
     def __len__(self) -> int:
         return len(self.image_ids)
 
     def jpeg(self, row: int) -> bytes:
-        """The JPEG file of picture ``row``. IndexError outside 0 .. N-1; CaptionerError where the file ends too early."""
+        """The JPEG file of picture ``row``. IndexError outside 0 .. N-1; CaptionerError where the file ends too
+        early."""
         row = int(row)
         if not 0 <= row < len(self):
             raise IndexError(f"row {row} of {len(self)}")
@@ -142,7 +156,9 @@ class ImageStore:
             self._file = None
 
 
-def create_images(path: str | Path, image_ids: np.ndarray, sizes: np.ndarray, lengths: np.ndarray, data: Iterable[bytes]) -> str:
+def create_images(
+    path: str | Path, image_ids: np.ndarray, sizes: np.ndarray, lengths: np.ndarray, data: Iterable[bytes]
+) -> str:
     """Write an images file in one pass over its bytes, so that memory stays small whatever its size.
 
     Args:
@@ -168,7 +184,9 @@ def create_images(path: str | Path, image_ids: np.ndarray, sizes: np.ndarray, le
         or len(shapes) != len(ids)
         or len(offsets) != len(ids) + 1
     ):
-        raise ValueError("image ids must rise, every picture must have bytes and a size, and there must be one at least")
+        raise ValueError(
+            "image ids must rise, every picture must have bytes and a size, and there must be one at least"
+        )
     total = int(offsets[-1])
     with h5py.File(path, "w") as file:
         for name, content in (("offset", offsets), ("image_id", ids), ("size", shapes)):
@@ -216,17 +234,20 @@ def write_images(path: str | Path, records: Iterable[tuple[int, bytes, int, int]
 
 
 def _early(file: h5py.File, name: str, shape: tuple[int, ...], dtype: np.dtype) -> h5py.Dataset:
-    """A contiguous dataset with its place in the file fixed at once, no time stamps (equal content, equal bytes), no fill."""
+    """A contiguous dataset with its place in the file fixed at once, no time stamps (equal content, equal bytes), no
+    fill."""
     plan = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     plan.set_layout(h5py.h5d.CONTIGUOUS)
     plan.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
     plan.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
     plan.set_obj_track_times(False)
-    h5py.h5d.create(file.id, name.encode(), h5py.h5t.py_create(dtype, logical=True), h5py.h5s.create_simple(shape), dcpl=plan)
+    h5py.h5d.create(
+        file.id, name.encode(), h5py.h5t.py_create(dtype, logical=True), h5py.h5s.create_simple(shape), dcpl=plan
+    )
     return file[name]
 
 
-def _digest(image_ids: np.ndarray, offsets: np.ndarray, sizes: np.ndarray) -> "hashlib._Hash":
+def _digest(image_ids: np.ndarray, offsets: np.ndarray, sizes: np.ndarray) -> hashlib._Hash:
     digest = hashlib.sha256()
     for array, kind in ((image_ids, "<i8"), (offsets, "<i8"), (sizes, "<i4")):
         digest.update(np.ascontiguousarray(array, dtype=kind).tobytes())

@@ -16,7 +16,8 @@ _MOST_NAMED = 20
 def verify_images(path: str | Path) -> list[str]:
     """Everything that is wrong with an images file, one line each; an empty list where nothing is.
 
-    The fingerprint is computed afresh, and each picture is decoded and compared with its stated size. No error is raised for a bad file.
+    The fingerprint is computed afresh, and each picture is decoded and compared with its stated size. No error is
+    raised for a bad file.
     """
     try:
         store = ImageStore.open(path)

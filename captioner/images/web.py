@@ -1,4 +1,5 @@
-"""HTTP as downloads need it: streamed answers, and faults sorted into those worth another attempt and those that are final."""
+"""HTTP as downloads need it: streamed answers, and faults sorted into those worth another attempt and those that are
+final."""
 
 from __future__ import annotations
 
@@ -29,7 +30,7 @@ class Hiccup(Exception):
         self.retry_after = retry_after
 
 
-def open_session() -> "requests.Session":
+def open_session() -> requests.Session:
     """A session with kept-alive connections; it speaks http and https only, so a redirect cannot lead to a file."""
     import requests
 
@@ -41,7 +42,9 @@ def open_session() -> "requests.Session":
 
 
 @contextmanager
-def get(session: "requests.Session", url: str, timeout: float, headers: dict[str, str] | None = None) -> Iterator["requests.Response"]:
+def get(
+    session: requests.Session, url: str, timeout: float, headers: dict[str, str] | None = None
+) -> Iterator[requests.Response]:
     """The answer to GET with its body still to be read; closed, body unread or not, at the end of the block.
 
     Args:
@@ -49,7 +52,8 @@ def get(session: "requests.Session", url: str, timeout: float, headers: dict[str
         headers: request headers beyond the session's.
 
     Raises:
-        Refused: no such scheme or host name, a certificate that does not hold, or a 4xx status that will stay (404, 410, 403 ...).
+        Refused: no such scheme or host name, a certificate that does not hold, or a 4xx status that will stay (404,
+            410, 403 ...).
         Hiccup: no connection, no byte for ``timeout`` seconds, or status 408, 425, 429 or 5xx.
     """
     import requests
@@ -76,8 +80,9 @@ def get(session: "requests.Session", url: str, timeout: float, headers: dict[str
         yield response
 
 
-def blocks(response: "requests.Response", timeout: float) -> Iterator[bytes]:
-    """The raw body in blocks of at most ``BLOCK`` bytes. It may end early: the caller compares lengths. Raises Hiccup."""
+def blocks(response: requests.Response, timeout: float) -> Iterator[bytes]:
+    """The raw body in blocks of at most ``BLOCK`` bytes. It may end early: the caller compares lengths. Raises
+    Hiccup."""
     import http.client
 
     import urllib3.exceptions
@@ -92,14 +97,15 @@ def blocks(response: "requests.Response", timeout: float) -> Iterator[bytes]:
         yield block
 
 
-def body_length(response: "requests.Response") -> int | None:
+def body_length(response: requests.Response) -> int | None:
     """Content-Length in bytes, or None where the server does not state one."""
     text = response.headers.get("Content-Length", "")
     return int(text) if text.isdecimal() and text.isascii() else None
 
 
 def delay_before(attempt: int, backoff: float, retry_after: float = 0.0) -> float:
-    """Seconds before attempt number ``attempt`` (the first is 1): doubling from ``backoff`` at attempt 2, with jitter, at most a minute."""
+    """Seconds before attempt number ``attempt`` (the first is 1): doubling from ``backoff`` at attempt 2, with jitter,
+    at most a minute."""
     doubled = backoff * 2 ** min(attempt - 2, 30)
     return min(max(doubled * _JITTER.uniform(0.5, 1.0), retry_after), LONGEST_DELAY)
 

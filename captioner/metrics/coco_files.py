@@ -9,8 +9,10 @@ from typing import Any
 
 from captioner.errors import CaptionerError
 
-_CAPTIONS = "give a captions file in COCO's layout: {\"images\": [...], \"annotations\": [{\"image_id\": 1, \"caption\": \"...\"}, ...]}"
-_RESULTS = "give a results file in COCO's layout: [{\"image_id\": 1, \"caption\": \"...\"}, ...]"
+_CAPTIONS = (
+    'give a captions file in COCO\'s layout: {"images": [...], "annotations": [{"image_id": 1, "caption": "..."}, ...]}'
+)
+_RESULTS = 'give a results file in COCO\'s layout: [{"image_id": 1, "caption": "..."}, ...]'
 
 
 def read_references(path: str | Path) -> dict[Hashable, list[str]]:
@@ -30,7 +32,9 @@ def read_references(path: str | Path) -> dict[Hashable, list[str]]:
     for image in images:
         references.setdefault(_id(path, image, "id", "images", _CAPTIONS), [])
     for annotation in content["annotations"]:
-        references.setdefault(_id(path, annotation, "image_id", "annotations", _CAPTIONS), []).append(_caption(path, annotation, _CAPTIONS))
+        references.setdefault(_id(path, annotation, "image_id", "annotations", _CAPTIONS), []).append(
+            _caption(path, annotation, _CAPTIONS)
+        )
     return references
 
 
@@ -38,11 +42,16 @@ def read_results(path: str | Path) -> dict[Hashable, str]:
     """Image id -> its caption, in file order; captions may be empty.
 
     Raises:
-        CaptionerError: the file is missing, no JSON, not in COCO's results layout, empty, or has two captions for an image.
+        CaptionerError: the file is missing, no JSON, not in COCO's results layout, empty, or has two captions for an
+            image.
     """
     content = _read(path)
     if not isinstance(content, list):
-        hint = "a captions file, it seems" if isinstance(content, dict) and "annotations" in content else f"its top is no list but {type(content).__name__}"
+        hint = (
+            "a captions file, it seems"
+            if isinstance(content, dict) and "annotations" in content
+            else f"its top is no list but {type(content).__name__}"
+        )
         raise CaptionerError(f"{path}: not a results file ({hint}); {_RESULTS}")
     if not content:
         raise CaptionerError(f"{path}: it has no caption; {_RESULTS}")
@@ -67,7 +76,9 @@ def _read(path: str | Path) -> Any:
 def _id(path: str | Path, row: Any, key: str, where: str, remedy: str) -> Hashable:
     value = row.get(key) if isinstance(row, dict) else None
     if not isinstance(value, (int, str)) or isinstance(value, bool):
-        raise CaptionerError(f"{path}: an entry of {where} has {key} {value!r:.60}, neither a number nor text; {remedy}")
+        raise CaptionerError(
+            f"{path}: an entry of {where} has {key} {value!r:.60}, neither a number nor text; {remedy}"
+        )
     return value
 
 

@@ -1,4 +1,5 @@
-"""What captions are like, whatever they are captions of: how many different words, how many that training did not have, how long."""
+"""What captions are like, whatever they are captions of: how many different words, how many that training did not have,
+how long."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ class TrainingCaptions:
     texts: frozenset[str]
 
     @classmethod
-    def of(cls, captions: Iterable[str]) -> "TrainingCaptions":
+    def of(cls, captions: Iterable[str]) -> TrainingCaptions:
         """Of captions as written."""
         return cls(frozenset(" ".join(tokenize(caption)) for caption in captions))
 
@@ -25,9 +26,9 @@ class TrainingCaptions:
 def diversity(captions: Sequence[str], training: TrainingCaptions, vocabulary_size: int) -> dict[str, float]:
     """Figures of generated captions, by the names of ``DIVERSITY``. A figure that cannot be taken is 0.
 
-    * ``distinct_1``, ``distinct_2``: different words, different pairs of neighbours, each as a share of all there are in the captions
-      (Li et al. 2016, "A Diversity-Promoting Objective Function for Neural Conversation Models"). They fall with the number of captions,
-      so they are comparable on the same pictures only.
+    * ``distinct_1``, ``distinct_2``: different words, different pairs of neighbours, each as a share of all there are
+      in the captions (Li et al. 2016, "A Diversity-Promoting Objective Function for Neural Conversation Models"). They
+      fall with the number of captions, so they are comparable on the same pictures only.
     * ``words_used``: different words; ``vocabulary_used``: as a share of the vocabulary's.
     * ``novel``: share of captions that are no training caption, word for word.
     * ``caption_length``: mean words.

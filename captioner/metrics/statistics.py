@@ -1,8 +1,9 @@
-"""What one picture adds to the scores of all: numbers whose sums give every metric of any selection of pictures, without Java or captions.
+"""What one picture adds to the scores of all: numbers whose sums give every metric of any selection of pictures,
+without Java or captions.
 
-BLEU (Papineni et al. 2002) and METEOR (Denkowski and Lavie 2014) of many captions are no means of the captions' scores; they are
-functions of sums over captions. ROUGE-L, CIDEr-D and SPICE are means. With one row a picture, the scores of a bootstrap resample are those
-of its summed rows.
+BLEU (Papineni et al. 2002) and METEOR (Denkowski and Lavie 2014) of many captions are no means of the captions' scores;
+they are functions of sums over captions. ROUGE-L, CIDEr-D and SPICE are means. With one row a picture, the scores of a
+bootstrap resample are those of its summed rows.
 """
 
 from __future__ import annotations
@@ -20,20 +21,26 @@ STATISTICS = "statistics.csv"  # the file beside an evaluation's other ones
 
 _ORDERS = (1, 2, 3, 4)
 BLEU_COLUMNS = (
-    *(f"bleu_guess_{n}" for n in _ORDERS), *(f"bleu_correct_{n}" for n in _ORDERS), "bleu_length", "bleu_reference_length",
-)  # fmt: skip
+    *(f"bleu_guess_{n}" for n in _ORDERS),
+    *(f"bleu_correct_{n}" for n in _ORDERS),
+    "bleu_length",
+    "bleu_reference_length",
+)
 _MODULES = ("exact", "stem", "synonym", "paraphrase")
 _KINDS = ("test_content", "reference_content", "test_function", "reference_function")
 METEOR_COLUMNS = (  # the order of the line that METEOR 1.5 gives for a caption (MeteorStats.toString)
-    "meteor_test_length", "meteor_reference_length", "meteor_test_function_words", "meteor_reference_function_words",
+    "meteor_test_length",
+    "meteor_reference_length",
+    "meteor_test_function_words",
+    "meteor_reference_function_words",
     *(f"meteor_{module}_{kind}" for module in _MODULES for kind in _KINDS),
-    "meteor_chunks", "meteor_test_matches", "meteor_reference_matches",
-)  # fmt: skip
+    "meteor_chunks",
+    "meteor_test_matches",
+    "meteor_reference_matches",
+)
 _MEANS = ("rouge_l", "cider_d")
 _SPICE = "spice"  # a mean too, where its jars are there
-_COLUMNS = {
-    (*BLEU_COLUMNS, *meteor, *_MEANS, *spice) for meteor in (METEOR_COLUMNS, ()) for spice in ((_SPICE,), ())
-}
+_COLUMNS = {(*BLEU_COLUMNS, *meteor, *_MEANS, *spice) for meteor in (METEOR_COLUMNS, ()) for spice in ((_SPICE,), ())}
 
 # METEOR 1.5's English parameters for the task "rank", the program's default (its Constants.java).
 _ALPHA, _BETA, _GAMMA, _DELTA = 0.85, 0.20, 0.60, 0.75
@@ -83,7 +90,7 @@ class Statistics:
         return stream.getvalue()
 
     @classmethod
-    def from_csv(cls, text: str, name: str) -> "Statistics":
+    def from_csv(cls, text: str, name: str) -> Statistics:
         """What ``to_csv`` wrote.
 
         Args:
@@ -114,13 +121,21 @@ def make_statistics(
     """Rows from what the scorers keep of each caption.
 
     Args:
-        bleu: of each, pycocoevalcap's counts: ``guess`` and ``correct`` of n-grams (n = 1 to 4), ``testlen``, ``reflen`` of all references.
+        bleu: of each, pycocoevalcap's counts: ``guess`` and ``correct`` of n-grams (n = 1 to 4), ``testlen``,
+            ``reflen`` of all references.
         meteor: of each, the 23 numbers of METEOR's line; None where it was not run.
         means: scores of each by ROUGE-L and CIDEr-D.
     """
     # the closest reference; of two as near the shorter
     closest = [min((abs(length - counts["testlen"]), length) for length in counts["reflen"])[1] for counts in bleu]
-    parts = [np.array([[*counts["guess"], *counts["correct"], counts["testlen"], length] for counts, length in zip(bleu, closest, strict=True)])]
+    parts = [
+        np.array(
+            [
+                [*counts["guess"], *counts["correct"], counts["testlen"], length]
+                for counts, length in zip(bleu, closest, strict=True)
+            ]
+        )
+    ]
     if meteor is not None:
         parts.append(np.array(meteor))
     parts.append(np.array([means[name] for name in _MEANS]).T)
@@ -132,11 +147,14 @@ def make_statistics(
 
 
 def _drop_whole_chunks(columns: tuple[str, ...], values: np.ndarray) -> None:
-    """A caption that is a reference word for word has no fragmentation: METEOR leaves its one chunk out of sums (MeteorStats.addStats)."""
+    """A caption that is a reference word for word has no fragmentation: METEOR leaves its one chunk out of sums
+    (MeteorStats.addStats)."""
     column = {name: values[:, place] for place, name in enumerate(columns)}
     whole = column["meteor_chunks"] == 1
     for side in ("test", "reference"):
-        matches = sum(column[f"meteor_{module}_{side}_{kind}"] for module in _MODULES for kind in ("content", "function"))
+        matches = sum(
+            column[f"meteor_{module}_{side}_{kind}"] for module in _MODULES for kind in ("content", "function")
+        )
         whole &= matches == column[f"meteor_{side}_length"]
     column["meteor_chunks"][whole] = 0
 
@@ -154,7 +172,8 @@ def _bleu(column: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def _meteor(column: Mapping[str, np.ndarray]) -> np.ndarray:
-    """METEOR 1.5 of summed statistics (MeteorScorer.computeMetrics): the weighted mean of precision and recall, less fragmentation."""
+    """METEOR 1.5 of summed statistics (MeteorScorer.computeMetrics): the weighted mean of precision and recall, less
+    fragmentation."""
     shares = {}
     for side in ("test", "reference"):
         function, matches = column[f"meteor_{side}_function_words"], 0.0
@@ -165,7 +184,9 @@ def _meteor(column: Mapping[str, np.ndarray]) -> np.ndarray:
         shares[side] = _ratio(matches, length)
     precision, recall = shares["test"], shares["reference"]
     mean = _ratio(precision * recall, (1 - _ALPHA) * recall + _ALPHA * precision)
-    fragmentation = _ratio(column["meteor_chunks"], (column["meteor_test_matches"] + column["meteor_reference_matches"]) / 2)
+    fragmentation = _ratio(
+        column["meteor_chunks"], (column["meteor_test_matches"] + column["meteor_reference_matches"]) / 2
+    )
     return mean * (1 - _GAMMA * fragmentation**_BETA)
 
 

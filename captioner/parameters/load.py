@@ -1,7 +1,9 @@
-"""Reads params.yaml into the frozen dataclasses; an unknown key or a wrong type is an error that names the nearest key."""
+"""Reads params.yaml into the frozen dataclasses; an unknown key or a wrong type is an error that names the nearest
+key."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import math
@@ -54,7 +56,9 @@ def parameters_content(parameters: Any) -> dict[str, Any]:
 
 def _parse(kind: type, content: Any, source: str, prefix: str) -> Any:
     if not isinstance(content, dict):
-        raise CaptionerError(f"{source}: {prefix.rstrip('.') or 'the file'} is {content!r}; it must be a mapping of names to values")
+        raise CaptionerError(
+            f"{source}: {prefix.rstrip('.') or 'the file'} is {content!r}; it must be a mapping of names to values"
+        )
     hints = typing.get_type_hints(kind)
     fields = {parameter_name(field): field for field in dataclasses.fields(kind)}
     values = {}
@@ -62,7 +66,10 @@ def _parse(kind: type, content: Any, source: str, prefix: str) -> Any:
         name = f"{prefix}{key}"
         if key not in fields:
             near = _nearest(name)
-            raise CaptionerError(f"{source}: unknown parameter {name}={value!r}; " + (f"did you mean {near}?" if near else f"known: {', '.join(fields)}"))
+            raise CaptionerError(
+                f"{source}: unknown parameter {name}={value!r}; "
+                + (f"did you mean {near}?" if near else f"known: {', '.join(fields)}")
+            )
         field = fields[key].name
         if dataclasses.is_dataclass(hints[field]):
             values[field] = _parse(hints[field], value, source, f"{name}.")
@@ -101,10 +108,8 @@ def _check(value: Any, hint: Any, field: dataclasses.Field, where: str) -> Any:
         return tuple(_check(item, typing.get_args(hint)[0], field, where) for item in items)
     allowed = typing.get_args(hint) if origin in (typing.Union, types.UnionType) else (hint,)
     if float in allowed and isinstance(value, str):  # YAML 1.1 reads 1e-3 as text
-        try:
+        with contextlib.suppress(ValueError):
             value = float(value)
-        except ValueError:
-            pass
     matches = any(
         (kind is float and isinstance(value, (int, float)) and not isinstance(value, bool))
         or (kind is int and isinstance(value, int) and not isinstance(value, bool))
@@ -120,7 +125,9 @@ def _check(value: Any, hint: Any, field: dataclasses.Field, where: str) -> Any:
     rules = field.metadata
     if rules["choices"] is not None and value not in rules["choices"]:
         near = difflib.get_close_matches(str(value), rules["choices"], n=1)
-        raise CaptionerError(f"{where}: it must be one of {', '.join(rules['choices'])}" + (f"; did you mean {near[0]}?" if near else ""))
+        raise CaptionerError(
+            f"{where}: it must be one of {', '.join(rules['choices'])}" + (f"; did you mean {near[0]}?" if near else "")
+        )
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         if rules["low"] is not None and value < rules["low"]:
             raise CaptionerError(f"{where}: it must be at least {rules['low']}")

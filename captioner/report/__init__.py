@@ -1,4 +1,5 @@
-"""A page that shows experiments: scores, curves, and pictures with their captions and where the decoder looked. It opens from disk."""
+"""A page that shows experiments: scores, curves, and pictures with their captions and where the decoder looked. It
+opens from disk."""
 
 from captioner.report.page import read_page, render
 

@@ -1,4 +1,5 @@
-"""Several experiments on one page: their pages' data put side by side, and how far chance explains their differences."""
+"""Several experiments on one page: their pages' data put side by side, and how far chance explains their
+differences."""
 
 from __future__ import annotations
 
@@ -32,8 +33,8 @@ class Source:
 def side_by_side(sources: Sequence[Source]) -> dict[str, Any]:
     """Data of a page with every experiment; of one source, its own page's.
 
-    The pictures are those that every page shows, in the order of the first: lots are drawn from the ids alone, so that pages made with one
-    ``evaluate.report_pictures`` show the same.
+    The pictures are those that every page shows, in the order of the first: lots are drawn from the ids alone, so that
+    pages made with one ``evaluate.report_pictures`` show the same.
 
     Raises:
         CaptionerError: the scores are not comparable, no picture is on every page, or too many experiments.
@@ -46,11 +47,15 @@ def side_by_side(sources: Sequence[Source]) -> dict[str, Any]:
     own = [source.page["experiments"][0] for source in sources]
     for source, experiment in zip(sources[1:], own[1:], strict=True):
         if reason := difference(experiment["signature"], own[0]["signature"]):
-            raise CaptionerError(f"{source.name}: {reason}, as {first.name} has; only experiments on the same pictures stand side by side")
+            raise CaptionerError(
+                f"{source.name}: {reason}, as {first.name} has; only experiments on the same pictures stand side by side"
+            )
     places = [{picture["id"]: place for place, picture in enumerate(source.page["pictures"])} for source in sources]
     common = [image for image in places[0] if all(image in place for place in places)]
     if not common and all(places):
-        raise CaptionerError(f"{', '.join(source.name for source in sources)}: no picture is on every page; evaluate them with one evaluate.report_pictures")
+        raise CaptionerError(
+            f"{', '.join(source.name for source in sources)}: no picture is on every page; evaluate them with one evaluate.report_pictures"
+        )
     experiments = []
     for source, experiment, place in zip(sources, own, places, strict=True):
         captions = [experiment["captions"][place[image]] for image in common]
@@ -66,15 +71,23 @@ def side_by_side(sources: Sequence[Source]) -> dict[str, Any]:
 
 
 def _pairs(sources: Sequence[Source], experiments: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Differences of each two experiments, as ``captioner compare`` has them; every experiment stands for itself, other seeds too."""
+    """Differences of each two experiments, as ``captioner compare`` has them; every experiment stands for itself, other
+    seeds too."""
     order = sources[0].statistics.image_ids
     runs = [
-        Run((source.name,), {}, {"place": str(place)}, None, experiment["signature"], in_order(source.statistics, order))
+        Run(
+            (source.name,), {}, {"place": str(place)}, None, experiment["signature"], in_order(source.statistics, order)
+        )
         for place, (source, experiment) in enumerate(zip(sources, experiments, strict=True))
     ]
     return [
-        {"first": pair.first, "second": pair.second, "differences": {
-            metric: {name: round(value, 6) for name, value in vars(found).items()} for metric, found in pair.differences.items()
-        }}
+        {
+            "first": pair.first,
+            "second": pair.second,
+            "differences": {
+                metric: {name: round(value, 6) for name, value in vars(found).items()}
+                for metric, found in pair.differences.items()
+            },
+        }
         for pair in compare(runs).pairs
-    ]  # fmt: skip
+    ]

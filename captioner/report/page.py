@@ -1,7 +1,8 @@
 """One self-contained HTML page: style, script and data stand in it, and its policy forbids everything else.
 
-The data lie in a ``<script type="application/json">`` block, from which ``read_page`` reads them again: a page is also the file from which
-several experiments are put side by side. The script makes elements and sets their text, never markup, so that a caption is only ever text.
+The data lie in a ``<script type="application/json">`` block, from which ``read_page`` reads them again: a page is also
+the file from which several experiments are put side by side. The script makes elements and sets their text, never
+markup, so that a caption is only ever text.
 """
 
 from __future__ import annotations
@@ -28,17 +29,26 @@ def render(data: dict[str, Any]) -> str:
     """The page; the same bytes for the same data.
 
     Args:
-        data: ``title``; ``pictures``: ``id``, ``name``, ``jpeg`` (base64), ``width``, ``height``, ``references``; ``experiments``:
-            what ``captioner.evaluation.page_data`` gathers of each, with a caption for every picture; ``pairs``: differences of two
-            experiments by metric.
+        data: ``title``; ``pictures``: ``id``, ``name``, ``jpeg`` (base64), ``width``, ``height``, ``references``;
+            ``experiments``: what ``captioner.evaluation.page_data`` gathers of each, with a caption for every picture;
+            ``pairs``: differences of two experiments by metric.
     """
     style = (_FOLDER / "style.css").read_text(encoding="utf-8")
     script = "\n".join((_FOLDER / name).read_text(encoding="utf-8") for name in _SCRIPTS)
     script = f'"use strict";\n(() => {{\n{script}}})();\n'
-    text = json.dumps({"format_version": FORMAT_VERSION, **data}, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    text = json.dumps(
+        {"format_version": FORMAT_VERSION, **data}, ensure_ascii=False, allow_nan=False, separators=(",", ":")
+    )
     for sign, escaped in _ESCAPES.items():
         text = text.replace(sign, escaped)
-    parts = {"TITLE": html.escape(data["title"]), "STYLE": style, "STYLE_HASH": _hash(style), "SCRIPT": script, "SCRIPT_HASH": _hash(script), "DATA": text}
+    parts = {
+        "TITLE": html.escape(data["title"]),
+        "STYLE": style,
+        "STYLE_HASH": _hash(style),
+        "SCRIPT": script,
+        "SCRIPT_HASH": _hash(script),
+        "DATA": text,
+    }
     template = (_FOLDER / "index.html").read_text(encoding="utf-8")
     return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], template)
 

@@ -20,7 +20,8 @@ def read_sources(names: Sequence[str], results: Path) -> list[Source]:
     """The experiments of these names, each once.
 
     Args:
-        names: folders of results (with ``report/`` and ``evaluate/``), else experiments, branches, tags or commits, or ``workspace``.
+        names: folders of results (with ``report/`` and ``evaluate/``), else experiments, branches, tags or commits, or
+            ``workspace``.
         results: the pipeline's own folder of results, in which a revision is looked up.
 
     Raises:
@@ -43,11 +44,19 @@ def _folder(name: str, folder: Path) -> Source:
             return (folder / path).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             why = error.strerror if isinstance(error, OSError) else "no text"
-            raise CaptionerError(f"{folder / path}: cannot be read ({why}); run the evaluate stage, or name a folder of results") from error
+            raise CaptionerError(
+                f"{folder / path}: cannot be read ({why}); run the evaluate stage, or name a folder of results"
+            ) from error
 
     source = _source(name, read)
-    seconds = {stage: found for stage in ("train", "evaluate") if (found := _seconds(folder / stage / "timing.json")) is not None}
-    source.page["experiments"][0]["seconds"] = seconds or None  # times are never the same twice, so the stage leaves them out of its page
+    seconds = {
+        stage: found
+        for stage in ("train", "evaluate")
+        if (found := _seconds(folder / stage / "timing.json")) is not None
+    }
+    source.page["experiments"][0]["seconds"] = (
+        seconds or None
+    )  # times are never the same twice, so the stage leaves them out of its page
     return source
 
 
@@ -68,11 +77,16 @@ def _revision(name: str, repository: Repository, results: Path) -> Source:
 
 
 def _source(name: str, read: Callable[[str], str]) -> Source:
-    page, statistics = read_page(read(_PAGE), f"{name}: {_PAGE}"), Statistics.from_csv(read(_STATISTICS), f"{name}: {_STATISTICS}")
+    page, statistics = (
+        read_page(read(_PAGE), f"{name}: {_PAGE}"),
+        Statistics.from_csv(read(_STATISTICS), f"{name}: {_STATISTICS}"),
+    )
     if len(page["experiments"]) != 1:
         raise CaptionerError(f"{name}: {_PAGE} is a page of several experiments; name what each was made from")
     if len(statistics.image_ids) != page["total"]:
-        raise CaptionerError(f"{name}: {_PAGE} is of {page['total']} pictures, {_STATISTICS} of {len(statistics.image_ids)}; run the evaluate stage again")
+        raise CaptionerError(
+            f"{name}: {_PAGE} is of {page['total']} pictures, {_STATISTICS} of {len(statistics.image_ids)}; run the evaluate stage again"
+        )
     return Source(name, page, statistics)
 
 

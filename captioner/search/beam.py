@@ -55,11 +55,13 @@ def _top(scores: Tensor, size: int) -> tuple[Tensor, Tensor]:
     return totals, places
 
 
-def _top_of_blocks(logits: Tensor, offsets: Tensor, numbers: Tensor, shape: tuple[int, int], size: int) -> tuple[Tensor, Tensor]:
+def _top_of_blocks(
+    logits: Tensor, offsets: Tensor, numbers: Tensor, shape: tuple[int, int], size: int
+) -> tuple[Tensor, Tensor]:
     """The ``size`` best of each picture's (K', V) in two stages, without a (J, K', V) tensor.
 
-    The best ``size`` words lie in the ``size`` blocks with the largest maxima. A maximum over V is a fast pass over memory, where
-    a top-K over V sorts; what is sorted here is some V / 128 maxima, then 128 words a chosen block.
+    The best ``size`` words lie in the ``size`` blocks with the largest maxima. A maximum over V is a fast pass over
+    memory, where a top-K over V sorts; what is sorted here is some V / 128 maxima, then 128 words a chosen block.
 
     Returns:
         Totals (J, size) in falling order and places (J, size) in the flattened (K' * V).
@@ -70,12 +72,18 @@ def _top_of_blocks(logits: Tensor, offsets: Tensor, numbers: Tensor, shape: tupl
     if whole * _BLOCK < vocabulary:
         maxima = torch.cat([maxima, logits[:, whole * _BLOCK :].amax(1, keepdim=True)], dim=1)
     blocks = maxima.shape[1]
-    _, chosen = spread(maxima + offsets.unsqueeze(1), numbers, shape).flatten(1).topk(size, dim=1)  # (J, size) in K' * blocks
+    _, chosen = (
+        spread(maxima + offsets.unsqueeze(1), numbers, shape).flatten(1).topk(size, dim=1)
+    )  # (J, size) in K' * blocks
     parents = chosen.div(blocks, rounding_mode="floor")
-    words = (chosen.remainder(blocks) * _BLOCK).unsqueeze(2) + torch.arange(_BLOCK, device=logits.device)  # (J, size, 128)
+    words = (chosen.remainder(blocks) * _BLOCK).unsqueeze(2) + torch.arange(
+        _BLOCK, device=logits.device
+    )  # (J, size, 128)
     beyond = words >= vocabulary
     words = words.clamp(max=vocabulary - 1)
-    rows = numbers.new_zeros(math.prod(shape)).index_copy_(0, numbers, torch.arange(len(numbers), device=logits.device))  # in R; 0 for the others
+    rows = numbers.new_zeros(math.prod(shape)).index_copy_(
+        0, numbers, torch.arange(len(numbers), device=logits.device)
+    )  # in R; 0 for the others
     row = rows.view(shape).gather(1, parents)  # (J, size)
     scores = logits.reshape(-1)[row.unsqueeze(2) * vocabulary + words]
     scores = (scores + spread(offsets, numbers, shape).gather(1, parents).unsqueeze(2)).masked_fill(beyond, -math.inf)
@@ -103,8 +111,8 @@ def beam_search(
         features: (I, P, C), on the decoder's device.
         beam_size: hypotheses a picture, finished ones included.
         max_length, min_length: words of a caption without <start> and <end>.
-        length_normalisation: a finished hypothesis' log-probability is divided by its length (words and <end>) to this power;
-            0 is the plain sum.
+        length_normalisation: a finished hypothesis' log-probability is divided by its length (words and <end>) to this
+            power; 0 is the plain sum.
         no_repeat_ngram: no n-gram of this size twice in a caption; 0: allowed.
         prefix: word ids that every caption begins with; see ``constraints.prefix_words``.
         keep: hypotheses returned for each picture, at most beam_size.

@@ -1,4 +1,5 @@
-"""What a caption may not contain: words banned by id, an early or a missing <end>, a repeated n-gram, another beginning than a given one."""
+"""What a caption may not contain: words banned by id, an early or a missing <end>, a repeated n-gram, another beginning
+than a given one."""
 
 from __future__ import annotations
 
@@ -15,15 +16,15 @@ from captioner.vocabulary.vocabulary import END, PAD, START, UNK, Vocabulary
 class Constraints:
     """Bans, written into the logits of one step as minus infinity.
 
-    A ban takes a word out of the choice and leaves the probabilities of the others as the model gave them: log-probabilities
-    stay comparable with those of unconstrained captions.
+    A ban takes a word out of the choice and leaves the probabilities of the others as the model gave them:
+    log-probabilities stay comparable with those of unconstrained captions.
 
     Args:
         max_length: words of the longest caption; after as many only <end> is left.
         min_length: words of the shortest caption; <end> is banned before.
         no_repeat_ngram: no n-gram of this size occurs twice in a caption (Paulus et al. 2018, section 2.5); 0: allowed.
-        prefix: the words that every caption begins with, at most ``max_length``. They go before the other bans, count as words of
-            the caption, and their log-probabilities as part of its own.
+        prefix: the words that every caption begins with, at most ``max_length``. They go before the other bans, count
+            as words of the caption, and their log-probabilities as part of its own.
         banned: ids that are never chosen.
 
     Raises:
@@ -49,7 +50,8 @@ class Constraints:
         self._history = torch.zeros(images, 1, 0, dtype=torch.int64, device=device) if self.no_repeat_ngram else None
 
     def apply(self, logits: Tensor, length: int, live: Tensor | None = None) -> None:
-        """Ban in place. ``logits`` (R, V) of the word after ``length`` words, for the hypotheses ``live`` (R,) of J * K; None: all."""
+        """Ban in place. ``logits`` (R, V) of the word after ``length`` words, for the hypotheses ``live`` (R,) of J *
+        K; None: all."""
         if length < len(self.prefix) or length >= self.max_length:
             only = self.prefix[length] if length < len(self.prefix) else END
             kept = logits[..., only].clone()
@@ -80,7 +82,9 @@ class Constraints:
         size = self.no_repeat_ngram
         windows = history.unfold(-1, size, 1)  # (R, t - size + 1, size), every n-gram so far
         recent = history[..., history.shape[-1] - size + 1 :].unsqueeze(-2)  # (R, 1, size - 1)
-        repeats = (windows[..., :-1] == recent).all(-1)  # (R, t - size + 1): it began with the words that stand last now
+        repeats = (windows[..., :-1] == recent).all(
+            -1
+        )  # (R, t - size + 1): it began with the words that stand last now
         # a window that does not match points at <pad>, which is banned as it is
         logits.scatter_(-1, torch.where(repeats, windows[..., -1], PAD), -math.inf)
 
@@ -100,7 +104,11 @@ def prefix_words(text: str, vocabulary: Vocabulary, max_length: int, name: str) 
     ids = vocabulary.encode(tokens)
     if UNK in ids:
         word = tokens[ids.index(UNK)]
-        raise CaptionerError(f"{name}={text!r}: the word {word!r} is not in the model's vocabulary; take words that its training captions have")
+        raise CaptionerError(
+            f"{name}={text!r}: the word {word!r} is not in the model's vocabulary; take words that its training captions have"
+        )
     if len(ids) > max_length:
-        raise CaptionerError(f"{name}={text!r}: {len(ids)} words, but a caption may have {max_length}; raise max_length or shorten it")
+        raise CaptionerError(
+            f"{name}={text!r}: {len(ids)} words, but a caption may have {max_length}; raise max_length or shorten it"
+        )
     return tuple(ids)

@@ -1,9 +1,10 @@
 """The books of a search: which hypotheses live, which are finished, which pictures are done.
 
-A picture has K slots in G groups of equal size (one group, but in diverse beam search and in sampling). A hypothesis that chooses
-<end> among the best continuations closes a slot of its group for good, and the others go on with one slot fewer, as in the code of
-Xu et al. 2015 (Show, Attend and Tell). With K = 1 that is greedy search. A picture is done when its slots are closed, or earlier
-when nothing that still lives can outdo what it has finished; it then leaves the batch.
+A picture has K slots in G groups of equal size (one group, but in diverse beam search and in sampling). A hypothesis
+that chooses <end> among the best continuations closes a slot of its group for good, and the others go on with one slot
+fewer, as in the code of Xu et al. 2015 (Show, Attend and Tell). With K = 1 that is greedy search. A picture is done
+when its slots are closed, or earlier when nothing that still lives can outdo what it has finished; it then leaves the
+batch.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ class Frontier:
 
 
 class Strategy(Protocol):
-    """How continuations are chosen. ``groups`` divides ``beam_size``; slots of a group are neighbours, and a hypothesis stays in its group."""
+    """How continuations are chosen. ``groups`` divides ``beam_size``; slots of a group are neighbours, and a hypothesis
+    stays in its group."""
 
     beam_size: int
     groups: int
@@ -60,8 +62,8 @@ class Strategy(Protocol):
             frontier: which hypotheses they are.
 
         Returns:
-            Log-probabilities (J, K), parents (J, K) int64 in 0..K'-1, words (J, K) int64; in each group those that come first are taken,
-            as many as it has open slots. Where fewer continuations exist the rest have minus infinity.
+            Log-probabilities (J, K), parents (J, K) int64 in 0..K'-1, words (J, K) int64; in each group those that come
+            first are taken, as many as it has open slots. Where fewer continuations exist the rest have minus infinity.
         """
 
 
@@ -107,12 +109,13 @@ def search(
 ) -> list[list[Hypothesis]]:
     """Search captions of all ``images`` pictures of ``memory`` (which lies on ``device``) at once.
 
-    A finished hypothesis of log-probability L and n words, <end> among them, scores L / n ** length_normalisation + length_reward * n.
-    Scores rank finished hypotheses; what goes on is ranked by log-probability, among hypotheses of one length.
+    A finished hypothesis of log-probability L and n words, <end> among them, scores L / n ** length_normalisation +
+    length_reward * n. Scores rank finished hypotheses; what goes on is ranked by log-probability, among hypotheses of
+    one length.
 
-    A live hypothesis can at best end with L / (max_length + 1) ** length_normalisation and the reward of as many words: what follows
-    adds nothing positive to L, and no caption is longer. A picture is done early when that is no more than its ``keep``-th best
-    finished score, so stopping early never changes what is returned.
+    A live hypothesis can at best end with L / (max_length + 1) ** length_normalisation and the reward of as many words:
+    what follows adds nothing positive to L, and no caption is longer. A picture is done early when that is no more than
+    its ``keep``-th best finished score, so stopping early never changes what is returned.
 
     Returns:
         For each picture 1 to ``keep`` hypotheses, best score first.
@@ -134,16 +137,22 @@ def search(
     constraints.begin(images, device)
     for step in range(longest + 1):
         flat = totals.reshape(-1)
-        numbers = (flat > -math.inf).nonzero().squeeze(1)  # (R,): closed slots and pictures that are done cost nothing from here on
+        numbers = (
+            (flat > -math.inf).nonzero().squeeze(1)
+        )  # (R,): closed slots and pictures that are done cost nothing from here on
         some = numbers if len(numbers) < len(flat) else None
         logits, state, weights = decoder.step(words, state, memory, some)  # (R, V)
         if logits.dtype in (torch.float16, torch.bfloat16):
             logits = logits.float()
         offsets = flat[numbers] - _log_sum_exp(logits)  # (R,); before the bans, so that a ban changes no probability
         constraints.apply(logits, step, some)
-        values, parents, words = strategy.choose(logits, offsets, Frontier(numbers, totals.shape, slots, live, step))  # (J, K)
+        values, parents, words = strategy.choose(
+            logits, offsets, Frontier(numbers, totals.shape, slots, live, step)
+        )  # (J, K)
         if values.isnan().any():
-            raise CaptionerError("caption search: the model gives values that are not finite; its training diverged, train it again")
+            raise CaptionerError(
+                "caption search: the model gives values that are not finite; its training diverged, train it again"
+            )
         chosen = (ranks < slots.unsqueeze(2)).flatten(1) & (values > -math.inf)
         ends = chosen & (words == END)
         scores = values / (step + 1) ** length_normalisation + length_reward * (step + 1)
@@ -163,7 +172,9 @@ def search(
             constraints.select(stay)
             live, words, parents, totals, slots = live[stay], words[stay], parents[stay], totals[stay], slots[stay]
             finished.best = finished.best[stay]
-            rows = torch.zeros(images, dtype=torch.int64, device=device).scatter_(0, live, torch.arange(left, device=device))
+            rows = torch.zeros(images, dtype=torch.int64, device=device).scatter_(
+                0, live, torch.arange(left, device=device)
+            )
         state = state.select(parents)
         constraints.advance(parents, words)
     return _collect(records, finished, images)
@@ -172,7 +183,8 @@ def search(
 def _log_sum_exp(logits: Tensor) -> Tensor:
     """log sum exp over the words: (R, V) -> (R,).
 
-    On a CPU a block of rows at a time, so that what it writes in between stays in the cache: a third faster at V = 9,500.
+    On a CPU a block of rows at a time, so that what it writes in between stays in the cache: a third faster at V =
+        9,500.
     """
     if logits.device.type != "cpu":
         return logits.logsumexp(-1)

@@ -19,7 +19,7 @@ class EnsembleMemory:
 
     members: tuple[Memory, ...]
 
-    def select(self, images: Tensor) -> "EnsembleMemory":
+    def select(self, images: Tensor) -> EnsembleMemory:
         return EnsembleMemory(tuple(memory.select(images) for memory in self.members))
 
 
@@ -29,17 +29,18 @@ class EnsembleState:
 
     members: tuple[State, ...]
 
-    def select(self, index: Tensor) -> "EnsembleState":
+    def select(self, index: Tensor) -> EnsembleState:
         return EnsembleState(tuple(state.select(index) for state in self.members))
 
-    def images(self, images: Tensor) -> "EnsembleState":
+    def images(self, images: Tensor) -> EnsembleState:
         return EnsembleState(tuple(state.images(images) for state in self.members))
 
 
 class Ensemble(nn.Module):
     """A decoder whose probability of a word is the mean of its members' probabilities after the same words.
 
-    It takes a step as any decoder does, so every search works on it. All members see the same features; attention is the mean of theirs.
+    It takes a step as any decoder does, so every search works on it. All members see the same features; attention is
+    the mean of theirs.
 
     Args:
         members: decoders in eval mode that know the same words in the same order.

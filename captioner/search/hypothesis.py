@@ -15,7 +15,8 @@ class Hypothesis:
     Attributes:
         tokens: word ids without <start> and <end>.
         log_probability: sum of the natural log-probabilities of all its words and of <end>.
-        score: ``log_probability / n ** length_normalisation + length_reward * n``, n = len(tokens) + 1: <end> counts as a word.
+        score: ``log_probability / n ** length_normalisation + length_reward * n``, n = len(tokens) + 1: <end> counts as
+            a word.
         attention: weights (T, P) float32 on the CPU, row t for token t; None unless asked for.
     """
 

@@ -10,17 +10,17 @@ from torch import Tensor
 class Memory(Protocol):
     """What is computed once a picture."""
 
-    def select(self, images: Tensor) -> "Memory":
+    def select(self, images: Tensor) -> Memory:
         """The pictures ``images`` (J,) int64, in that order."""
 
 
 class State(Protocol):
     """The recurrent state of K hypotheses of I pictures."""
 
-    def select(self, index: Tensor) -> "State":
+    def select(self, index: Tensor) -> State:
         """For each picture the hypotheses ``index`` (I, K') int64; repeats and K' != K are allowed."""
 
-    def images(self, images: Tensor) -> "State":
+    def images(self, images: Tensor) -> State:
         """The pictures ``images`` (J,) int64."""
 
 
@@ -33,9 +33,11 @@ class StepDecoder(Protocol):
     def start(self, memory: Memory, hypotheses: int) -> State:
         """The state before <start>, for K = ``hypotheses`` of each picture."""
 
-    def step(self, words: Tensor, state: State, memory: Memory, live: Tensor | None) -> tuple[Tensor, State, Tensor | None]:
+    def step(
+        self, words: Tensor, state: State, memory: Memory, live: Tensor | None
+    ) -> tuple[Tensor, State, Tensor | None]:
         """Words (I, K) int64 -> logits (R, V), the next state, attention weights (I, K, P) or None.
 
-        Only the hypotheses ``live`` (R,) int64, numbered image * K + k and rising, go on (None: all, R = I * K); nobody reads what
-        the state and the weights say of the others. The logits are a fresh tensor: search writes into it.
+        Only the hypotheses ``live`` (R,) int64, numbered image * K + k and rising, go on (None: all, R = I * K); nobody
+        reads what the state and the weights say of the others. The logits are a fresh tensor: search writes into it.
         """

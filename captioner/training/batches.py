@@ -1,11 +1,13 @@
-"""Captions as token tables, and the batches of an epoch: a pure function of seed and epoch, so that a resumed run sees the same."""
+"""Captions as token tables, and the batches of an epoch: a pure function of seed and epoch, so that a resumed run sees
+the same."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Callable, Iterable, Iterator, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -36,8 +38,9 @@ class CaptionTable:
     image: np.ndarray
 
     @classmethod
-    def build(cls, captions: CaptionSet, split: str, vocabulary: Vocabulary, max_length: int) -> "CaptionTable":
-        """Tokenize the captions of a split; longer ones are cut to ``max_length`` words, ones without a word are left out.
+    def build(cls, captions: CaptionSet, split: str, vocabulary: Vocabulary, max_length: int) -> CaptionTable:
+        """Tokenize the captions of a split; longer ones are cut to ``max_length`` words, ones without a word are left
+        out.
 
         Raises:
             CaptionerError: no caption is left.
@@ -84,7 +87,9 @@ class Batch:
     views: np.ndarray
 
 
-def epoch_batches(table: CaptionTable, batch_size: int, captions_per_image: int, views: int, seed: int, epoch: int) -> list[Batch]:
+def epoch_batches(
+    table: CaptionTable, batch_size: int, captions_per_image: int, views: int, seed: int, epoch: int
+) -> list[Batch]:
     """The batches of a training epoch: every caption once, pictures in random order.
 
     Args:
@@ -107,10 +112,11 @@ def ordered_batches(table: CaptionTable, batch_size: int) -> list[Batch]:
 
 
 def share(batch: Batch, table: CaptionTable, rank: int, world: int) -> Batch | None:
-    """The pictures of a batch that process ``rank`` of ``world`` works on; None where there are too few for it to have one.
+    """The pictures of a batch that process ``rank`` of ``world`` works on; None where there are too few for it to have
+    one.
 
-    From the longest to the shortest by the tokens of its captions, each picture goes to the process that has the least to do so far
-    (Graham 1969). Every process knows all shares, since nothing but the batch decides them.
+    From the longest to the shortest by the tokens of its captions, each picture goes to the process that has the least
+    to do so far (Graham 1969). Every process knows all shares, since nothing but the batch decides them.
     """
     if world == 1:
         return batch
@@ -172,10 +178,13 @@ class BatchLoader:
         self.table, self._rows, self._reader = table, rows, reader
 
     def load(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Features (I, P, C) float16 on the reader's device and tokens (I, K, T + 1) int64 on the CPU, T of the longest caption."""
+        """Features (I, P, C) float16 on the reader's device and tokens (I, K, T + 1) int64 on the CPU, T of the longest
+        caption."""
         tokens = self.table.tokens[batch.captions]  # (I, K, L + 2); row -1 is the row of PAD
         longest = int((tokens != PAD).sum(-1).max())
-        return self._reader.read(self._rows[batch.images], batch.views), torch.from_numpy(np.ascontiguousarray(tokens[:, :, :longest]))
+        return self._reader.read(self._rows[batch.images], batch.views), torch.from_numpy(
+            np.ascontiguousarray(tokens[:, :, :longest])
+        )
 
     def stream(self, batches: Iterable[Batch]) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches one after another, the next one read in a thread while the last is worked on."""

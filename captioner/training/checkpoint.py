@@ -1,15 +1,16 @@
 """Saved states of training: tensors and JSON in one file without pickle, written atomically, the last two kept.
 
-A state file is the SHA-256 (hex) of the rest, then a safetensors file whose header carries the JSON. A file that was torn by a power
-cut, or damaged since, does not have its hash, and the state before it is taken.
+A state file is the SHA-256 (hex) of the rest, then a safetensors file whose header carries the JSON. A file that was
+torn by a power cut, or damaged since, does not have its hash, and the state before it is taken.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 import click
 import torch
@@ -49,7 +50,9 @@ def save_state(folder: Path, name: str, tensors: dict[str, Tensor], state: dict[
         ) from error
 
 
-def load_state(folder: Path | None, share: Callable[[bytes], bytes] = bytes) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+def load_state(
+    folder: Path | None, share: Callable[[bytes], bytes] = bytes
+) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     """The newest whole state, or None where there is none. Damaged newer ones are named on stderr and deleted.
 
     Args:
@@ -89,7 +92,8 @@ def _states(folder: Path) -> list[Path]:
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """An optimiser's state as tensors named ``<parameter index>.<key>``, for any optimiser whose state holds tensors and numbers."""
+    """An optimiser's state as tensors named ``<parameter index>.<key>``, for any optimiser whose state holds tensors
+    and numbers."""
     state = optimizer.state_dict()["state"]
     return {f"{index}.{key}": torch.as_tensor(value) for index, entry in state.items() for key, value in entry.items()}
 

@@ -17,7 +17,8 @@ _FROM_A_FILE = "file"  # bundled and ImageNet weights are to be had everywhere, 
 
 
 def save_encoder(folder: Path, store: FeatureStore, extract: ExtractParameters) -> None:
-    """Write ``encoder.safetensors`` (fp16, the cut classifier's state dict) where the weights came from a file of the user's.
+    """Write ``encoder.safetensors`` (fp16, the cut classifier's state dict) where the weights came from a file of the
+    user's.
 
     Raises:
         CaptionerError: the weights that ``extract.weights`` names now are not those that the features were made with.
@@ -33,7 +34,10 @@ def save_encoder(folder: Path, store: FeatureStore, extract: ExtractParameters) 
             f"({store.weights_sha256[:12]}); give the same ones, or run the extract stage again"
         )
     state = encoder.body.state_dict()
-    half = {name: (tensor.half() if tensor.is_floating_point() else tensor).contiguous() for name, tensor in sorted(state.items())}
+    half = {
+        name: (tensor.half() if tensor.is_floating_point() else tensor).contiguous()
+        for name, tensor in sorted(state.items())
+    }
     if not all(torch.isfinite(tensor).all() for tensor in half.values() if tensor.is_floating_point()):
         raise CaptionerError(
             f"extract.weights={extract.weights}: a weight is too large for half precision; train this encoder's weights "

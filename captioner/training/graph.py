@@ -1,13 +1,13 @@
 """The forward and backward pass of a training step on a GPU as one CUDA graph.
 
-A step launches some 2,500 kernels of a few microseconds each, and the processor takes longer to launch one than the GPU to run it. A graph
-is launched as a whole. It repeats exactly what was recorded, the same shapes at the same addresses: hence the mould, and the tensors
-here that each batch is copied into.
+A step launches some 2,500 kernels of a few microseconds each, and the processor takes longer to launch one than the GPU
+to run it. A graph is launched as a whole. It repeats exactly what was recorded, the same shapes at the same addresses:
+hence the mould, and the tensors here that each batch is copied into.
 """
 
 from __future__ import annotations
 
-from typing import Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -21,7 +21,6 @@ from captioner.parameters import TrainParameters
 from captioner.training.batches import Batch, CaptionTable
 from captioner.training.reinforce import Reinforce
 from captioner.training.step import backward
-
 
 _MOST_WASTE = 4  # one picture with very many captions would make every batch's block as wide as its own
 
@@ -38,7 +37,9 @@ class StepGraph:
         recorded: it can take the batches it was fitted to last; False where they differ too much to be worth it.
     """
 
-    def __init__(self, decoder: CaptionDecoder, parameters: TrainParameters, reinforce: Reinforce | None = None) -> None:
+    def __init__(
+        self, decoder: CaptionDecoder, parameters: TrainParameters, reinforce: Reinforce | None = None
+    ) -> None:
         self._decoder, self._parameters, self._reinforce = decoder, parameters, reinforce
         self._device = decoder.vocabulary.weight.device
         self._mould: Mould | None = None
@@ -47,11 +48,13 @@ class StepGraph:
 
     @staticmethod
     def fits(decoder: CaptionDecoder) -> bool:
-        """Whether a decoder can be trained so: on a GPU, and without a batch norm, which would count the pictures that fill up."""
+        """Whether a decoder can be trained so: on a GPU, and without a batch norm, which would count the pictures that
+        fill up."""
         return decoder.vocabulary.weight.device.type == "cuda" and not isinstance(decoder.norm, BatchNorm)
 
     def fit(self, table: CaptionTable, batches: Sequence[Batch]) -> None:
-        """Record the graph anew if batches of captions of ``table`` do not fit the one there is. The decoder must be in train mode."""
+        """Record the graph anew if batches of captions of ``table`` do not fit the one there is. The decoder must be in
+        train mode."""
         if not batches:
             return
         mould = Mould.of(table.targets[batch.captions] for batch in batches)
@@ -71,7 +74,9 @@ class StepGraph:
         if self._gradients:  # none where this process has had no picture yet
             torch._foreach_zero_([gradient for _, gradient in self._gradients])
 
-    def backward(self, features: Tensor, tokens: Tensor, inputs: Tensor | None, a_token: float, a_caption: float) -> Tensor:
+    def backward(
+        self, features: Tensor, tokens: Tensor, inputs: Tensor | None, a_token: float, a_caption: float
+    ) -> Tensor:
         """``step.backward`` of a batch.
 
         Args:
@@ -94,11 +99,14 @@ class StepGraph:
         packing.inputs.copy_(table.flatten(0, 1)[packing.caption, packing.step])
 
     def _record(self, tokens: Tensor) -> None:
-        """Record the passes, on any batch that fits; they change no gradient and take nothing from the random generator."""
+        """Record the passes, on any batch that fits; they change no gradient and take nothing from the random
+        generator."""
         config, device = self._decoder.config, self._device
         self._graph = self._figures = None  # give its memory back first
         self._numbers = to_device(self._mould.pour(tokens), device)
-        self._features = torch.zeros(self._mould.images, config.positions, config.channels, dtype=torch.float16, device=device)
+        self._features = torch.zeros(
+            self._mould.images, config.positions, config.channels, dtype=torch.float16, device=device
+        )
         self._counts = torch.ones(2, device=device)
         parameters = [parameter for parameter in self._decoder.parameters() if parameter.requires_grad]
         for parameter in parameters:

@@ -10,19 +10,25 @@ from typing import Any
 from captioner.sidecar import write_atomically
 
 
-def write_history(folder: Path, rows: list[dict[str, Any]], best_epoch: int, stopped: str, trained_parameters: int) -> None:
+def write_history(
+    folder: Path, rows: list[dict[str, Any]], best_epoch: int, stopped: str, trained_parameters: int
+) -> None:
     """Write ``history.csv`` and ``metrics.json``; neither holds a time.
 
     Args:
-        rows: an epoch each: epoch, the learning rates of its last step, train_cross_entropy and val_cross_entropy in nats a token,
-            val_token_accuracy, val_bleu_4 and val_cider_d where the run computed them, tokens. Epochs of self-critical training have
-            train_reward (the samples' mean) and samples in place of train_cross_entropy and tokens; epoch 0, the weights that a run
-            began from, has validation's figures alone. What a row lacks is left empty.
+        rows: an epoch each: epoch, the learning rates of its last step, train_cross_entropy and val_cross_entropy in
+            nats a token, val_token_accuracy, val_bleu_4 and val_cider_d where the run computed them, tokens. Epochs of
+            self-critical training have train_reward (the samples' mean) and samples in place of train_cross_entropy and
+            tokens; epoch 0, the weights that a run began from, has validation's figures alone. What a row lacks is left
+            empty.
         stopped: why training ended.
     """
     trained = [row for row in rows if row["epoch"]]
     columns = list(dict.fromkeys(name for row in trained or rows for name in row))
-    lines = [",".join(columns), *(",".join(_shown(row[name]) if name in row else "" for name in columns) for row in rows)]
+    lines = [
+        ",".join(columns),
+        *(",".join(_shown(row[name]) if name in row else "" for name in columns) for row in rows),
+    ]
     write_atomically(folder / "history.csv", "\n".join(lines) + "\n")
     best = next(row for row in rows if row["epoch"] == best_epoch)
     metrics = {
@@ -40,7 +46,8 @@ def write_history(folder: Path, rows: list[dict[str, Any]], best_epoch: int, sto
 
 
 def write_timing(folder: Path, seconds: list[float], captions: int) -> None:
-    """Write ``timing.json``: seconds of each epoch, interruptions left out, and training captions a second, validation included."""
+    """Write ``timing.json``: seconds of each epoch, interruptions left out, and training captions a second, validation
+    included."""
     timing = {
         "seconds": round(sum(seconds), 3),
         "epoch_seconds": [round(value, 3) for value in seconds],

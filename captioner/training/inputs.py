@@ -46,8 +46,9 @@ def load_inputs(parameters: Parameters, features: Path, captions: Path, vocab: P
     """Read and check.
 
     Raises:
-        CaptionerError: a file is missing or damaged; the features are of another encoder, preprocessing or weights than the parameters say
-            (both fingerprints are named) or lack a picture; the word vectors do not fit the vocabulary; a split has no caption.
+        CaptionerError: a file is missing or damaged; the features are of another encoder, preprocessing or weights than
+            the parameters say (both fingerprints are named) or lack a picture; the word vectors do not fit the
+            vocabulary; a split has no caption.
     """
     store = FeatureStore.open(features)
     _check_features(store, parameters)
@@ -55,7 +56,17 @@ def load_inputs(parameters: Parameters, features: Path, captions: Path, vocab: P
     vectors = load_embeddings(embeddings, vocabulary)
     max_length = vocabulary.max_length or parameters.vocab.max_length
     train, val = (CaptionTable.build(caption_set, split, vocabulary, max_length) for split in ("train", "val"))
-    return Inputs(store, vocabulary, vectors, train, val, store.rows(train.image_ids), store.rows(val.image_ids), caption_set, max_length)
+    return Inputs(
+        store,
+        vocabulary,
+        vectors,
+        train,
+        val,
+        store.rows(train.image_ids),
+        store.rows(val.image_ids),
+        caption_set,
+        max_length,
+    )
 
 
 def load_embeddings(path: Path, vocabulary: Vocabulary) -> np.ndarray:
@@ -69,7 +80,9 @@ def load_embeddings(path: Path, vocabulary: Vocabulary) -> np.ndarray:
     except (OSError, ValueError, EOFError) as error:
         raise CaptionerError(f"{path}: no readable array of word vectors ({error}); run the vocab stage") from error
     if not isinstance(vectors, np.ndarray) or vectors.ndim != 2 or vectors.dtype.kind != "f" or vectors.shape[1] == 0:
-        raise CaptionerError(f"{path}: word vectors must be a (V, D) array of floating-point numbers; run the vocab stage again")
+        raise CaptionerError(
+            f"{path}: word vectors must be a (V, D) array of floating-point numbers; run the vocab stage again"
+        )
     if len(vectors) != len(vocabulary):
         raise CaptionerError(
             f"{path}: {len(vectors)} word vectors for a vocabulary of {len(vocabulary)} words; run the vocab stage again, it makes both"
@@ -83,8 +96,16 @@ def load_embeddings(path: Path, vocabulary: Vocabulary) -> np.ndarray:
 
 
 def _check_features(store: FeatureStore, parameters: Parameters) -> None:
-    wanted: dict[str, Any] = {"encoder": parameters.encoder, "fit": parameters.extract.fit, "image_size": parameters.extract.image_size}
-    found: dict[str, Any] = {"encoder": store.encoder, "fit": store.preprocessing["fit"], "image_size": store.preprocessing["image_size"]}
+    wanted: dict[str, Any] = {
+        "encoder": parameters.encoder,
+        "fit": parameters.extract.fit,
+        "image_size": parameters.extract.image_size,
+    }
+    found: dict[str, Any] = {
+        "encoder": store.encoder,
+        "fit": store.preprocessing["fit"],
+        "image_size": store.preprocessing["image_size"],
+    }
     if parameters.extract.weights in ("bundled", "imagenet", "random"):
         wanted["weights"], found["weights"] = parameters.extract.weights, store.weights_name
     different = [name for name in wanted if wanted[name] != found[name]]

@@ -1,8 +1,8 @@
 """Every process of a run keeps a connection to rank 0, which its machine closes when the process ends, however it ends.
 
-So a death is seen at once, on any number of machines and with any backend (NCCL's collective operations would wait for minutes).
-Rank 0 says which process it was. Then everybody ends, also one whose main thread waits in a collective operation for ever.
-Nobody but rank 0 says anything; an error of another rank is told to it.
+So a death is seen at once, on any number of machines and with any backend (NCCL's collective operations would wait for
+minutes). Rank 0 says which process it was. Then everybody ends, also one whose main thread waits in a collective
+operation for ever. Nobody but rank 0 says anything; an error of another rank is told to it.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import selectors
 import socket
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
-from typing import Callable
 
 import click
 
@@ -26,7 +26,11 @@ _GRACE_SECONDS = 5.0  # for the main thread to end with the error by itself
 _LAST_WORDS_SECONDS = 3.0  # for rank 0 to end first
 _JOIN_SECONDS = 900.0  # to import, read and check everything on a slow machine
 _LONGEST_GREETING = 100
-_KEEP_ALIVE = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}  # a machine without power is dead after 20 seconds
+_KEEP_ALIVE = {
+    "TCP_KEEPIDLE": 5,
+    "TCP_KEEPINTVL": 5,
+    "TCP_KEEPCNT": 3,
+}  # a machine without power is dead after 20 seconds
 
 
 def _keep_alive(connection: socket.socket) -> None:
@@ -53,7 +57,9 @@ class Leader:
 
     def __init__(self, world: int, store: Store) -> None:
         self._world, self._token = world, secrets.token_hex(8)
-        self._server = socket.create_server(("127.0.0.1" if store.host in ("127.0.0.1", "localhost") else "", 0), backlog=world)
+        self._server = socket.create_server(
+            ("127.0.0.1" if store.host in ("127.0.0.1", "localhost") else "", 0), backlog=world
+        )
         self._names: dict[socket.socket, int] = {}  # connection -> rank
         self._said: dict[str, set[int]] = {"ready": set(), "bye": set()}
         self._fault = ""
@@ -70,7 +76,8 @@ class Leader:
             raise CaptionerError(self._fault)
 
     def wait_ready(self, between: Callable[[], None]) -> None:
-        """Return once all others have read and checked everything; ``between`` is called while waiting and may raise."""
+        """Return once all others have read and checked everything; ``between`` is called while waiting and may
+        raise."""
         self._wait("ready", between)
 
     def bye(self) -> None:
@@ -95,7 +102,10 @@ class Leader:
         while not self._fault and time.monotonic() < limit:
             time.sleep(_POLL_SECONDS)
         self._taken = True
-        return CaptionerError(self._fault or f"training: the processes have lost touch with one another ({error}); run the same command again")
+        return CaptionerError(
+            self._fault
+            or f"training: the processes have lost touch with one another ({error}); run the same command again"
+        )
 
     def close(self) -> None:
         """The others end now, unless they have said bye."""
@@ -138,8 +148,11 @@ class Leader:
                 self._take(self._names[connection], word, rest)
         rank = self._names.get(connection)
         if not received and rank is not None and rank not in self._said["bye"]:
-            self._fail(rank, "ended without a word (it was killed, or its machine is gone); run the same command again, "
-                       "it goes on from the last saved state")  # fmt: skip
+            self._fail(
+                rank,
+                "ended without a word (it was killed, or its machine is gone); run the same command again, "
+                "it goes on from the last saved state",
+            )
         if received and rank is None and len(line) > _LONGEST_GREETING:
             connection.close()  # a stranger
             return False
@@ -166,7 +179,9 @@ class Follower:
         try:
             self._connection = socket.create_connection((store.host, int(port)), timeout=60)
         except OSError as error:
-            raise CaptionerError(f"training: process 0 cannot be reached at {store.host}:{port} ({error}); open the network between the machines") from error
+            raise CaptionerError(
+                f"training: process 0 cannot be reached at {store.host}:{port} ({error}); open the network between the machines"
+            ) from error
         self._connection.settimeout(None)
         _keep_alive(self._connection)
         self._leaving = False
@@ -209,7 +224,11 @@ class Follower:
         except OSError:
             received = b""
         if not self._leaving:
-            _end_process("" if received else (
-                f"training process 0 of {self._world} ended without a word, so process {self._rank} ends too; run the same command again, "
-                "it goes on from the last saved state"
-            ))  # fmt: skip
+            _end_process(
+                ""
+                if received
+                else (
+                    f"training process 0 of {self._world} ended without a word, so process {self._rank} ends too; run the same command again, "
+                    "it goes on from the last saved state"
+                )
+            )

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Sequence
 
 import click
 import torch
@@ -69,7 +69,9 @@ class Trainer:
         best: the best weights so far, by name.
     """
 
-    def __init__(self, decoder: CaptionDecoder, options: TrainParameters, phases: Sequence[Phase], setting: Setting) -> None:
+    def __init__(
+        self, decoder: CaptionDecoder, options: TrainParameters, phases: Sequence[Phase], setting: Setting
+    ) -> None:
         self.decoder, self.options, self.phases, self.setting = decoder, options, phases, setting
         self.at = Position()
         self.best: dict[str, Tensor] = {}
@@ -115,7 +117,8 @@ class Trainer:
         self._begin_phase()
 
     def _begin_phase(self) -> None:
-        """A fresh optimiser and fresh schedules, from the best weights so far; the best epoch stays the best until it is outdone."""
+        """A fresh optimiser and fresh schedules, from the best weights so far; the best epoch stays the best until it
+        is outdone."""
         options, at = self.options, self.at
         at.first_epoch, at.steps = at.epoch, 0
         self.patience = Patience(options.patience)
@@ -131,10 +134,15 @@ class Trainer:
         return {metric: Plateau(self.options.plateau_patience, self.options.plateau_factor) for metric in metrics}
 
     def train_epoch(self, stop: StopSignal) -> bool:
-        """The steps of an epoch that are not done yet, up to the one after which a stop file is found; True where one is."""
+        """The steps of an epoch that are not done yet, up to the one after which a stop file is found; True where one
+        is."""
         at, options, setting = self.at, self.options, self.setting
-        together = options.captions_per_image if self.phase.teacher_forced else 0  # a reward wants all references of a picture
-        batches = epoch_batches(setting.train.table, options.batch_size, together, setting.views, setting.seed, at.epoch)
+        together = (
+            options.captions_per_image if self.phase.teacher_forced else 0
+        )  # a reward wants all references of a picture
+        batches = epoch_batches(
+            setting.train.table, options.batch_size, together, setting.views, setting.seed, at.epoch
+        )
         groups = [batches[first : first + options.accumulate] for first in range(0, len(batches), options.accumulate)]
         todo = groups[at.step :]
         shares = ([self._share(batch) for batch in group] for group in todo)
@@ -145,12 +153,16 @@ class Trainer:
             self.phase.graph.fit(setting.train.table, [batch for batch in own if batch is not None])
         everybody, on_cpu = setting.group, setting.group.device.type == "cpu"
         everybody.flags = lambda: (
-            stop.requested, everybody.leads and time.monotonic() - saved >= setting.checkpoint_seconds, self._stop_file()
-        )  # fmt: skip
+            stop.requested,
+            everybody.leads and time.monotonic() - saved >= setting.checkpoint_seconds,
+            self._stop_file(),
+        )
         if len(at.seconds) < at.epoch:
             at.seconds.append(0.0)
         label = f"{self.phase.name} epoch {at.epoch}/{at.first_epoch - 1 + self.phase.epochs}"
-        with Progress(label, len(setting.train.table), "captions", sum(map(_captions, groups[: at.step])), everybody.leads) as progress:
+        with Progress(
+            label, len(setting.train.table), "captions", sum(map(_captions, groups[: at.step])), everybody.leads
+        ) as progress:
             for group, loaded in zip(todo, setting.train.stream_groups(shares)):
                 done = at.epoch - at.first_epoch + at.step / len(groups)
                 self._step(loaded, self._whole(group, done), done)
@@ -175,7 +187,9 @@ class Trainer:
     def _whole(self, batches: Sequence[Batch], done: float) -> Whole:
         tokens = sum(int(self.setting.train.table.targets[batch.captions].sum()) for batch in batches)
         sampled = sampled_share(self.options, done) if self.phase.teacher_forced else 0.0
-        return Whole(tokens, _captions(batches), sum(len(batch.images) for batch in batches), self.setting.group, sampled)
+        return Whole(
+            tokens, _captions(batches), sum(len(batch.images) for batch in batches), self.setting.group, sampled
+        )
 
     def _step(self, batches: list[tuple[Tensor, Tensor] | None], whole: Whole, done: float) -> None:
         """One step of the optimiser on this process's share of ``whole``, after ``done`` epochs of the phase."""
@@ -203,7 +217,8 @@ class Trainer:
             stop.raise_if_requested()
 
     def _read_losses(self) -> None:
-        """Add up the losses of the last steps and refuse one that is not finite, before any state with its update is saved."""
+        """Add up the losses of the last steps and refuse one that is not finite, before any state with its update is
+        saved."""
         if not self._unread:
             return
         for row, value in enumerate(torch.stack(self._unread).tolist()):
@@ -241,12 +256,17 @@ class Trainer:
         return None if scores is None else figures | scores
 
     def _finish_epoch(self, figures: dict[str, float], by_file: bool) -> None:
-        """Record an epoch, keep its weights where they are the best, and go on to the next one, the next phase or the end."""
+        """Record an epoch, keep its weights where they are the best, and go on to the next one, the next phase or the
+        end."""
         at = self.at
         row = {
-            "epoch": at.epoch, "learning_rate": at.rates[0], "projection_learning_rate": at.rates[1],
-            self.phase.figure: at.loss_sum / at.token_sum, **figures, self.phase.counted: at.token_sum,
-        }  # fmt: skip
+            "epoch": at.epoch,
+            "learning_rate": at.rates[0],
+            "projection_learning_rate": at.rates[1],
+            self.phase.figure: at.loss_sum / at.token_sum,
+            **figures,
+            self.phase.counted: at.token_sum,
+        }
         at.history.append(row)
         if self.patience.update(lower_is_better(row, self.phase.select_by)):
             at.best_epoch = at.epoch
@@ -300,10 +320,21 @@ class Trainer:
         if self.at.seconds:  # none in epoch 0
             self.at.seconds[-1] += now - self._lap
         self._lap = now
-        schedules = {"patience": self.patience.state(), "plateaus": {metric: plateau.state() for metric, plateau in self.plateaus.items()}}
+        schedules = {
+            "patience": self.patience.state(),
+            "plateaus": {metric: plateau.state() for metric, plateau in self.plateaus.items()},
+        }
         save_run(
-            self.setting.folder, self.decoder, self.optimizer, self.average, self.best, self.at, schedules, self.phase.state, self.setting.group
-        )  # fmt: skip
+            self.setting.folder,
+            self.decoder,
+            self.optimizer,
+            self.average,
+            self.best,
+            self.at,
+            schedules,
+            self.phase.state,
+            self.setting.group,
+        )
 
     def restore(self) -> bool:
         """Go back to the newest saved state; False where there is none that fits."""

@@ -1,4 +1,5 @@
-"""Figures of a batch of predictions: cross entropy, token accuracy, and the doubly stochastic penalty of soft attention."""
+"""Figures of a batch of predictions: cross entropy, token accuracy, and the doubly stochastic penalty of soft
+attention."""
 
 from __future__ import annotations
 
@@ -26,7 +27,9 @@ def attention_coverage(weights: Tensor, packing: Packing) -> Tensor:
         weights: (M, P) attention weights of the packed tokens.
     """
     images, captions, _ = packing.shape
-    total = weights.new_zeros(images * captions, weights.shape[-1]).index_add(0, packing.caption, packing.masked(weights))  # (I * K, P)
+    total = weights.new_zeros(images * captions, weights.shape[-1]).index_add(
+        0, packing.caption, packing.masked(weights)
+    )  # (I * K, P)
     first = slice(packing.steps[0].rows)  # the tokens of the first step, one a caption
     missing = ((1 - total[packing.caption[first]]) ** 2).sum(-1)
     return (missing if packing.real is None else missing * packing.real[first]).sum()

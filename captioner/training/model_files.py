@@ -21,10 +21,26 @@ from captioner.vocabulary.vocabulary import Vocabulary
 
 FORMAT_VERSION = 2  # 2: with what it takes to make a further picture's features
 WEIGHTS, CONFIG, ENCODER = "model.safetensors", "config.json", "encoder.safetensors"
-KEYS = frozenset((
-    "format_version", "dataset", "encoder", "layer", "weights_name", "weights_sha256", "weights_seed", "precision", "pictures", "preprocessing",
-    "grid", "features_fingerprint", "vocabulary", "max_length", "decoder", "fingerprint",
-))  # fmt: skip
+KEYS = frozenset(
+    (
+        "format_version",
+        "dataset",
+        "encoder",
+        "layer",
+        "weights_name",
+        "weights_sha256",
+        "weights_seed",
+        "precision",
+        "pictures",
+        "preprocessing",
+        "grid",
+        "features_fingerprint",
+        "vocabulary",
+        "max_length",
+        "decoder",
+        "fingerprint",
+    )
+)
 
 
 @dataclass(frozen=True)
@@ -50,30 +66,41 @@ def save_model(folder: Path, decoder: CaptionDecoder, vocabulary: Vocabulary, fa
     """
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in decoder.state_dict().items()}
     write_atomically(folder / WEIGHTS, save(weights))
-    config = {**facts, "format_version": FORMAT_VERSION, "vocabulary": vocabulary.to_json(), "decoder": decoder.config.to_json()}
+    config = {
+        **facts,
+        "format_version": FORMAT_VERSION,
+        "vocabulary": vocabulary.to_json(),
+        "decoder": decoder.config.to_json(),
+    }
     if set(config) != KEYS:
         raise ValueError(f"facts of a model: {sorted(set(config) ^ KEYS)}")
-    write_atomically(folder / CONFIG, json.dumps(config, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n")
+    write_atomically(
+        folder / CONFIG, json.dumps(config, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+    )
 
 
 def load_model(folder: str | Path) -> Model:
     """Read a trained captioner.
 
     Raises:
-        CaptionerError: a file is missing or damaged, of another format version, has unknown keys, or vocabulary, settings and weights
-            do not fit one another.
+        CaptionerError: a file is missing or damaged, of another format version, has unknown keys, or vocabulary,
+            settings and weights do not fit one another.
     """
     path = Path(folder) / CONFIG
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise CaptionerError(f"{path}: cannot be read ({error.strerror}); train a model first, or name a folder that has one") from error
+        raise CaptionerError(
+            f"{path}: cannot be read ({error.strerror}); train a model first, or name a folder that has one"
+        ) from error
     except (ValueError, RecursionError) as error:
         raise CaptionerError(f"{path}: no valid JSON ({error}); copy the model's folder again") from error
     if not isinstance(config, dict):
         raise CaptionerError(f"{path}: its top is no mapping; copy the model's folder again")
     if config.get("format_version") != FORMAT_VERSION:
-        raise CaptionerError(f"{path}: model format {config.get('format_version')!r}, this program reads {FORMAT_VERSION}; train again")
+        raise CaptionerError(
+            f"{path}: model format {config.get('format_version')!r}, this program reads {FORMAT_VERSION}; train again"
+        )
     for key in sorted(KEYS ^ set(config)):
         raise CaptionerError(
             f"{path}: the key {key!r} is {'missing' if key in KEYS else 'unknown'}; train again or copy the model's folder again"
@@ -92,8 +119,11 @@ def _check(path: Path, settings: DecoderConfig, vocabulary: Vocabulary, config: 
         )
     grid = config["grid"]
     if not (
-        isinstance(grid, list) and len(grid) == 2 and all(isinstance(side, int) for side in grid)
-        and math.prod(grid) == settings.positions and grid[0] == settings.rows
+        isinstance(grid, list)
+        and len(grid) == 2
+        and all(isinstance(side, int) for side in grid)
+        and math.prod(grid) == settings.positions
+        and grid[0] == settings.rows
     ):
         raise CaptionerError(
             f"{path}: grid={grid!r} does not have the decoder's {settings.positions} positions in {settings.rows} "
@@ -132,8 +162,8 @@ def check_features(model: Model, store: FeatureStore, folder: str | Path, remedy
     """Refuse features of another kind than the model in ``folder`` was trained on.
 
     Raises:
-        CaptionerError: they are of another encoder, other weights, another preprocessing or grid (both fingerprints are named);
-            ``remedy`` is what else can be done than to extract others.
+        CaptionerError: they are of another encoder, other weights, another preprocessing or grid (both fingerprints are
+            named); ``remedy`` is what else can be done than to extract others.
     """
     found, wanted = _facts_of_store(store), _facts_of_model(model)
     different = [name for name in wanted if wanted[name] != found[name]]
@@ -163,9 +193,13 @@ def check_words(where: str, theirs: Vocabulary, ours: Vocabulary, remedy: str) -
 
 def _facts_of_store(store: FeatureStore) -> dict[str, Any]:
     return {
-        "encoder": store.encoder, "layer": store.layer, "weights_sha256": store.weights_sha256, "preprocessing": store.preprocessing,
-        "grid": list(store.grid), "channels": store.shape[3],
-    }  # fmt: skip
+        "encoder": store.encoder,
+        "layer": store.layer,
+        "weights_sha256": store.weights_sha256,
+        "preprocessing": store.preprocessing,
+        "grid": list(store.grid),
+        "channels": store.shape[3],
+    }
 
 
 def _facts_of_model(model: Model) -> dict[str, Any]:

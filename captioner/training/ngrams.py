@@ -6,8 +6,8 @@ padding), so an n-gram's first word says where it begins: those of n words are s
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Iterator
 
 import numpy as np
 
@@ -47,7 +47,12 @@ def ngrams(words: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
 
 def ngram_sizes(numbers: np.ndarray) -> np.ndarray:
     """n of each n-gram, (N,) uint64 -> (N,) int64."""
-    return np.searchsorted(np.array([1 << _BITS * size for size in range(1, LONGEST)], dtype=np.uint64), numbers, side="right") + 1
+    return (
+        np.searchsorted(
+            np.array([1 << _BITS * size for size in range(1, LONGEST)], dtype=np.uint64), numbers, side="right"
+        )
+        + 1
+    )
 
 
 @dataclass(frozen=True)
@@ -65,7 +70,7 @@ class DocumentFrequencies:
     documents: int
 
     @classmethod
-    def of(cls, words: np.ndarray, image: np.ndarray) -> "DocumentFrequencies":
+    def of(cls, words: np.ndarray, image: np.ndarray) -> DocumentFrequencies:
         """Count.
 
         Args:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +26,8 @@ _FUSED = {"adam": ("cpu", "cuda"), "adamw": ("cpu", "cuda"), "sgd": ("cpu", "cud
 
 
 def build_optimizer(decoder: CaptionDecoder, parameters: TrainParameters) -> torch.optim.Optimizer:
-    """The optimiser ``train.optimizer`` with the groups of ``parameter_groups``; fused into one kernel where torch can, else foreach.
+    """The optimiser ``train.optimizer`` with the groups of ``parameter_groups``; fused into one kernel where torch can,
+    else foreach.
 
     Weight decay is added to the gradient (an L2 penalty), except with adamw, where it shrinks the weights themselves.
 
@@ -46,15 +48,28 @@ def build_optimizer(decoder: CaptionDecoder, parameters: TrainParameters) -> tor
 
 
 def parameter_groups(decoder: CaptionDecoder, weight_decay: float) -> list[dict[str, Any]]:
-    """The decoder's parameters, then the feature projection's, as groups whose key ``part`` is ``decoder`` or ``projection``.
+    """The decoder's parameters, then the feature projection's, as groups whose key ``part`` is ``decoder`` or
+    ``projection``.
 
-    With a weight decay each of them is two groups, the second without it: biases, norms, word vectors and positions are not decayed.
+    With a weight decay each of them is two groups, the second without it: biases, norms, word vectors and positions are
+        not decayed.
     """
     apart = {id(parameter) for parameter in decoder.projection_parameters()}
-    spared = {id(parameter) for module in decoder.modules() if isinstance(module, (nn.LayerNorm, BatchNorm, nn.Embedding)) for parameter in module.parameters()}
-    spared |= {id(parameter) for name, parameter in decoder.named_parameters() if name.rpartition(".")[2] in ("bias", "position")}
+    spared = {
+        id(parameter)
+        for module in decoder.modules()
+        if isinstance(module, (nn.LayerNorm, BatchNorm, nn.Embedding))
+        for parameter in module.parameters()
+    }
+    spared |= {
+        id(parameter)
+        for name, parameter in decoder.named_parameters()
+        if name.rpartition(".")[2] in ("bias", "position")
+    }
     parts: dict[str, list[nn.Parameter]] = {"decoder": [], "projection": decoder.projection_parameters()}
-    parts["decoder"] = [parameter for parameter in decoder.parameters() if parameter.requires_grad and id(parameter) not in apart]
+    parts["decoder"] = [
+        parameter for parameter in decoder.parameters() if parameter.requires_grad and id(parameter) not in apart
+    ]
     groups = []
     for part, members in parts.items():
         if not weight_decay:  # one group: the order of the parameters decides the last bits of the gradients' norm
@@ -76,10 +91,11 @@ def set_rates(optimizer: torch.optim.Optimizer, rates: tuple[float, float]) -> N
 class Average:
     """Exponential moving average of weights (Polyak and Juditsky 1992), the weights themselves at first.
 
-    The t-th update, from 0, keeps min(decay, (1 + t) / (10 + t)) of the average: early weights, which are far from good, are soon forgotten.
+    The t-th update, from 0, keeps min(decay, (1 + t) / (10 + t)) of the average: early weights, which are far from
+    good, are soon forgotten.
 
-    Running statistics of a batch norm are averaged alike: they are of the projection's outputs, whose mean is linear in its weights, so the
-    average of the means is the mean under the average of the weights.
+    Running statistics of a batch norm are averaged alike: they are of the projection's outputs, whose mean is linear in
+    its weights, so the average of the means is the mean under the average of the weights.
 
     Args:
         weights: name -> parameter or running statistic, as training changes them.

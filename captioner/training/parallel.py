@@ -1,15 +1,16 @@
 """Data-parallel training: the processes of a run, and the sums that they make together.
 
-Every process holds the whole decoder and computes its share of each batch; gradients are added up in one flat buffer, and all do the
-same update. Without other processes nothing here does anything, and torch.distributed is not imported.
+Every process holds the whole decoder and computes its share of each batch; gradients are added up in one flat buffer,
+and all do the same update. Without other processes nothing here does anything, and torch.distributed is not imported.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Callable, Iterator, Sequence, TypeVar
+from typing import Any, TypeVar
 
 import click
 import numpy as np
@@ -39,14 +40,19 @@ class Group:
         rank, world, device: as given.
         flags: what this process wants; ``sum_gradients`` carries it along, ``carried`` tells what anybody wanted.
 
-    Collective operations (all methods but ``share`` and ``carried``) must be called by every process, in the same order.
+    Collective operations (all methods but ``share`` and ``carried``) must be called by every process, in the same
+    order.
 
     Raises:
         CaptionerError: (any collective operation) another process has ended; it is named.
     """
 
     def __init__(
-        self, rank: Rank = Rank(), device: torch.device = torch.device("cpu"), store: Store | None = None, line: Leader | Follower | None = None
+        self,
+        rank: Rank = Rank(),
+        device: torch.device = torch.device("cpu"),
+        store: Store | None = None,
+        line: Leader | Follower | None = None,
     ) -> None:
         self.rank, self.world, self.device = rank.rank, rank.world, device
         self.flags: Callable[[], Sequence[bool]] = tuple
@@ -62,7 +68,7 @@ class Group:
         """This process's part of ``items``, which are dealt out in turn."""
         return items[self.rank :: self.world]
 
-    def __enter__(self) -> "Group":
+    def __enter__(self) -> Group:
         if self.world > 1:
             import torch.distributed
 
@@ -71,9 +77,13 @@ class Group:
             if self.leads:
                 click.echo(f"train: {self.world} processes, {backend}", err=True)
             self._call(
-                torch.distributed.init_process_group, backend, store=self._store.torch_store, rank=self.rank, world_size=self.world,
+                torch.distributed.init_process_group,
+                backend,
+                store=self._store.torch_store,
+                rank=self.rank,
+                world_size=self.world,
                 timeout=_NO_TIMEOUT,
-            )  # fmt: skip
+            )
         return self
 
     def __exit__(self, kind: type | None, *_: object) -> None:
@@ -94,7 +104,8 @@ class Group:
         return flat
 
     def sum_gradients(self, parameters: Sequence[Tensor], figures: Tensor) -> Tensor:
-        """Replace all gradients by their sums over the processes, in one operation; a process without gradients adds nothing.
+        """Replace all gradients by their sums over the processes, in one operation; a process without gradients adds
+        nothing.
 
         Args:
             figures: a scalar or (N,), of the same N in all processes.
@@ -105,12 +116,19 @@ class Group:
         if self.world == 1:
             return figures
         nothing = parameters[0].new_zeros(())
-        parts = [nothing.expand(parameter.numel()) if parameter.grad is None else parameter.grad.reshape(-1) for parameter in parameters]
+        parts = [
+            nothing.expand(parameter.numel()) if parameter.grad is None else parameter.grad.reshape(-1)
+            for parameter in parameters
+        ]
         sizes = [len(part) for part in parts]
-        wanted = torch.tensor([float(flag) for flag in self.flags()], dtype=nothing.dtype).to(self.device, non_blocking=True)
+        wanted = torch.tensor([float(flag) for flag in self.flags()], dtype=nothing.dtype).to(
+            self.device, non_blocking=True
+        )
         rest = torch.cat([figures.reshape(-1).to(nothing.dtype), wanted])
         if len(self._flat) != sum(sizes) + len(rest):
-            self._flat = nothing.new_empty(sum(sizes) + len(rest))  # kept: at every step the system would have to clear it anew
+            self._flat = nothing.new_empty(
+                sum(sizes) + len(rest)
+            )  # kept: at every step the system would have to clear it anew
         self.all_reduce_(torch.cat([*parts, rest], out=self._flat))
         *parts, rest = self._flat.split([*sizes, len(rest)])
         for parameter, part in zip(parameters, parts):
@@ -172,8 +190,14 @@ class Group:
         self._store.tell(f"device/{self.rank}", own or "cpu")
         devices = {self._store.hear(f"device/{rank}", self._line.check) for rank in range(self.world)}
         if "cpu" in devices and len(devices) > 1:
-            raise CaptionerError("runtime.device: some of the processes have a GPU and others have none; set runtime.device=cpu, or use other machines")
-        return "nccl" if len(devices) == self.world and "cpu" not in devices and torch.distributed.is_nccl_available() else "gloo"
+            raise CaptionerError(
+                "runtime.device: some of the processes have a GPU and others have none; set runtime.device=cpu, or use other machines"
+            )
+        return (
+            "nccl"
+            if len(devices) == self.world and "cpu" not in devices and torch.distributed.is_nccl_available()
+            else "gloo"
+        )
 
 
 @dataclass(frozen=True)
@@ -195,7 +219,7 @@ class Whole:
     sampled: float = 0.0
 
     @classmethod
-    def of(cls, batches: Sequence[Tensor]) -> "Whole":
+    def of(cls, batches: Sequence[Tensor]) -> Whole:
         """A single process's, from the tokens (I, K, T + 1) of its batches."""
         lengths = [(tokens != PAD).sum(-1) - 1 for tokens in batches]  # targets of each caption; -1 where there is none
         tokens = sum(int(length.clamp(min=0).sum()) for length in lengths)
@@ -207,16 +231,20 @@ def _tensor(data: bytes) -> Tensor:
 
 
 def process_seed(seed: int, rank: int, epoch: int, step: int) -> int:
-    """What a process's generator is seeded with at the start, and where it goes on with a state that has none for it."""
+    """What a process's generator is seeded with at the start, and where it goes on with a state that has none for
+    it."""
     return int(np.random.SeedSequence([seed, rank, epoch, step]).generate_state(1, np.uint64)[0])
 
 
 @contextmanager
-def leading(rank: Rank, device: torch.device, store: Store | None, task: dict[str, Any], stop: StopSignal) -> Iterator[Group]:
+def leading(
+    rank: Rank, device: torch.device, store: Store | None, task: dict[str, Any], stop: StopSignal
+) -> Iterator[Group]:
     """Rank 0's group, once all are there.
 
     Args:
-        store: torchrun's; None: the other processes are started here and run ``captioner.training.train.join`` with ``task``.
+        store: torchrun's; None: the other processes are started here and run ``captioner.training.train.join`` with
+            ``task``.
 
     Raises:
         CaptionerError: another process does not come, or ends before this one.
@@ -229,7 +257,9 @@ def leading(rank: Rank, device: torch.device, store: Store | None, task: dict[st
         others = None
         if store is None:
             store = Store.local()
-            others = stack.enter_context(LocalProcesses("captioner.training.train", "training", rank.world, {**task, "port": store.port}))
+            others = stack.enter_context(
+                LocalProcesses("captioner.training.train", "training", rank.world, {**task, "port": store.port})
+            )
 
         def between() -> None:
             stop.raise_if_requested()
@@ -244,7 +274,8 @@ def leading(rank: Rank, device: torch.device, store: Store | None, task: dict[st
 
 @contextmanager
 def following(rank: Rank, store: Store, stop: StopSignal) -> Iterator[Callable[[torch.device], Group]]:
-    """Another rank's part: what fails in this block is told to rank 0, which says it, and this process ends without a word.
+    """Another rank's part: what fails in this block is told to rank 0, which says it, and this process ends without a
+    word.
 
     Gives a function to call once everything is read and checked; the group it returns is entered by the caller.
     """

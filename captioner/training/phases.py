@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -20,7 +20,10 @@ from captioner.training.reward import CaptionReward
 from captioner.training.self_critical import self_critical_step
 from captioner.training.step import training_step
 
-Step = Callable[[CaptionDecoder, torch.optim.Optimizer, Sequence[tuple[Tensor, Tensor] | None], TrainParameters, Whole], tuple[Tensor, int]]
+Step = Callable[
+    [CaptionDecoder, torch.optim.Optimizer, Sequence[tuple[Tensor, Tensor] | None], TrainParameters, Whole],
+    tuple[Tensor, int],
+]
 
 
 @dataclass(frozen=True)
@@ -30,8 +33,9 @@ class Phase:
     Attributes:
         name: what it is called where progress is shown.
         epochs: the most.
-        step: does one step of the optimiser on this process's share of some batches, (features, tokens) each, None where it has no
-            picture of one; gives a figure summed over the step of all processes, and what it is divided by for its mean.
+        step: does one step of the optimiser on this process's share of some batches, (features, tokens) each, None
+            where it has no picture of one; gives a figure summed over the step of all processes, and what it is divided
+            by for its mean.
         rates: learning rates of the decoder and of the feature projection.
         select_by: the figure of an epoch that chooses the best one and that patience waits for.
         figure: what the step's figure is called in the history.
@@ -61,7 +65,9 @@ class Phase:
         return "learning_rate" if self.teacher_forced else "scst_learning_rate"
 
 
-def build_phases(options: TrainParameters, references: CaptionTable, max_length: int, decoder: CaptionDecoder) -> list[Phase]:
+def build_phases(
+    options: TrainParameters, references: CaptionTable, max_length: int, decoder: CaptionDecoder
+) -> list[Phase]:
     """Cross entropy under teacher forcing, then self-critical training; either where it has epochs.
 
     Args:
@@ -70,11 +76,13 @@ def build_phases(options: TrainParameters, references: CaptionTable, max_length:
         decoder: what they train, in its place.
 
     Raises:
-        CaptionerError: there is nothing to train, or self-critical training has nothing to begin from; scheduled sampling would never
-            begin; the vocabulary is too large for the reward.
+        CaptionerError: there is nothing to train, or self-critical training has nothing to begin from; scheduled
+            sampling would never begin; the vocabulary is too large for the reward.
     """
     if not options.epochs and not options.scst_epochs:
-        raise CaptionerError("train.epochs=0: there is nothing to train; give it, or train.scst_epochs, at least one epoch")
+        raise CaptionerError(
+            "train.epochs=0: there is nothing to train; give it, or train.scst_epochs, at least one epoch"
+        )
     if not options.epochs and options.init_from is None:
         raise CaptionerError(
             "train.epochs=0: self-critical training begins from a trained decoder; name its folder in train.init_from, or give "
@@ -100,5 +108,7 @@ def build_phases(options: TrainParameters, references: CaptionTable, max_length:
         step = partial(self_critical_step, CaptionReward(references, options.scst_bleu_weight), max_length)
         rates = (options.scst_learning_rate, options.scst_learning_rate)
         # judged by CIDEr-D, since the cross entropy grows meanwhile
-        phases.append(Phase("self-critical", options.scst_epochs, step, rates, "val_cider_d", "train_reward", "samples"))
+        phases.append(
+            Phase("self-critical", options.scst_epochs, step, rates, "val_cider_d", "train_reward", "samples")
+        )
     return phases

@@ -1,6 +1,7 @@
 """CIDEr-D and BLEU-4 of sampled captions against their pictures' references, on word ids, for a whole batch at once.
 
-Both equal pycocoevalcap 1.2's scores of single captions, given the same tokens and document frequencies. <end> is a token of every
+Both equal pycocoevalcap 1.2's scores of single captions, given the same tokens and document frequencies. <end> is a
+token of every
 caption that has one: without it, captions that break off ("a man on a") pay nothing for their endings.
 """
 
@@ -34,7 +35,8 @@ class CaptionReward:
         self.bleu_weight = bleu_weight
 
     def __call__(self, captions: np.ndarray, references: np.ndarray) -> np.ndarray:
-        """Score captions (I, S, T + 1) by references (I, R, L + 1), both int64: START, words, END where there is one, PAD.
+        """Score captions (I, S, T + 1) by references (I, R, L + 1), both int64: START, words, END where there is one,
+        PAD.
 
         Every picture has at least one reference; rows of PAD alone fill up those with fewer than R.
 
@@ -56,7 +58,8 @@ class Matches:
         row: (N,) int64, rising; an entry is an n-gram of a text. Captions are texts 0 to H - 1, references follow.
         gram: (N,) int64, which of ``numbers`` it is.
         count: (N,) int64, how often it occurs in its text.
-        found: (N', R) int64, for the first N' entries, those of captions: how often it occurs in each of the picture's references.
+        found: (N', R) int64, for the first N' entries, those of captions: how often it occurs in each of the picture's
+            references.
         lengths: (H, 1) int64, tokens of each caption.
         reference_lengths: (H, R) int64, tokens of its picture's references; 0: no reference.
     """
@@ -71,7 +74,7 @@ class Matches:
     reference_lengths: np.ndarray
 
     @classmethod
-    def of(cls, captions: np.ndarray, references: np.ndarray) -> "Matches":
+    def of(cls, captions: np.ndarray, references: np.ndarray) -> Matches:
         """Captions (I, S, T + 1), references (I, R, L + 1), as ``CaptionReward`` takes them."""
         (images, samples, _), each = captions.shape, references.shape[1]
         words, truth = (table[:, :, 1:].reshape(-1, table.shape[2] - 1) for table in (captions, references))
@@ -87,17 +90,22 @@ class Matches:
         place = np.minimum(np.searchsorted(entries, wanted), len(entries) - 1)
         found = np.where(entries[place] == wanted, count[place], 0)
         lengths, reference_lengths = (words != PAD).sum(1), (truth != PAD).sum(1).reshape(images, each)
-        return cls(images, numbers, row, gram, count, found, lengths[:, None], reference_lengths.repeat(samples, axis=0))
+        return cls(
+            images, numbers, row, gram, count, found, lengths[:, None], reference_lengths.repeat(samples, axis=0)
+        )
 
 
 def cider_d(matches: Matches, frequencies: DocumentFrequencies) -> np.ndarray:
-    """CIDEr-D of each caption, (I, S) float64 (Vedantam et al. 2015, section 5: clipped counts, Gaussian penalty, times 10)."""
+    """CIDEr-D of each caption, (I, S) float64 (Vedantam et al. 2015, section 5: clipped counts, Gaussian penalty, times
+    10)."""
     total, each = matches.reference_lengths.shape
     idf, size = frequencies.idf(matches.numbers), ngram_sizes(matches.numbers) - 1
     own = len(matches.found)
     cell = matches.row * LONGEST + size[matches.gram]  # (N,) text and n
     texts = total + matches.images * each
-    norms = np.sqrt(np.bincount(cell, (matches.count * idf[matches.gram]) ** 2, texts * LONGEST)).reshape(texts, LONGEST)
+    norms = np.sqrt(np.bincount(cell, (matches.count * idf[matches.gram]) ** 2, texts * LONGEST)).reshape(
+        texts, LONGEST
+    )
     clipped = np.minimum(matches.count[:own, None], matches.found) * matches.found
     products = _sum_cells(cell[:own], clipped * (idf**2)[matches.gram[:own], None], total)  # (H, 4, R)
     theirs = norms[total:].reshape(matches.images, each, LONGEST).transpose(0, 2, 1)  # (I, 4, R)
@@ -111,7 +119,8 @@ def cider_d(matches: Matches, frequencies: DocumentFrequencies) -> np.ndarray:
 
 
 def bleu_4(matches: Matches) -> np.ndarray:
-    """BLEU-4 of each caption by itself, (I, S) float64, with pycocoevalcap's smoothing and the closest reference's length."""
+    """BLEU-4 of each caption by itself, (I, S) float64, with pycocoevalcap's smoothing and the closest reference's
+    length."""
     total = len(matches.lengths)
     own = len(matches.found)
     cell = matches.row[:own] * LONGEST + ngram_sizes(matches.numbers)[matches.gram[:own]] - 1
@@ -119,9 +128,13 @@ def bleu_4(matches: Matches) -> np.ndarray:
     correct = np.bincount(cell, clipped, total * LONGEST).reshape(total, LONGEST)
     guessed = np.maximum(matches.lengths - np.arange(LONGEST), 0)
     precision = ((correct + _TINY) / (guessed + _SMALL)).prod(1) ** (1 / LONGEST)
-    distance = np.where(matches.reference_lengths > 0, np.abs(matches.reference_lengths - matches.lengths), np.iinfo(np.int64).max)
+    distance = np.where(
+        matches.reference_lengths > 0, np.abs(matches.reference_lengths - matches.lengths), np.iinfo(np.int64).max
+    )
     tied = distance == distance.min(1, keepdims=True)
-    closest = np.where(tied, matches.reference_lengths, np.iinfo(np.int64).max).min(1)  # of equally close ones the shortest
+    closest = np.where(tied, matches.reference_lengths, np.iinfo(np.int64).max).min(
+        1
+    )  # of equally close ones the shortest
     ratio = (matches.lengths[:, 0] + _TINY) / (closest + _SMALL)
     return (precision * np.exp(np.minimum(1 - 1 / ratio, 0))).reshape(matches.images, -1)
 

@@ -15,11 +15,13 @@ NEVER_DRAWN = (PAD, START, UNK)  # as in evaluation; the other words' probabilit
 
 
 @torch.no_grad()
-def sample_captions(decoder: CaptionDecoder, features: Tensor, samples: int, max_length: int, greedy: bool = False) -> Tensor:
+def sample_captions(
+    decoder: CaptionDecoder, features: Tensor, samples: int, max_length: int, greedy: bool = False
+) -> Tensor:
     """Draw captions word by word from the decoder's distribution over all words but ``NEVER_DRAWN``.
 
-    The random numbers are those of torch's global generator of the device, one a word. The decoder is used as it is: in eval mode
-    the captions are of the distribution that teacher forcing in eval mode has.
+    The random numbers are those of torch's global generator of the device, one a word. The decoder is used as it is: in
+    eval mode the captions are of the distribution that teacher forcing in eval mode has.
 
     Args:
         features: (I, P, C) on the decoder's device.
@@ -28,7 +30,8 @@ def sample_captions(decoder: CaptionDecoder, features: Tensor, samples: int, max
         greedy: also take the likeliest word at every step, in one more caption, the last of each picture.
 
     Returns:
-        Tokens (I, K, T + 1) int64 on the device, K = S + greedy: START, words, END where there is one, then PAD, T <= max_length.
+        Tokens (I, K, T + 1) int64 on the device, K = S + greedy: START, words, END where there is one, then PAD, T <=
+        max_length.
     """
     memory = decoder.encode(features)
     images, captions = len(features), samples + greedy
@@ -44,9 +47,13 @@ def sample_captions(decoder: CaptionDecoder, features: Tensor, samples: int, max
             state = state.select(words.new_zeros(images, captions))
             live = torch.arange(images * captions, device=features.device)
         if greedy:
-            best = logits.argmax(-1).repeat_interleave(len(live) // len(logits))  # one row for all captions of a picture at first
+            best = logits.argmax(-1).repeat_interleave(
+                len(live) // len(logits)
+            )  # one row for all captions of a picture at first
             drawn = torch.where(live % captions == samples, best, drawn)
-        words = torch.full((images * captions,), PAD, dtype=torch.int64, device=features.device).index_copy_(0, live, drawn)
+        words = torch.full((images * captions,), PAD, dtype=torch.int64, device=features.device).index_copy_(
+            0, live, drawn
+        )
         live = live[drawn != END]
         words = words.view(images, captions)
         columns.append(words)

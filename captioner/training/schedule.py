@@ -1,10 +1,12 @@
-"""When learning rates rise and fall, when the decoder's own words go in, when training stops: by each epoch's figures or the step's number."""
+"""When learning rates rise and fall, when the decoder's own words go in, when training stops: by each epoch's figures
+or the step's number."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Mapping, Sequence
+from typing import Any
 
 from captioner.parameters import TrainParameters
 
@@ -19,7 +21,8 @@ def step_scale(options: TrainParameters, step: int, done: float) -> float:
 
     Args:
         step: steps of the optimiser before this one.
-        done: share of all epochs that is done, in 0..1; the cosine (Loshchilov and Hutter 2017, without restarts) is 1 at 0 and 0 at 1.
+        done: share of all epochs that is done, in 0..1; the cosine (Loshchilov and Hutter 2017, without restarts) is 1
+            at 0 and 0 at 1.
     """
     scale = 1.0
     if step < options.warmup_steps:
@@ -39,17 +42,20 @@ _EPSILONS = {
 
 
 def sampled_share(options: TrainParameters, epochs: float) -> float:
-    """Share of the words that go in that the decoder draws itself (scheduled sampling, Bengio et al. 2015, section 2.4).
+    """Share of the words that go in that the decoder draws itself (scheduled sampling, Bengio et al. 2015, section
+    2.4).
 
-    The paper's share of true words at step i is, by kind, max(epsilon, k - c i), k^i or k / (k + exp(i / k)). Here i counts from the
-    first step of the epoch ``sampling_start``; with n steps in ``sampling_epochs`` epochs and x = i / n, at most 1,
+    The paper's share of true words at step i is, by kind, max(epsilon, k - c i), k^i or k / (k + exp(i / k)). Here i
+    counts from the first step of the epoch ``sampling_start``; with n steps in ``sampling_epochs`` epochs and x = i /
+    n, at most 1,
 
         linear:           e(x) = 1 - x                      k = 1, c = 1 / n
         exponential:      e(x) = 0.01^x                     k = 0.01^(1 / n)
-        inverse_sigmoid:  e(x) = 100 / (100 + 100^(2 x))    k = 100, and 2 x ln k for i / k, which has its middle at x = 1/2
+        inverse_sigmoid:  e(x) = 100 / (100 + 100^(2 x))    k = 100, and 2 x ln k for i / k, which has its middle at x =
+            1/2
 
-    and the share is ``sampling_rate`` * (e(0) - e(x)) / (e(0) - e(1)): whatever the kind 0 at the first step, ``sampling_rate`` (the
-    paper's 1 - epsilon) from the end of those epochs on.
+    and the share is ``sampling_rate`` * (e(0) - e(x)) / (e(0) - e(1)): whatever the kind 0 at the first step,
+    ``sampling_rate`` (the paper's 1 - epsilon) from the end of those epochs on.
 
     Args:
         epochs: how many are done, with the part of the one at work.

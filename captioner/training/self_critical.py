@@ -4,20 +4,23 @@ For the captions w that the decoder itself draws, r their reward and b a baselin
 
     gradient of the expected reward = E[(r(w) - b) * gradient of log p(w)]
 
-b is the reward of the picture's greedy caption (Rennie et al., equation 9), or the mean of the picture's other samples (Luo 2020, "A
-better variant of self-critical sequence training"), which costs no decoding of its own. The estimate has no bias because both passes
-are over one distribution: the decoder in eval mode, without dropout, and without the words that are never drawn; and because the sum
-is divided by the number of captions, which is fixed, and not by that of their tokens, which depends on what was drawn. (With
-train.precision=bf16 captions are drawn in fp32, as evaluation computes, and the products of the gradient are rounded.)
+b is the reward of the picture's greedy caption (Rennie et al., equation 9), or the mean of the picture's other samples
+(Luo 2020, "A better variant of self-critical sequence training"), which costs no decoding of its own. The estimate has
+no bias because both passes
+are over one distribution: the decoder in eval mode, without dropout, and without the words that are never drawn; and
+because the sum is divided by the number of captions, which is fixed, and not by that of their tokens, which depends on
+what was drawn. (With train.precision=bf16 captions are drawn in fp32, as evaluation computes, and the products of the
+gradient are rounded.)
 
-With scst_dropout the pass that is differentiated has dropout all the same: the gradient is then E[(r(w) - b) * gradient of log q(w)], the
-mean over networks q with units dropped, for captions w of the whole one. That is no longer the gradient of the expected reward; it is meant
-against learning few training pictures by heart, and helped a little (docs/results.md).
+With scst_dropout the pass that is differentiated has dropout all the same: the gradient is then E[(r(w) - b) * gradient
+of log q(w)], the mean over networks q with units dropped, for captions w of the whole one. That is no longer the
+gradient of the expected reward; it is meant against learning few training pictures by heart, and helped a little
+(docs/results.md).
 """
 
 from __future__ import annotations
 
-from typing import Callable, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -35,9 +38,14 @@ Reward = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 def self_critical_step(
-    reward: Reward, max_length: int, decoder: CaptionDecoder, optimizer: torch.optim.Optimizer, batches: Sequence[tuple[Tensor, Tensor] | None],
-    parameters: TrainParameters, whole: Whole | None = None,
-) -> tuple[Tensor, int]:  # fmt: skip
+    reward: Reward,
+    max_length: int,
+    decoder: CaptionDecoder,
+    optimizer: torch.optim.Optimizer,
+    batches: Sequence[tuple[Tensor, Tensor] | None],
+    parameters: TrainParameters,
+    whole: Whole | None = None,
+) -> tuple[Tensor, int]:
     """Sampling, reward and backward pass of one batch after another, then clipping and one update.
 
     Args:
@@ -48,7 +56,8 @@ def self_critical_step(
         whole: the step of all processes, of which ``batches`` is this one's share; None: they are all of it.
 
     Returns:
-        The rewards summed over the step's samples, a scalar that is NaN where the loss is not finite, and how many samples that is.
+        The rewards summed over the step's samples, a scalar that is NaN where the loss is not finite, and how many
+        samples that is.
     """
     whole = whole or Whole.of([references for _, references in batches])
     count = parameters.scst_samples * whole.images
@@ -67,12 +76,19 @@ def self_critical_step(
 
 
 def sample_advantages(
-    decoder: CaptionDecoder, features: Tensor, references: Tensor, reward: Reward, max_length: int, parameters: TrainParameters
+    decoder: CaptionDecoder,
+    features: Tensor,
+    references: Tensor,
+    reward: Reward,
+    max_length: int,
+    parameters: TrainParameters,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Draw captions (I, S, T + 1); their rewards less the baseline, and their rewards, (I, S) both."""
     samples, greedy = parameters.scst_samples, parameters.scst_baseline == "greedy"
     tokens = sample_captions(decoder, features, samples, max_length, greedy)
-    rewards = torch.from_numpy(reward(tokens.cpu().numpy(), references.numpy())).to(features.device, decoder.vocabulary.weight.dtype)
+    rewards = torch.from_numpy(reward(tokens.cpu().numpy(), references.numpy())).to(
+        features.device, decoder.vocabulary.weight.dtype
+    )
     drawn = rewards[:, :samples]
     other = rewards[:, samples:] if greedy else (drawn.sum(1, keepdim=True) - drawn) / (samples - 1)
     return tokens[:, :samples], drawn - other, drawn

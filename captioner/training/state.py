@@ -60,14 +60,24 @@ class Position:
 
 def trained_weights(decoder: CaptionDecoder) -> dict[str, Tensor]:
     """The parameters and running statistics that training changes, by name."""
-    return {name: parameter for name, parameter in decoder.named_parameters() if parameter.requires_grad} | dict(decoder.named_buffers())
+    return {name: parameter for name, parameter in decoder.named_parameters() if parameter.requires_grad} | dict(
+        decoder.named_buffers()
+    )
 
 
 def save_run(
-    folder: Path, decoder: CaptionDecoder, optimizer: torch.optim.Optimizer, average: Average | None, best: dict[str, Tensor],
-    position: Position, schedules: dict[str, Any], step: dict[str, Tensor], group: Group,
-) -> None:  # fmt: skip
-    """Save a run's state with every process's generators of random numbers; ``schedules`` is JSON, ``step`` what the phase's step keeps.
+    folder: Path,
+    decoder: CaptionDecoder,
+    optimizer: torch.optim.Optimizer,
+    average: Average | None,
+    best: dict[str, Tensor],
+    position: Position,
+    schedules: dict[str, Any],
+    step: dict[str, Tensor],
+    group: Group,
+) -> None:
+    """Save a run's state with every process's generators of random numbers; ``schedules`` is JSON, ``step`` what the
+    phase's step keeps.
 
     All processes call it, rank 0 alone writes, and they return when it has.
     """
@@ -83,23 +93,38 @@ def save_run(
 
 
 def restore_run(
-    folder: Path | None, decoder: CaptionDecoder, optimizer: torch.optim.Optimizer, average: Average | None, group: Group, seed: int
+    folder: Path | None,
+    decoder: CaptionDecoder,
+    optimizer: torch.optim.Optimizer,
+    average: Average | None,
+    group: Group,
+    seed: int,
 ) -> tuple[Position, dict[str, Tensor], dict[str, Any], dict[str, Tensor]] | None:
     """Go back to the newest saved state: its position, best weights, schedules, and what the step of its phase keeps.
 
-    None where there is no state, or none that fits this decoder (its code may have changed since). Rank 0 reads it for all. With
-    other processes than those that saved it the run goes on too, but the generator of a process that the state does not know is
-    drawn from ``seed``, its rank, the epoch and the step.
+    None where there is no state, or none that fits this decoder (its code may have changed since). Rank 0 reads it for
+    all. With other processes than those that saved it the run goes on too, but the generator of a process that the
+    state does not know is drawn from ``seed``, its rank, the epoch and the step.
     """
     found = load_state(folder, group.broadcast_bytes)
     if found is None:
         return None
     tensors, state = found
-    parts: dict[str, dict[str, Tensor]] = {"weights": {}, "best": {}, "optimizer": {}, "average": {}, "random": {}, "step": {}}
+    parts: dict[str, dict[str, Tensor]] = {
+        "weights": {},
+        "best": {},
+        "optimizer": {},
+        "average": {},
+        "random": {},
+        "step": {},
+    }
     for name, tensor in tensors.items():
         part, _, rest = name.partition(".")
         parts[part][rest] = tensor
-    saved, own = ({name: tensor.shape for name, tensor in weights.items()} for weights in (parts["weights"], trained_weights(decoder)))
+    saved, own = (
+        {name: tensor.shape for name, tensor in weights.items()}
+        for weights in (parts["weights"], trained_weights(decoder))
+    )
     if saved != own:
         if group.leads:
             click.echo("train: the saved state is of a decoder with other layers; starting afresh", err=True)
@@ -116,7 +141,8 @@ def restore_run(
 
 
 def _generators(group: Group) -> dict[str, Tensor]:
-    """The states of all processes' generators; ``cpu`` and ``cuda`` are rank 0's, ``cpu.1`` and ``cuda.1`` those of rank 1."""
+    """The states of all processes' generators; ``cpu`` and ``cuda`` are rank 0's, ``cpu.1`` and ``cuda.1`` those of
+    rank 1."""
     own = {"cpu": torch.get_rng_state()}
     if group.device.type == "cuda":
         own["cuda"] = torch.cuda.get_rng_state(group.device)

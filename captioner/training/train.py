@@ -35,23 +35,30 @@ from captioner.training.validation import Validator
 VERSION = 1  # raised when training gives another result for the same parameters, so that unfinished work is not mixed
 
 
-def train(parameters: Parameters, features: Path, captions: Path, vocab: Path, embeddings: Path, models: Path, results: Path) -> None:
-    """Train a decoder, or go on with a run that was stopped; a killed run ends with the same bytes as an uninterrupted one.
+def train(
+    parameters: Parameters, features: Path, captions: Path, vocab: Path, embeddings: Path, models: Path, results: Path
+) -> None:
+    """Train a decoder, or go on with a run that was stopped; a killed run ends with the same bytes as an uninterrupted
+    one.
 
     Several processes share each step, where torchrun started them or ``runtime`` asks for them; rank 0 alone writes.
 
     Args:
         parameters: all of them; ``train``, ``decoder``, ``attention``, ``seed`` decide the result.
         features, captions, vocab, embeddings: inputs.
-        models: folder to make, with ``model.safetensors`` and ``config.json``; unfinished work is in ``<models>.partial``;
-            a file ``STOP`` made there ends training after the step at work, with the best model so far.
+        models: folder to make, with ``model.safetensors`` and ``config.json``; unfinished work is in
+            ``<models>.partial``; a file ``STOP`` made there ends training after the step at work, with the best model
+            so far.
         results: folder for ``history.csv``, ``metrics.json`` and ``timing.json``.
 
     Raises:
         CaptionerError: inputs that are damaged or do not belong together, a loss that is not finite, a full disk.
         Interrupted: a signal came; the same call goes on from there.
     """
-    files = {name: Path(path) for name, path in {"features": features, "captions": captions, "vocab": vocab, "embeddings": embeddings}.items()}
+    files = {
+        name: Path(path)
+        for name, path in {"features": features, "captions": captions, "vocab": vocab, "embeddings": embeddings}.items()
+    }
     torchrun, local = Torchrun.from_environment("train"), local_world(parameters.runtime)
     rank, store = (torchrun.rank, torchrun.store) if torchrun else (Rank(world=local, local_world=local), None)
     if rank.rank:
@@ -62,8 +69,13 @@ def train(parameters: Parameters, features: Path, captions: Path, vocab: Path, e
     inputs = load_inputs(parameters, **files)
     initial = load_initial(parameters.train.init_from, _config(parameters, inputs), inputs)
     with Sidecar(models, _facts(parameters, inputs, initial)) as sidecar, StopSignal("train") as stop:
-        save_encoder(sidecar.folder, inputs.store, parameters.extract)  # before the work, so that other weights are refused at once
-        task = {"parameters": parameters_content(parameters), "files": {name: str(path.absolute()) for name, path in files.items()}}
+        save_encoder(
+            sidecar.folder, inputs.store, parameters.extract
+        )  # before the work, so that other weights are refused at once
+        task = {
+            "parameters": parameters_content(parameters),
+            "files": {name: str(path.absolute()) for name, path in files.items()},
+        }
         with leading(rank, device, store, task, stop) as group:
             trainer = _run(parameters, inputs, initial, group, sidecar.folder, stop)
         try:
@@ -92,7 +104,7 @@ def _follow(parameters: Parameters, files: dict[str, Path], rank: Rank, store: S
 
 def _run(
     parameters: Parameters, inputs: Inputs, initial: Initial | None, group: Group, folder: Path | None, stop: StopSignal
-) -> Trainer:  # fmt: skip
+) -> Trainer:
     """The training itself, the same in all processes; ``folder`` is for the states, rank 0's alone."""
     _check_inputs(_facts(parameters, inputs, initial), group)
     with torch.random.fork_rng([group.device] if group.device.type == "cuda" else []):
@@ -105,12 +117,20 @@ def _run(
         if isinstance(decoder.norm, BatchNorm):
             decoder.norm.all_reduce = group.all_reduce_
         if group.rank:
-            torch.manual_seed(process_seed(parameters.seed, group.rank, 1, 0))  # dropout differs from process to process
+            torch.manual_seed(
+                process_seed(parameters.seed, group.rank, 1, 0)
+            )  # dropout differs from process to process
         with inputs.store.reader(parameters.runtime.features_on, group.device) as reader:
             setting = Setting(
-                BatchLoader(inputs.train, inputs.train_rows, reader), Validator(inputs, reader, group), parameters.seed,
-                inputs.store.views, folder, group, parameters.runtime.checkpoint_seconds, loaded=initial is not None,
-            )  # fmt: skip
+                BatchLoader(inputs.train, inputs.train_rows, reader),
+                Validator(inputs, reader, group),
+                parameters.seed,
+                inputs.store.views,
+                folder,
+                group,
+                parameters.runtime.checkpoint_seconds,
+                loaded=initial is not None,
+            )
             phases = build_phases(parameters.train, inputs.train, inputs.max_length, decoder)
             trainer = Trainer(decoder, parameters.train, phases, setting)
             trainer.restore()
@@ -132,23 +152,46 @@ def _check_inputs(facts: dict[str, Any], group: Group) -> None:
     own = json.loads(canonical_json(facts))
     different = [name for name in own if own[name] != leaders.get(name)]
     if different:
-        raise CaptionerError(f"other {', '.join(different)} than process 0 has; give all machines the same files and parameters")
+        raise CaptionerError(
+            f"other {', '.join(different)} than process 0 has; give all machines the same files and parameters"
+        )
 
 
 def _publish(
-    sidecar: Sidecar, decoder: CaptionDecoder, parameters: Parameters, inputs: Inputs, trainer: Trainer, models: Path, results: Path
+    sidecar: Sidecar,
+    decoder: CaptionDecoder,
+    parameters: Parameters,
+    inputs: Inputs,
+    trainer: Trainer,
+    models: Path,
+    results: Path,
 ) -> None:
     draft = sidecar.path("models")
     shutil.rmtree(draft, ignore_errors=True)
     store = inputs.store
-    save_model(draft, decoder, inputs.vocabulary, {
-        "dataset": parameters.dataset, "encoder": store.encoder, "layer": store.layer, "weights_name": store.weights_name,
-        "weights_sha256": store.weights_sha256, "weights_seed": parameters.extract.seed, "precision": store.facts["precision"],
-        "pictures": {"image_size": parameters.download.image_size, "jpeg_quality": parameters.download.jpeg_quality},
-        "preprocessing": store.preprocessing, "grid": list(store.grid),
-        "features_fingerprint": store.fingerprint, "max_length": inputs.max_length,
-        "fingerprint": sidecar.fingerprint,
-    })  # fmt: skip
+    save_model(
+        draft,
+        decoder,
+        inputs.vocabulary,
+        {
+            "dataset": parameters.dataset,
+            "encoder": store.encoder,
+            "layer": store.layer,
+            "weights_name": store.weights_name,
+            "weights_sha256": store.weights_sha256,
+            "weights_seed": parameters.extract.seed,
+            "precision": store.facts["precision"],
+            "pictures": {
+                "image_size": parameters.download.image_size,
+                "jpeg_quality": parameters.download.jpeg_quality,
+            },
+            "preprocessing": store.preprocessing,
+            "grid": list(store.grid),
+            "features_fingerprint": store.fingerprint,
+            "max_length": inputs.max_length,
+            "fingerprint": sidecar.fingerprint,
+        },
+    )
     if sidecar.path(ENCODER).exists():
         shutil.copyfile(sidecar.path(ENCODER), draft / ENCODER)
     trained = sum(parameter.numel() for parameter in decoder.parameters() if parameter.requires_grad)
@@ -182,10 +225,22 @@ def _config(parameters: Parameters, inputs: Inputs) -> DecoderConfig:
     _, _, positions, channels = inputs.store.shape
     vector_size = inputs.embeddings.shape[1]
     return DecoderConfig(
-        decoder=parameters.decoder, attention=parameters.attention, vocabulary_size=len(inputs.vocabulary),
-        embedding_size=options.embedding_size or vector_size, vector_size=vector_size, layers=options.layers, tie_weights=options.tie_weights,
+        decoder=parameters.decoder,
+        attention=parameters.attention,
+        vocabulary_size=len(inputs.vocabulary),
+        embedding_size=options.embedding_size or vector_size,
+        vector_size=vector_size,
+        layers=options.layers,
+        tie_weights=options.tie_weights,
         norm=options.norm,
-        channels=channels, positions=positions, feature_size=options.feature_size, hidden_size=options.hidden_size,
-        attention_size=options.attention_size, heads=options.heads, position=options.position,
-        dropout=options.dropout, tune_embeddings=options.tune_embeddings, rows=inputs.store.grid[0],
-    )  # fmt: skip
+        channels=channels,
+        positions=positions,
+        feature_size=options.feature_size,
+        hidden_size=options.hidden_size,
+        attention_size=options.attention_size,
+        heads=options.heads,
+        position=options.position,
+        dropout=options.dropout,
+        tune_embeddings=options.tune_embeddings,
+        rows=inputs.store.grid[0],
+    )

@@ -1,11 +1,12 @@
-"""What an epoch is judged by: cross entropy and token accuracy, and where a parameter asks for them, scores of greedy captions."""
+"""What an epoch is judged by: cross entropy and token accuracy, and where a parameter asks for them, scores of greedy
+captions."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
+from collections.abc import Callable
 from functools import cached_property
-from typing import Callable
 
 import torch
 
@@ -47,9 +48,14 @@ def scores_wanted(options: TrainParameters) -> bool:
 
 @torch.no_grad()
 def teacher_forced(
-    decoder: CaptionDecoder, loader: BatchLoader, captions: int, group: Group = Group(), stop: Callable[[], bool] = lambda: False
+    decoder: CaptionDecoder,
+    loader: BatchLoader,
+    captions: int,
+    group: Group = Group(),
+    stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, float] | None:
-    """How well the true captions of a split are predicted, word by word. Batches are dealt out to the group's processes in turn.
+    """How well the true captions of a split are predicted, word by word. Batches are dealt out to the group's processes
+    in turn.
 
     Args:
         decoder: in eval mode.
@@ -59,8 +65,8 @@ def teacher_forced(
         stop: asked before each batch.
 
     Returns:
-        ``cross_entropy`` in nats a token and ``token_accuracy``, both over all words and <end>; None where any process's ``stop``
-        said so.
+        ``cross_entropy`` in nats a token and ``token_accuracy``, both over all words and <end>; None where any
+        process's ``stop`` said so.
     """
     device = next(decoder.parameters()).device
     total, correct, count, stopped = 0.0, 0, 0, False
@@ -95,15 +101,19 @@ class Validator:
         self._loader = BatchLoader(inputs.val, inputs.val_rows, reader)
 
     def teacher_forced(self, decoder: CaptionDecoder, stop: StopSignal) -> dict[str, float] | None:
-        """``val_cross_entropy`` in nats a token and ``val_token_accuracy``; None where ``stop`` was requested meanwhile."""
+        """``val_cross_entropy`` in nats a token and ``val_token_accuracy``; None where ``stop`` was requested
+        meanwhile."""
         figures = teacher_forced(decoder, self._loader, _CAPTIONS, self._group, lambda: stop.requested)
         return figures and {f"val_{name}": value for name, value in figures.items()}
 
     def scores(self, decoder: CaptionDecoder, stop: StopSignal) -> dict[str, float] | None:
-        """``val_bleu_4`` and ``val_cider_d`` of greedy captions, as the stage ``evaluate`` scores them at beam 1 by default."""
+        """``val_bleu_4`` and ``val_cider_d`` of greedy captions, as the stage ``evaluate`` scores them at beam 1 by
+        default."""
         image_ids = list(self._references.texts)
         captions: dict[int, str] = {}
-        for batch in self._group.share([image_ids[first : first + _PICTURES] for first in range(0, len(image_ids), _PICTURES)]):
+        for batch in self._group.share(
+            [image_ids[first : first + _PICTURES] for first in range(0, len(image_ids), _PICTURES)]
+        ):
             if stop.requested:
                 break
             features = self._reader.read(self._inputs.store.rows(batch)).to(self._device)

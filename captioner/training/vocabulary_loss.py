@@ -1,14 +1,16 @@
 """Vocabulary layer, softmax and cross entropy in one, a block of tokens at a time.
 
-The logits of a step are its largest tensor by far (1,200 tokens of 9,500 words are 46 MB), and the usual chain of layer,
-log-softmax and loss writes several of that size. Here a block of logits becomes its own gradient in place, and both products of the
-backward pass are taken from it at once. (The idea is that of Liger Kernel, Hsu et al. 2024, section 3.2.)
+The logits of a step are its largest tensor by far (1,200 tokens of 9,500 words are 46 MB), and the usual chain of
+layer, log-softmax and loss writes several of that size. Here a block of logits becomes its own gradient in place, and
+both products of the backward pass are taken from it at once. (The idea is that of Liger Kernel, Hsu et al. 2024,
+section 3.2.)
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,14 +20,21 @@ from captioner.decoder.deferred import product_dtype
 from captioner.decoder.tied import TiedVocabulary
 
 _BLOCK_BYTES = 24 << 20  # larger ones are given back to the system and cleared anew at every step
-_CHUNK_BYTES = 2 << 20  # of logits on which softmax and loss work at a time, so that they stay in the processor's second cache
+_CHUNK_BYTES = (
+    2 << 20
+)  # of logits on which softmax and loss work at a time, so that they stay in the processor's second cache
 _GPU_BLOCKS = 16  # times as large on a GPU, which wants large products and keeps its memory
 
 
 def vocabulary_loss(
-    layer: nn.Linear | TiedVocabulary, hidden: Tensor, targets: Tensor, scale: float | Tensor, weights: Tensor | None = None, smoothing: float = 0.0,
+    layer: nn.Linear | TiedVocabulary,
+    hidden: Tensor,
+    targets: Tensor,
+    scale: float | Tensor,
+    weights: Tensor | None = None,
+    smoothing: float = 0.0,
     banned: Sequence[int] = (),
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor]:
     """Cross entropy of ``layer(hidden)``.
 
     Args:
@@ -34,12 +43,14 @@ def vocabulary_loss(
         targets: (M,) int64.
         scale: what the loss is multiplied with, 1 / tokens for a mean; a number or a scalar.
         weights: (M,) what each token's loss is multiplied with, of any sign (an advantage, in REINFORCE); None: 1.
-        smoothing: the share of the target distribution that is spread over all V words (Szegedy et al. 2016, section 7).
-        banned: words of probability 0, none of them a target; those of the others are scaled up to a sum of 1. Not with smoothing.
+        smoothing: the share of the target distribution that is spread over all V words (Szegedy et al. 2016, section
+            7).
+        banned: words of probability 0, none of them a target; those of the others are scaled up to a sum of 1. Not with
+            smoothing.
 
     Returns:
-        The scaled, weighted and smoothed loss, a scalar to backpropagate from; and the cross entropy of each target in nats, (M,),
-        neither smoothed nor weighted, detached.
+        The scaled, weighted and smoothed loss, a scalar to backpropagate from; and the cross entropy of each target in
+        nats, (M,), neither smoothed nor weighted, detached.
     """
     bias = layer.bias
     if banned:
@@ -50,7 +61,14 @@ def vocabulary_loss(
 class _VocabularyLoss(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, scale: float | Tensor, weights: Tensor | None, smoothing: float
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        targets: Tensor,
+        scale: float | Tensor,
+        weights: Tensor | None,
+        smoothing: float,
     ) -> tuple[Tensor, Tensor]:
         dtype = product_dtype(hidden)  # of the products; the softmax and all sums stay in the weight's own
         factor, low_bias = weight.to(dtype), bias.to(dtype)
@@ -111,7 +129,9 @@ def _to_gradient(slope: Tensor, wanted: Tensor, weights: Tensor | None, smoothin
     rest = slope.amax(1).log().neg_()  # log-sum-exp is the highest logit less the log of its probability
     entropy = margin.squeeze(1) + rest
     smooth = torch.lerp(entropy, spread + rest, smoothing) if smoothing else entropy
-    slope.scatter_add_(1, wanted, slope.new_full((), smoothing - 1.0).expand_as(wanted))  # d loss / d logits = softmax - one-hot
+    slope.scatter_add_(
+        1, wanted, slope.new_full((), smoothing - 1.0).expand_as(wanted)
+    )  # d loss / d logits = softmax - one-hot
     if smoothing:
         slope.sub_(smoothing / slope.shape[1])
     if weights is not None:

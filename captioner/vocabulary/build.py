@@ -17,32 +17,44 @@ from captioner.vocabulary.tokenizer import tokenize
 from captioner.vocabulary.vectors import load_vectors
 from captioner.vocabulary.vocabulary import PAD, SPECIALS, Vocabulary, vocabulary_of_counts
 
-# Standard deviation of a number in a random vector where there are no known ones to copy it from: about that of GloVe 6B.
+# Standard deviation of a number in a random vector where there are no known ones to copy it from: about that of GloVe
+# 6B.
 _SPREAD = 0.7
 
 
-def build(parameters: VocabParameters, runtime: RuntimeParameters, captions: Path, vocab: Path, embeddings: Path) -> None:
-    """Make ``vocab`` (JSON) and ``embeddings`` (npy, float32 (V, D), row i = word i) from the training split of ``captions``.
+def build(
+    parameters: VocabParameters, runtime: RuntimeParameters, captions: Path, vocab: Path, embeddings: Path
+) -> None:
+    """Make ``vocab`` (JSON) and ``embeddings`` (npy, float32 (V, D), row i = word i) from the training split of
+    ``captions``.
 
     Both are written whole or not at all; the same captions and parameters give the same bytes.
 
     Raises:
-        CaptionerError: no training caption, no word frequent enough, unknown vectors or ones of another dimension, or a file that
-            cannot be written.
+        CaptionerError: no training caption, no word frequent enough, unknown vectors or ones of another dimension, or a
+            file that cannot be written.
     """
     vocabulary = read_words(parameters, CaptionSet.load(captions))
     words = vocabulary.words[len(SPECIALS) :]
     vectors, known = load_vectors(
-        parameters.vectors, parameters.dimension, words,
-        download_cache=Path(runtime.download_cache).expanduser(), retries=runtime.retries, timeout=runtime.timeout,
-    )  # fmt: skip
+        parameters.vectors,
+        parameters.dimension,
+        words,
+        download_cache=Path(runtime.download_cache).expanduser(),
+        retries=runtime.retries,
+        timeout=runtime.timeout,
+    )
     if vectors.shape != (len(words), parameters.dimension):
-        raise CaptionerError(f"vocab.vectors={parameters.vectors}: vectors of {vectors.shape[1]} numbers, vocab.dimension={parameters.dimension}; set one to the other")
+        raise CaptionerError(
+            f"vocab.vectors={parameters.vectors}: vectors of {vectors.shape[1]} numbers, vocab.dimension={parameters.dimension}; set one to the other"
+        )
     seen = sum(vocabulary.counts)
     vocabulary.facts["coverage"] = {
         "words_with_vector": int(known.sum()),
         "words": len(words),
-        "tokens_with_vector": round(sum(count for count, has in zip(vocabulary.counts[len(SPECIALS) :], known) if has) / seen, 6),
+        "tokens_with_vector": round(
+            sum(count for count, has in zip(vocabulary.counts[len(SPECIALS) :], known) if has) / seen, 6
+        ),
         "tokens_in_vocabulary": round(seen / vocabulary.facts["tokens"], 6),
     }
     _write(embeddings, _npy(fill_vectors(vectors, known, parameters.seed)))
@@ -70,7 +82,9 @@ def read_words(parameters: VocabParameters, captions: CaptionSet) -> Vocabulary:
             counts.update(found[: parameters.max_length])
     tokens = sum(counts.values())
     if not tokens:
-        raise CaptionerError(f"{captions.path}: no caption with a word in the training split; check the data set, its split and download.limit")
+        raise CaptionerError(
+            f"{captions.path}: no caption with a word in the training split; check the data set, its split and download.limit"
+        )
     facts = {
         "min_count": parameters.min_count,
         "max_length": parameters.max_length,
@@ -86,15 +100,17 @@ def read_words(parameters: VocabParameters, captions: CaptionSet) -> Vocabulary:
     vocabulary = vocabulary_of_counts(counts, parameters.min_count, facts)
     if len(vocabulary) == len(SPECIALS):
         most = counts.most_common(1)[0][1]
-        raise CaptionerError(f"{captions.path}: no word is in the training captions {parameters.min_count} times (the most frequent: {most}); lower vocab.min_count")
+        raise CaptionerError(
+            f"{captions.path}: no word is in the training captions {parameters.min_count} times (the most frequent: {most}); lower vocab.min_count"
+        )
     return vocabulary
 
 
 def fill_vectors(vectors: np.ndarray, known: np.ndarray, seed: int) -> np.ndarray:
     """Vectors of the whole vocabulary: the special words' rows first, random ones for unknown words.
 
-    Random rows are normal with each dimension's mean over the known rows and their common standard deviation about it, so that
-    the decoder sees one scale. The row of <pad> is zero.
+    Random rows are normal with each dimension's mean over the known rows and their common standard deviation about it,
+    so that the decoder sees one scale. The row of <pad> is zero.
 
     Args:
         vectors: (W, D) of the words after the special ones.
@@ -111,7 +127,9 @@ def fill_vectors(vectors: np.ndarray, known: np.ndarray, seed: int) -> np.ndarra
     if known.sum() > 1:
         mean = vectors[known].mean(axis=0, dtype=np.float64)  # (D,)
         spread = float((vectors[known] - mean).std()) or _SPREAD
-    drawn = np.random.default_rng(seed).normal(mean, spread, table.shape)  # for every row: which others are known does not matter
+    drawn = np.random.default_rng(seed).normal(
+        mean, spread, table.shape
+    )  # for every row: which others are known does not matter
     table[~have] = drawn[~have]
     table[PAD] = 0
     return table
@@ -131,7 +149,9 @@ def _write(path: Path, data: bytes) -> None:
 
 
 def _unwritable(path: Path, error: OSError) -> CaptionerError:
-    return CaptionerError(f"{path}: cannot be written ({error.strerror}); free the disk or mend its permissions and run again")
+    return CaptionerError(
+        f"{path}: cannot be written ({error.strerror}); free the disk or mend its permissions and run again"
+    )
 
 
 def _report(vocabulary: Vocabulary, path: Path) -> None:
@@ -147,4 +167,7 @@ def _report(vocabulary: Vocabulary, path: Path) -> None:
         err=True,
     )
     if facts["captions_cut"]:
-        click.echo(f"{facts['captions_cut']:,} captions are longer than {facts['max_length']} tokens (the longest: {facts['longest']}) and will be cut", err=True)
+        click.echo(
+            f"{facts['captions_cut']:,} captions are longer than {facts['max_length']} tokens (the longest: {facts['longest']}) and will be cut",
+            err=True,
+        )

@@ -1,8 +1,8 @@
 """Penn Treebank tokens of captions, lower case and without punctuation, in pure Python.
 
-Captions are scored on the tokens of Stanford's PTBTokenizer (CoreNLP 3.4.1, ``-lowerCase``) less pycocoevalcap's list of
-punctuation. That tokenizer is a Java program; this one follows its rules as far as captions use them, so that the vocabulary,
-training, and scoring where no Java runs see the same words. The tests compare the two.
+Captions are scored on the tokens of Stanford's PTBTokenizer (CoreNLP 3.4.1, ``-lowerCase``) less pycocoevalcap's list
+of punctuation. That tokenizer is a Java program; this one follows its rules as far as captions use them, so that the
+vocabulary, training, and scoring where no Java runs see the same words. The tests compare the two.
 """
 
 from __future__ import annotations
@@ -11,14 +11,28 @@ import re
 import unicodedata
 from functools import lru_cache
 
-# What pycocoevalcap drops. Its list has -LRB- and its sisters in capitals, which lower-cased tokens never match: brackets stay.
-PUNCTUATION = frozenset(["''", "'", "``", "`", "-LRB-", "-RRB-", "-LCB-", "-RCB-", ".", "?", "!", ",", ":", "-", "--", "...", ";"])
+# What pycocoevalcap drops. Its list has -LRB- and its sisters in capitals, which lower-cased tokens never match:
+# brackets stay.
+PUNCTUATION = frozenset(
+    ["''", "'", "``", "`", "-LRB-", "-RRB-", "-LCB-", "-RCB-", ".", "?", "!", ",", ":", "-", "--", "...", ";"]
+)
 
 _BRACKETS = frozenset(["-lrb-", "-rrb-", "-lsb-", "-rsb-", "-lcb-", "-rcb-"])
 _WRITTEN = {
-    "(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-", '"': "''",
-    ":)": ":-rrb-", ":(": ":-lrb-", ":-)": ":--rrb-", ":-(": ":--lrb-", ";)": ";-rrb-", ";-)": ";--rrb-",
-}  # fmt: skip
+    "(": "-lrb-",
+    ")": "-rrb-",
+    "[": "-lsb-",
+    "]": "-rsb-",
+    "{": "-lcb-",
+    "}": "-rcb-",
+    '"': "''",
+    ":)": ":-rrb-",
+    ":(": ":-lrb-",
+    ":-)": ":--rrb-",
+    ":-(": ":--lrb-",
+    ";)": ";-rrb-",
+    ";-)": ";--rrb-",
+}
 
 # One way to write what has several.
 _NORMAL = {
@@ -26,9 +40,22 @@ _NORMAL = {
     **dict.fromkeys(map(ord, "\u201c\u201d\u0093\u0094\u00ab\u00bb"), '"'),
     **dict.fromkeys(map(ord, "\u2013\u2014\u2015\u0096\u0097"), " -- "),
     **dict.fromkeys(map(ord, "\u00ad\u200b\u200c\u200d\u200e\u200f\ufeff"), ""),
-    **{ord(sign): f" {meaning} " for sign, meaning in {"½": "1/2", "¼": "1/4", "¾": "3/4", "⅓": "1/3", "⅔": "2/3", "…": "...", "¢": "cents"}.items()},
+    **{
+        ord(sign): f" {meaning} "
+        for sign, meaning in {
+            "½": "1/2",
+            "¼": "1/4",
+            "¾": "3/4",
+            "⅓": "1/3",
+            "⅔": "2/3",
+            "…": "...",
+            "¢": "cents",
+        }.items()
+    },
     **{ord(sign): f" {sign} " for sign in "¹²³"},
-    **dict.fromkeys([*range(0x20), 0x7F, *range(0x80, 0x85), *range(0x86, 0x91), *range(0x98, 0xA0)], " "),  # control characters
+    **dict.fromkeys(
+        [*range(0x20), 0x7F, *range(0x80, 0x85), *range(0x86, 0x91), *range(0x98, 0xA0)], " "
+    ),  # control characters
     ord("£"): "#",
     ord("€"): "$",
 }
@@ -87,11 +114,16 @@ _DASHES, _DOTS = re.compile("--+"), re.compile(r"\.{3,}")
 
 def ptb_tokens(caption: str) -> list[str]:
     """All tokens of a caption in lower case, punctuation included, as ``PTBTokenizer -lowerCase`` writes them."""
-    return [token for chunk in caption.split() for token in (_known_chunk(chunk) if len(chunk) < 32 else _chunk_tokens(chunk))]
+    return [
+        token
+        for chunk in caption.split()
+        for token in (_known_chunk(chunk) if len(chunk) < 32 else _chunk_tokens(chunk))
+    ]
 
 
 def _chunk_tokens(chunk: str) -> tuple[str, ...]:
-    """Tokens of text without white space. No rule looks across white space, so that repeated chunks are tokenized once."""
+    """Tokens of text without white space. No rule looks across white space, so that repeated chunks are tokenized
+    once."""
     text = _ENTITY.sub(lambda match: _ENTITIES[match[0].lower()], chunk)
     text = _BEYOND_BASIC_PLANE.sub(" ", text.translate(_NORMAL))
     tokens = []

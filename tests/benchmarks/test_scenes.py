@@ -39,13 +39,21 @@ def every(seed: int, relation: str, count: int) -> list[int]:
 
 def test_the_grammars_own_captions_are_true_and_turned_ones_false() -> None:
     indices = {index + 7: index for relation in ("left", "right", "above", "near") for index in every(1, relation, 20)}
-    told = {image: [text for text in scenes.captions(scenes.describe(1, index)) if statement(text)] for image, index in indices.items()}
+    told = {
+        image: [text for text in scenes.captions(scenes.describe(1, index)) if statement(text)]
+        for image, index in indices.items()
+    }
     assert sum(map(bool, told.values())) == 40  # every left and right scene has such a caption, no other one has
     for number in range(2):
-        results = [{"image_id": image, "caption": texts[number] if len(texts) > number else ""} for image, texts in told.items()]
+        results = [
+            {"image_id": image, "caption": texts[number] if len(texts) > number else ""}
+            for image, texts in told.items()
+        ]
         counts = sides(1, indices, results)
         assert counts["scenes"] == 40 and counts["true"] == counts["stated"] == counts["everywhere"] > 30
-        turned = [{**row, "caption": re.sub("left|right", lambda side: OPPOSITE[side[0]], row["caption"])} for row in results]
+        turned = [
+            {**row, "caption": re.sub("left|right", lambda side: OPPOSITE[side[0]], row["caption"])} for row in results
+        ]
         assert sides(1, indices, turned) == {**counts, "true": 0}
 
 
@@ -53,7 +61,10 @@ def test_other_kinds_and_other_scenes_do_not_count_as_stated() -> None:
     left, above = every(1, "left", 1)[0], every(1, "above", 1)[0]
     scene = scenes.describe(1, left)
     other = next(kind.name for kind in scenes.KINDS if kind.name not in (scene.first.kind, scene.second.kind))
-    results = [{"image_id": 1, "caption": f"a {scene.first.kind} left of a {other}"}, {"image_id": 2, "caption": "a dog left of a cat"}]
+    results = [
+        {"image_id": 1, "caption": f"a {scene.first.kind} left of a {other}"},
+        {"image_id": 2, "caption": "a dog left of a cat"},
+    ]
     assert sides(1, {1: left, 2: above}, results) == {"everywhere": 2, "scenes": 1}
 
 
@@ -67,7 +78,9 @@ def test_the_command_tells_the_share(tmp_path: Path) -> None:
     always_left = []
     for index in indices:
         scene = scenes.describe(3, index)
-        always_left.append({"image_id": index, "caption": f"a {scene.first.kind} to the left of a {scene.second.kind} on the grass ."})
+        always_left.append(
+            {"image_id": index, "caption": f"a {scene.first.kind} to the left of a {scene.second.kind} on the grass ."}
+        )
     (tmp_path / "results" / "evaluate" / "captions.json").write_text(json.dumps(always_left))
     (tmp_path / "results" / "evaluate" / "metrics.json").write_text(json.dumps({"bleu_4": 0.5}))
     done = CliRunner().invoke(main, ["--root", str(tmp_path)], catch_exceptions=False)

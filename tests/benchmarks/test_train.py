@@ -20,7 +20,14 @@ TINY = Sizes(images=30, captions=150, positions=4, channels=8, vocabulary=50, hi
 
 def loop(folder: Path, batch_size: int = 10) -> OurLoop:
     cpu = torch.device("cpu")
-    return OurLoop(TINY, BatchLoader(make_table(TINY), np.arange(TINY.images), GpuReader(make_features(TINY, cpu))), cpu, batch_size, "fp32", folder)
+    return OurLoop(
+        TINY,
+        BatchLoader(make_table(TINY), np.arange(TINY.images), GpuReader(make_features(TINY, cpu))),
+        cpu,
+        batch_size,
+        "fp32",
+        folder,
+    )
 
 
 def test_captions_are_spread_evenly_and_as_long_as_cocos() -> None:
@@ -31,7 +38,9 @@ def test_captions_are_spread_evenly_and_as_long_as_cocos() -> None:
     lengths = (table.tokens[:-1] >= 4).sum(1)
     assert ((table.tokens == END).sum(1)[:-1] == 1).all() and (table.targets[:-1] == lengths + 1).all()
     mean = sum(min(length, 30) * count for length, count in LENGTHS.items()) / 1221
-    assert sum(LENGTHS.values()) == 1221 and lengths.mean() == pytest.approx(mean, abs=0.06)  # four standard errors of 2.1 / sqrt(20,010)
+    assert sum(LENGTHS.values()) == 1221 and lengths.mean() == pytest.approx(
+        mean, abs=0.06
+    )  # four standard errors of 2.1 / sqrt(20,010)
     assert lengths.min() == 7 and lengths.max() == 30
 
 
@@ -41,20 +50,39 @@ def test_steps_are_the_training_loops_and_end_when_asked(tmp_path: Path) -> None
     assert ours.steps_in_epoch == 15  # 150 captions, 10 in a batch
     ours.run(2, 3)
     assert ours.step.calls == 5 and ours.step.captions == 30 and ours.step.seconds > 0
-    trained = [name for name, tensor in ours._trainer.decoder.named_parameters() if not torch.equal(tensor, before[name])]
+    trained = [
+        name for name, tensor in ours._trainer.decoder.named_parameters() if not torch.equal(tensor, before[name])
+    ]
     assert len(trained) == len(before) - 1  # all but the frozen word vectors
     ours.whole_epoch()
     assert ours.step.calls == 20
 
 
 def test_the_command_reports_both_batch_sizes_and_precisions() -> None:
-    sizes = ["--images", "20", "--channels", "8", "--hidden", "8", "--vocabulary", "50", "--batch-size", "10", "--batch-size", "25"]
-    done = CliRunner().invoke(main, ["--device", "cpu", "--threads", "1", "--steps", "2", "--rounds", "1", *sizes], catch_exceptions=False)
+    sizes = [
+        "--images",
+        "20",
+        "--channels",
+        "8",
+        "--hidden",
+        "8",
+        "--vocabulary",
+        "50",
+        "--batch-size",
+        "10",
+        "--batch-size",
+        "25",
+    ]
+    done = CliRunner().invoke(
+        main, ["--device", "cpu", "--threads", "1", "--steps", "2", "--rounds", "1", *sizes], catch_exceptions=False
+    )
     rows = json.loads(done.output.splitlines()[-1])
     assert [row["name"].split(":")[0] for row in rows] == [
-        f"{what} batch {size} {precision}{end}" for size in (10, 25) for precision in ("fp32", "bf16")
+        f"{what} batch {size} {precision}{end}"
+        for size in (10, 25)
+        for precision in ("fp32", "bf16")
         for what, end in (("training loop", " / textbook fp32"), ("epoch", ""))
-    ]  # fmt: skip
+    ]
     epochs = rows[1::2]
     assert [row["steps_in_epoch"] for row in epochs] == [10, 10, 4, 4]  # 100 captions, five a picture
     for row in epochs:  # a single round: the extrapolation is the steps' time and what comes before them

@@ -1,4 +1,5 @@
-"""A small model over real features: drawn scenes through the bundled encoder, and a decoder with random weights that says many things."""
+"""A small model over real features: drawn scenes through the bundled encoder, and a decoder with random weights that
+says many things."""
 
 from __future__ import annotations
 
@@ -21,11 +22,14 @@ from captioner.training.model_files import save_model
 from captioner.vocabulary.vocabulary import SPECIALS, Vocabulary
 from tests.evaluation.small import WORDS, fill, model_facts
 
-TEST = range(8, 16)  # rows that stand in the same fours here as in a folder of their own: the last bits of features depend on that
+TEST = range(
+    8, 16
+)  # rows that stand in the same fours here as in a folder of their own: the last bits of features depend on that
 
 
 def files(folder: Path) -> list[Path]:
-    """Sixteen picture files as people have them: large and small, of several formats, one turned by EXIF, one with transparency."""
+    """Sixteen picture files as people have them: large and small, of several formats, one turned by EXIF, one with
+    transparency."""
     folder.mkdir(parents=True)
     generator = np.random.default_rng(3)
     paths = []
@@ -46,22 +50,49 @@ def files(folder: Path) -> list[Path]:
 
 
 def make_run(folder: Path, weights: str = "bundled", fit: str = "squash", **facts: Any) -> dict[str, Path]:
-    """Pictures, features, captions and a model; the keys are ``evaluate``'s arguments, and ``files``. ``facts`` go into the model."""
+    """Pictures, features, captions and a model; the keys are ``evaluate``'s arguments, and ``files``. ``facts`` go into
+    the model."""
     sources = files(folder / "files")
     records, rows, annotations = [], [], []
     for number, path in enumerate(sources):
         jpeg, height, width = to_jpeg(path.read_bytes(), 256, 90)
         records.append((number, jpeg, height, width))
-        rows.append({"id": number, "file_name": path.name, "split": "test" if number in TEST else "val", "height": height, "width": width})
+        rows.append(
+            {
+                "id": number,
+                "file_name": path.name,
+                "split": "test" if number in TEST else "val",
+                "height": height,
+                "width": width,
+            }
+        )
         annotations.append({"id": number, "image_id": number, "caption": " ".join(WORDS[number % 5 : number % 5 + 6])})
     paths = {name: folder / name for name in ("models", "features.h5", "captions.json", "images.h5")}
     write_images(paths["images.h5"], records)
     write_captions(paths["captions.json"], rows, annotations, {})
     parameters = ExtractParameters(weights=weights, fit=fit, grid=4)
-    extract(parameters, RuntimeParameters(device="cpu", workers=1, threads=1), "squeezenet1_1", paths["images.h5"], paths["features.h5"], "scenes")
+    extract(
+        parameters,
+        RuntimeParameters(device="cpu", workers=1, threads=1),
+        "squeezenet1_1",
+        paths["images.h5"],
+        paths["features.h5"],
+        "scenes",
+    )
     store = FeatureStore.open(paths["features.h5"])
     vocabulary = Vocabulary([*SPECIALS, *WORDS], facts={"max_length": 12})
-    config = DecoderConfig("gru", "soft", len(vocabulary), 6, store.shape[3], store.shape[2], feature_size=8, hidden_size=64, attention_size=8, rows=store.grid[0])
+    config = DecoderConfig(
+        "gru",
+        "soft",
+        len(vocabulary),
+        6,
+        store.shape[3],
+        store.shape[2],
+        feature_size=8,
+        hidden_size=64,
+        attention_size=8,
+        rows=store.grid[0],
+    )
     decoder = build_decoder(config)
     fill(decoder, seed=1, end=12.0)
     save_model(paths["models"], decoder.eval(), vocabulary, {**model_facts(store), **facts})

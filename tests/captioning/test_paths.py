@@ -12,8 +12,17 @@ def test_folders_and_files(tmp_path: Path) -> None:
     for name in ("b/z.JPG", "b/a.png", "a/x.webp", "a/notes.txt", "c.jpeg", ".hidden.jpg", "empty/notes.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"")
-    found, faults = find_pictures([str(tmp_path / "a/notes.txt"), str(tmp_path), str(tmp_path / "none.jpg"), str(tmp_path / "empty")])
-    assert [os.path.relpath(path, tmp_path) for path in found] == ["a/notes.txt", "c.jpeg", "a/x.webp", "b/a.png", "b/z.JPG", "none.jpg"]
+    found, faults = find_pictures(
+        [str(tmp_path / "a/notes.txt"), str(tmp_path), str(tmp_path / "none.jpg"), str(tmp_path / "empty")]
+    )
+    assert [os.path.relpath(path, tmp_path) for path in found] == [
+        "a/notes.txt",
+        "c.jpeg",
+        "a/x.webp",
+        "b/a.png",
+        "b/z.JPG",
+        "none.jpg",
+    ]
     assert [(os.path.relpath(path, tmp_path), reason[:10]) for path, reason in faults] == [("empty", "no picture")]
 
 
@@ -25,6 +34,12 @@ def test_no_two_pictures_write_one_file() -> None:
     names = Names(".attention.png")
     given = ["x.jpg", "a/x.png", "X.jpg", "x-2.jpg", "x.jpg", "a\nb.jpg", ".jpg", "é" * 300 + ".jpg"]
     made = [names.of(name) for name in given]
-    assert made[:5] == ["x.attention.png", "x-2.attention.png", "X-3.attention.png", "x-2-2.attention.png", "x-4.attention.png"]
+    assert made[:5] == [
+        "x.attention.png",
+        "x-2.attention.png",
+        "X-3.attention.png",
+        "x-2-2.attention.png",
+        "x-4.attention.png",
+    ]
     assert made[5] == "a_b.attention.png"
     assert len({name.casefold() for name in made}) == len(made) and all(len(name.encode()) <= 255 for name in made)

@@ -49,11 +49,30 @@ def test_captions_with_log_probabilities(run: dict[str, Path]) -> None:
 def test_json_alone_on_the_output_and_a_line_for_each_fault(run: dict[str, Path], folder: Path) -> None:
     done = caption(run, folder, folder / "none.jpg", "--json")
     rows = json.loads(done.stdout)
-    assert [os.path.relpath(row["picture"], folder) for row in rows] == ["a/x.jpg", "b/\x1b[31m\n.png", "b/junk.jpg", "b/x.jpg", "none.jpg"]
-    assert [sorted(set(row) - {"picture"}) for row in rows] == [["captions"], ["captions"], ["error"], ["captions"], ["error"]]
-    assert all(set(one) == {"caption", "log_probability"} and one["log_probability"] < 0 for row in rows for one in row.get("captions", []))
+    assert [os.path.relpath(row["picture"], folder) for row in rows] == [
+        "a/x.jpg",
+        "b/\x1b[31m\n.png",
+        "b/junk.jpg",
+        "b/x.jpg",
+        "none.jpg",
+    ]
+    assert [sorted(set(row) - {"picture"}) for row in rows] == [
+        ["captions"],
+        ["captions"],
+        ["error"],
+        ["captions"],
+        ["error"],
+    ]
+    assert all(
+        set(one) == {"caption", "log_probability"} and one["log_probability"] < 0
+        for row in rows
+        for one in row.get("captions", [])
+    )
     assert done.exit_code == 1
-    assert done.stderr == f"Error: {folder}/b/junk.jpg: no picture of a known format\nError: {folder}/none.jpg: cannot be read (No such file or directory)\n"
+    assert (
+        done.stderr
+        == f"Error: {folder}/b/junk.jpg: no picture of a known format\nError: {folder}/none.jpg: cannot be read (No such file or directory)\n"
+    )
 
 
 def test_names_are_escaped_for_people(run: dict[str, Path], folder: Path) -> None:
@@ -93,7 +112,10 @@ def test_a_model_of_another_version_or_none(run: dict[str, Path], tmp_path: Path
     folder = small.copy(run, tmp_path / "models")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "format_version": 1}))
-    for models, wanted in ((folder, "model format 1, this program reads 2; train again"), (tmp_path / "none", "cannot be read")):
+    for models, wanted in (
+        (folder, "model format 1, this program reads 2; train again"),
+        (tmp_path / "none", "cannot be read"),
+    ):
         done = caption({"models": models}, run["files"] / "00.jpg", "--json")
         assert done.exit_code == 1 and done.stdout == "" and done.stderr.count("\n") == 1 and wanted in done.stderr
 
@@ -101,6 +123,15 @@ def test_a_model_of_another_version_or_none(run: dict[str, Path], tmp_path: Path
 def test_the_command_as_people_start_it(run: dict[str, Path]) -> None:
     """As a process of its own: it ends by itself, with nothing on the standard error."""
     code = "from captioner.cli import main; main()"
-    command = [sys.executable, "-c", code, "caption", str(run["files"] / "00.jpg"), "--model", str(run["models"]), "--json"]
+    command = [
+        sys.executable,
+        "-c",
+        code,
+        "caption",
+        str(run["files"] / "00.jpg"),
+        "--model",
+        str(run["models"]),
+        "--json",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0 and done.stderr == "" and len(json.loads(done.stdout)) == 1

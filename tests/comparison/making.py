@@ -12,10 +12,12 @@ from tests.pipeline.workspace import Workspace
 
 
 def system(images: int, quality: float, seed: int, hardness: np.ndarray | None = None) -> Statistics:
-    """A system's captions, drawn: of ten words ``quality`` are right on average, more or fewer as each image is ``hard``.
+    """A system's captions, drawn: of ten words ``quality`` are right on average, more or fewer as each image is
+    ``hard``.
 
     Args:
-        hardness: (images,) subtracted from the quality; the same for two systems makes them correlated, as real ones are.
+        hardness: (images,) subtracted from the quality; the same for two systems makes them correlated, as real ones
+            are.
     """
     generator = np.random.default_rng(seed)
     share = np.clip(quality - (0 if hardness is None else hardness), 0.02, 0.98)
@@ -25,7 +27,14 @@ def system(images: int, quality: float, seed: int, hardness: np.ndarray | None =
     bleu, meteor = [], []
     for words, correct, parts in zip(length.tolist(), right.tolist(), chunks.tolist(), strict=True):
         guess = [words - n for n in range(4)]
-        bleu.append({"guess": guess, "correct": [max(0, min(g, correct - 2 * n)) for n, g in enumerate(guess)], "testlen": words, "reflen": [10]})
+        bleu.append(
+            {
+                "guess": guess,
+                "correct": [max(0, min(g, correct - 2 * n)) for n, g in enumerate(guess)],
+                "testlen": words,
+                "reflen": [10],
+            }
+        )
         meteor.append([words, 10, 3, 3, correct, min(correct, 10), *[0] * 14, parts, correct, min(correct, 10)])
     assert len(meteor[0]) == len(METEOR_COLUMNS)
     cider = np.clip(5 * right / length + generator.normal(0, 0.5, images), 0, 10)
@@ -77,9 +86,15 @@ evaluate: {split: test}
 
 
 def project(folder: Path) -> Workspace:
-    """A repository in which the pipeline, imagined systems in the place of real ones, has run once and is committed on ``main``."""
+    """A repository in which the pipeline, imagined systems in the place of real ones, has run once and is committed on
+    ``main``."""
     folder.mkdir(parents=True)
-    files = {"stages.py": _STAGES.format(root=str(ROOT)), "dvc.yaml": _DVC, "params.yaml": _PARAMETERS, "code.txt": "one\n"}
+    files = {
+        "stages.py": _STAGES.format(root=str(ROOT)),
+        "dvc.yaml": _DVC,
+        "params.yaml": _PARAMETERS,
+        "code.txt": "one\n",
+    }
     files |= {".gitignore": "/models\n/results/evaluate/statistics.csv\n"}
     for name, text in files.items():
         (folder / name).write_text(text)

@@ -20,9 +20,15 @@ ODD = "=cmd|x_y_`z`"  # git and DVC allow it for a name
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory) -> Workspace:
-    """main (gru, seed 1), then experiments: seed 2 of it, an lstm, one with another split, and last main's settings again."""
+    """main (gru, seed 1), then experiments: seed 2 of it, an lstm, one with another split, and last main's settings
+    again."""
     workspace = making.project(tmp_path_factory.mktemp("compare") / "repository")
-    for name, *options in (("second", "seed=2"), (ODD, "decoder=lstm"), ("val", "evaluate.split=val"), ("again", "seed=1")):
+    for name, *options in (
+        ("second", "seed=2"),
+        (ODD, "decoder=lstm"),
+        ("val", "evaluate.split=val"),
+        ("again", "seed=1"),
+    ):
         workspace.dvc("exp", "run", "-q", "-n", name, *(part for option in options for part in ("-S", option)))
         workspace.run("git", "checkout", "-q", "params.yaml", "dvc.lock", "results")
     workspace.dvc("checkout", "-q")
@@ -47,12 +53,21 @@ def as_json(result: Result) -> dict:
 def test_all_when_none_is_named(compare, project) -> None:
     found = as_json(compare("--json"))
     gru, lstm = sorted(found["settings"], key=lambda setting: setting["decoder"])
-    assert (gru["encoder"], gru["decoder"], gru["attention"], lstm["decoder"]) == ("squeezenet1_1", "gru", "soft", "lstm")
+    assert (gru["encoder"], gru["decoder"], gru["attention"], lstm["decoder"]) == (
+        "squeezenet1_1",
+        "gru",
+        "soft",
+        "lstm",
+    )
     by_seed = {run["seed"]: set(run["names"]) for run in gru["experiments"]}
     assert by_seed == {1: {"workspace", "main"} | ({"again"} & by_seed[1]), 2: {"second"}}
     assert [run["names"] for run in lstm["experiments"]] == [[ODD]]
     [left_out] = found["left_out"]
-    assert left_out["name"] == "val" and "scores of the split val, not test" in left_out["reason"] and "workspace" in left_out["reason"]
+    assert (
+        left_out["name"] == "val"
+        and "scores of the split val, not test" in left_out["reason"]
+        and "workspace" in left_out["reason"]
+    )
     assert found["resamples"] == 1000 and found["signature"]["images"] == 200
 
 
@@ -64,7 +79,10 @@ def test_scores_are_those_of_the_captions_and_seeds_become_mean_and_spread(compa
         assert score["value"] == pytest.approx((one[metric] + two[metric]) / 2, abs=1e-6)
         assert score["spread"] == pytest.approx(abs(one[metric] - two[metric]) / 2**0.5, abs=2e-6)  # of a sample of two
         assert score["low"] < score["value"] < score["high"]
-        assert other["scores"][metric]["value"] == pytest.approx(lstm[metric], abs=1e-6) and other["scores"][metric]["spread"] is None
+        assert (
+            other["scores"][metric]["value"] == pytest.approx(lstm[metric], abs=1e-6)
+            and other["scores"][metric]["spread"] is None
+        )
 
 
 def test_different_systems_differ_and_the_same_do_not(compare, project) -> None:
@@ -96,9 +114,16 @@ def test_text(compare) -> None:
     lines = result.output.splitlines()
     assert lines[0].split() == ["experiment", "encoder", "decoder", "attention", "seeds"]
     assert lines[1].split() == ["1", "main,", "second", "squeezenet1_1", "gru", "soft", "1,", "2"]
-    assert "BLEU-4" in result.output and re.search(r"^1  0\.\d{4} ", result.output, re.M) and re.search(r"^2 - 1  -0\.\d{4}", result.output, re.M)
+    assert (
+        "BLEU-4" in result.output
+        and re.search(r"^1  0\.\d{4} ", result.output, re.M)
+        and re.search(r"^2 - 1  -0\.\d{4}", result.output, re.M)
+    )
     assert re.search(r"0\.\d{3}-0\.\d{3}", result.output) and "±0." in result.output and "p 0.001" in result.output
-    assert "not compared: val: scores of the split val, not test" in result.output and "200 images of the split test" in result.output
+    assert (
+        "not compared: val: scores of the split val, not test" in result.output
+        and "200 images of the split test" in result.output
+    )
     assert max(map(len, lines[:-2])) < 120
 
 
@@ -108,7 +133,11 @@ def test_csv(compare) -> None:
     assert len(rows) == 3 * len(METRICS) and {row["metric"] for row in rows} == set(METRICS)
     assert rows[7]["experiment"] == "'" + ODD and rows[14]["experiment"] == "'" + ODD and rows[14]["versus"] == "main"
     assert all(not cell.startswith(("=", "@", "+")) for row in rows for cell in row.values())
-    assert rows[7]["decoder"] == "lstm" and float(rows[7]["low"]) < float(rows[7]["score"]) < float(rows[7]["high"]) and rows[7]["p"] == ""
+    assert (
+        rows[7]["decoder"] == "lstm"
+        and float(rows[7]["low"]) < float(rows[7]["score"]) < float(rows[7]["high"])
+        and rows[7]["p"] == ""
+    )
     assert float(rows[14]["score"]) < 0 and float(rows[14]["p"]) < 0.01  # a negative number stays one
     assert "not compared: val" in result.stderr
 
@@ -125,7 +154,9 @@ def test_markdown(compare) -> None:
 
 def test_an_unknown_name_is_one_line_with_near_ones(compare) -> None:
     result = compare("main", "secnd")
-    assert result.exit_code == 1 and result.output.startswith("Error: 'secnd'") and "near ones are second" in result.output
+    assert (
+        result.exit_code == 1 and result.output.startswith("Error: 'secnd'") and "near ones are second" in result.output
+    )
     assert len(result.output.splitlines()) == 1
     assert "near ones are" in compare("--", "--output=x").output
 
@@ -138,7 +169,8 @@ def test_revisions_by_their_hash(compare, project) -> None:
 
 
 def test_results_that_are_not_there(compare, project) -> None:
-    """Statistics that neither the cache nor a remote has, a metrics file that DVC did not write, and a commit before any result."""
+    """Statistics that neither the cache nor a remote has, a metrics file that DVC did not write, and a commit before
+    any result."""
     lock = project.run("git", "show", f"{_commit(project, ODD)}:dvc.lock")
     md5 = re.search(r"statistics.csv\n\s+hash: md5\n\s+md5: (\w+)", lock)[1]
     kept = project.folder / ".dvc/cache/files/md5" / md5[:2] / md5[2:]
@@ -153,7 +185,9 @@ def test_results_that_are_not_there(compare, project) -> None:
         assert "not the one that its dvc.lock names" in found["left_out"][0]["reason"]
         assert "in neither DVC's cache nor a remote" in found["left_out"][1]["reason"]
         result = compare("workspace")
-        assert result.exit_code == 1 and "no experiment to show (workspace: results/evaluate/metrics.json" in result.output
+        assert (
+            result.exit_code == 1 and "no experiment to show (workspace: results/evaluate/metrics.json" in result.output
+        )
     finally:
         away.rename(kept)
         metrics.write_text(text)

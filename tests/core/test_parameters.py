@@ -81,27 +81,54 @@ def test_broken_or_missing_file(tmp_path) -> None:
 
 def test_every_parameter_is_read_somewhere() -> None:
     """A parameter that no code reads would be a dead option."""
-    sources = [path for folder in ("captioner", "stages") for path in (ROOT / folder).rglob("*.py") if path.parent.name != "parameters"]
+    sources = [
+        path
+        for folder in ("captioner", "stages")
+        for path in (ROOT / folder).rglob("*.py")
+        if path.parent.name != "parameters"
+    ]
     code = "\n".join(path.read_text() for path in sources)
     for name in parameter_names(Parameters):
         leaf = name.rsplit(".", 1)[-1]
-        assert f".{leaf}" in code or f'"{leaf}"' in code or f"asdict" in code and leaf == "version", name
+        assert f".{leaf}" in code or f'"{leaf}"' in code or "asdict" in code and leaf == "version", name
 
 
 def test_every_parameter_has_help() -> None:
-    for section in [Parameters, *[type(getattr(Parameters(), f.name)) for f in dataclasses.fields(Parameters) if dataclasses.is_dataclass(getattr(Parameters(), f.name))]]:
+    for section in [
+        Parameters,
+        *[
+            type(getattr(Parameters(), f.name))
+            for f in dataclasses.fields(Parameters)
+            if dataclasses.is_dataclass(getattr(Parameters(), f.name))
+        ],
+    ]:
         for field in dataclasses.fields(section):
             assert field.metadata.get("help") or dataclasses.is_dataclass(getattr(section(), field.name)), field.name
 
 
 @pytest.mark.parametrize(
-    "name", ["download.root", "download.captions", "download.split", "extract.weights", "vocab.vectors", "train.init_from", "evaluate.ensemble"]
+    "name",
+    [
+        "download.root",
+        "download.captions",
+        "download.split",
+        "extract.weights",
+        "vocab.vectors",
+        "train.init_from",
+        "evaluate.ensemble",
+    ],
 )
-def test_a_path_out_of_a_queued_runs_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_a_path_out_of_a_queued_runs_folder_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     section, key = name.split(".")
     for folder, refused in ((tmp_path / ".dvc/tmp/exps/x", True), (tmp_path / "usual", False)):
         folder.mkdir(parents=True)
         (folder / "params.yaml").write_text(f"{section}: {{{key}: ../base}}\n")
         monkeypatch.chdir(folder)
-        with pytest.raises(CaptionerError, match=rf"{name}=\.\./base: .*give an absolute path") if refused else nullcontext():
+        with (
+            pytest.raises(CaptionerError, match=rf"{name}=\.\./base: .*give an absolute path")
+            if refused
+            else nullcontext()
+        ):
             read_parameters()

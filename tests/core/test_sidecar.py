@@ -59,7 +59,9 @@ def test_a_second_process_is_refused_with_the_holders_pid(tmp_path) -> None:
             sys.stdin.read()
         """
     )
-    holder = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "out")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / "out")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
     assert holder.stdout.readline() == "held\n"
     try:
         with pytest.raises(CaptionerError, match=f"process {holder.pid} is at work"):
@@ -120,7 +122,9 @@ def test_many_processes_one_after_the_other_never_trip_over_the_end_of_another(t
         """
     )
     out = tmp_path / "out"
-    running = [subprocess.Popen([sys.executable, "-c", code, str(out)], stderr=subprocess.PIPE, text=True) for _ in range(3)]
+    running = [
+        subprocess.Popen([sys.executable, "-c", code, str(out)], stderr=subprocess.PIPE, text=True) for _ in range(3)
+    ]
     errors = [process.communicate(timeout=120)[1] for process in running]
     assert [process.returncode for process in running] == [0, 0, 0], errors
     assert [path.name for path in tmp_path.iterdir()] == ["out"]

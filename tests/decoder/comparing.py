@@ -21,7 +21,8 @@ def by_caption(outputs: TeacherForced) -> dict[tuple[int, int], Tensor]:
 
 
 def assert_is_the_equations(model: CaptionDecoder, features: Tensor, tokens: Tensor) -> None:
-    """Teacher forcing gives the logits, the attention and the gradients of ``slow_logits``; leaves the gradients in the model."""
+    """Teacher forcing gives the logits, the attention and the gradients of ``slow_logits``; leaves the gradients in the
+    model."""
     expected_loss, count, slow = 0.0, 0, {}
     for i, row in enumerate(tokens):
         for k, padded in enumerate(row):
@@ -42,7 +43,9 @@ def assert_is_the_equations(model: CaptionDecoder, features: Tensor, tokens: Ten
         assert not outputs.attention[i, k, len(weights) :].any()
     F.cross_entropy(outputs.logits, outputs.targets, reduction="sum").backward()
     for (name, parameter), gradient in zip(parameters.items(), expected_gradients):
-        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-9, atol=1e-11, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            parameter.grad, gradient, rtol=1e-9, atol=1e-11, msg=lambda text, name=name: f"{name}: {text}"
+        )
 
 
 def assert_steps_are_teacher_forcing(model: CaptionDecoder, features: Tensor, tokens: Tensor) -> None:

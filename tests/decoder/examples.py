@@ -14,11 +14,22 @@ VOCABULARY, CHANNELS, POSITIONS = 23, 11, 6
 
 
 def make_decoder(decoder: str = "gru", attention: str = "soft", seed: int = 0, **changes: Any) -> CaptionDecoder:
-    """A float64 decoder whose every parameter is drawn anew (biases and norms too), and that draws nothing else: without dropout, and
-    with hard attention in eval mode."""
+    """A float64 decoder whose every parameter is drawn anew (biases and norms too), and that draws nothing else:
+    without dropout, and with hard attention in eval mode."""
     torch.manual_seed(seed)
-    settings = {"embedding_size": 5, "feature_size": 8, "hidden_size": 10, "attention_size": 6, "heads": 2, "rows": 2, "dropout": 0.0, **changes}
-    model = build_decoder(DecoderConfig(decoder, attention, VOCABULARY, channels=CHANNELS, positions=POSITIONS, **settings)).double()
+    settings = {
+        "embedding_size": 5,
+        "feature_size": 8,
+        "hidden_size": 10,
+        "attention_size": 6,
+        "heads": 2,
+        "rows": 2,
+        "dropout": 0.0,
+        **changes,
+    }
+    model = build_decoder(
+        DecoderConfig(decoder, attention, VOCABULARY, channels=CHANNELS, positions=POSITIONS, **settings)
+    ).double()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.4)
     return model.train(attention != "hard")

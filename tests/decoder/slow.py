@@ -1,9 +1,10 @@
-"""The decoder straight from the equations, one caption and one step at a time; slow, and sharing no code with the real one."""
+"""The decoder straight from the equations, one caption and one step at a time; slow, and sharing no code with the real
+one."""
 
 from __future__ import annotations
 
 import math
-from typing import Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -12,14 +13,18 @@ from captioner.decoder import CaptionDecoder, DecoderConfig
 
 
 def slow_logits(
-    decoder: CaptionDecoder, features: Tensor, tokens: Tensor, positions: Sequence[int] | None = None, batch: Tensor | None = None
+    decoder: CaptionDecoder,
+    features: Tensor,
+    tokens: Tensor,
+    positions: Sequence[int] | None = None,
+    batch: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Features (P, C) and one caption's tokens (n + 1,) -> logits (n, V), attention weights (n, P); no dropout.
 
-    Xu et al. 2015, equations 1-9 and 13, with features projected, normalised and given positions first. Hard attention looks at
-    ``positions`` (n,), where -1 is the expected value, and without them at the likeliest. Layers as Graves 2013, equations 1-6, without
-    its connections that skip layers; tied weights as Press and Wolf 2017. A batch norm takes its statistics from ``batch`` (I, P, C), the
-    features of all pictures, this one alone by default.
+    Xu et al. 2015, equations 1-9 and 13, with features projected, normalised and given positions first. Hard attention
+    looks at ``positions`` (n,), where -1 is the expected value, and without them at the likeliest. Layers as Graves
+    2013, equations 1-6, without its connections that skip layers; tied weights as Press and Wolf 2017. A batch norm
+    takes its statistics from ``batch`` (I, P, C), the features of all pictures, this one alone by default.
     """
     part = dict(decoder.named_parameters()) | dict(decoder.named_buffers())
     config = decoder.config
@@ -27,17 +32,23 @@ def slow_logits(
     A = {"none": 0, "bilinear": E}.get(config.attention, config.attention_size)  # of the query
 
     projected = features @ part["projection.weight"].T + part["projection.bias"]  # (P, E)
-    together = (features.unsqueeze(0) if batch is None else batch) @ part["projection.weight"].T + part["projection.bias"]  # (I, P, E)
+    together = (features.unsqueeze(0) if batch is None else batch) @ part["projection.weight"].T + part[
+        "projection.bias"
+    ]  # (I, P, E)
     values = _normalise(config, part, projected, together if decoder.training else None)
     if config.position == "learned":
         values = values + part["position"]
     elif config.position == "sinusoidal":
         columns = len(values) // config.rows
-        values = values + torch.tensor([_sines(*divmod(cell, columns), E) for cell in range(len(values))], dtype=values.dtype)
+        values = values + torch.tensor(
+            [_sines(*divmod(cell, columns), E) for cell in range(len(values))], dtype=values.dtype
+        )
     mean = values.mean(0)
     start = torch.tanh(part["initial.weight"] @ mean + part["initial.bias"])
     blocks = list(start.split(H))
-    states = [(blocks.pop(0), blocks.pop(0) if config.decoder == "lstm" else None) for _ in range(config.layers)]  # (h, c) of each layer
+    states = [
+        (blocks.pop(0), blocks.pop(0) if config.decoder == "lstm" else None) for _ in range(config.layers)
+    ]  # (h, c) of each layer
     cell = _lstm if config.decoder == "lstm" else _gru
 
     W, b = part["recurrent.weight"], part["recurrent.bias"]
@@ -61,11 +72,13 @@ def slow_logits(
             h, c = states[layer]
             name = f"upper.{layer - 1}"
             from_input = part[f"{name}.input.weight"] @ states[layer - 1][0] + part[f"{name}.input.bias"]
-            states[layer] = cell(from_input, part[f"{name}.recurrent.weight"] @ h + part[f"{name}.recurrent.bias"], h, c)
+            states[layer] = cell(
+                from_input, part[f"{name}.recurrent.weight"] @ h + part[f"{name}.recurrent.bias"], h, c
+            )
         h = states[-1][0]
         o = h + part["output_context.weight"] @ z + part["output_word.weight"] @ y
         if config.tie_weights:
-            if H != config.vector_size:
+            if config.vector_size != H:
                 o = part["output_map.weight"] @ o
             logits.append(part["embedding.weight"] @ o + part["vocabulary.bias"])
         else:
@@ -75,7 +88,8 @@ def slow_logits(
 
 
 def _normalise(config: DecoderConfig, part: dict[str, Tensor], projected: Tensor, batch: Tensor | None) -> Tensor:
-    """Of a picture's cells (P, E); ``batch`` (I, P, E): those that a batch norm takes its statistics from, None: it has running ones."""
+    """Of a picture's cells (P, E); ``batch`` (I, P, E): those that a batch norm takes its statistics from, None: it has
+    running ones."""
     if config.norm == "none":
         return projected
     if config.norm == "layer":
@@ -112,14 +126,21 @@ def _attend(config: DecoderConfig, part: dict[str, Tensor], query: Tensor, value
     if config.attention == "none":
         weights = torch.full((len(values),), 1 / len(values), dtype=values.dtype)
     elif config.attention in ("soft", "hard"):
-        weights = softmax([part["attention.score"] @ torch.tanh(part["attention.key.weight"] @ a + query) for a in values])
+        weights = softmax(
+            [part["attention.score"] @ torch.tanh(part["attention.key.weight"] @ a + query) for a in values]
+        )
     elif config.attention == "dot":
         weights = softmax([query @ (part["attention.key.weight"] @ a) / len(query) ** 0.5 for a in values])
     elif config.attention == "bilinear":
         weights = softmax([query @ a for a in values])
     elif config.attention == "multihead":
         heads = []
-        for q, w_key, w_value in zip(*(tensor.chunk(config.heads) for tensor in (query, part["attention.key.weight"], part["attention.value.weight"]))):
+        for q, w_key, w_value in zip(
+            *(
+                tensor.chunk(config.heads)
+                for tensor in (query, part["attention.key.weight"], part["attention.value.weight"])
+            )
+        ):
             own = softmax([q @ (w_key @ a) / len(q) ** 0.5 for a in values])
             heads.append((own, weighted(own, [w_value @ a for a in values])))
         weights = sum(own for own, _ in heads) / len(heads)

@@ -22,13 +22,19 @@ def paths_of(positions: torch.Tensor, caption: torch.Tensor) -> dict[int, list[i
 
 @pytest.mark.parametrize("decoder", ["gru", "lstm"])
 def test_a_pass_is_the_equations_with_the_positions_it_drew(decoder: str) -> None:
-    model, features, tokens = make_decoder(decoder, "hard", tune_embeddings=True).train(), make_features(3), make_tokens(LENGTHS)
+    model, features, tokens = (
+        make_decoder(decoder, "hard", tune_embeddings=True).train(),
+        make_features(3),
+        make_tokens(LENGTHS),
+    )
     torch.manual_seed(5)
     hidden, weights, packing, positions = model.hidden(features, tokens)
     paths, found, expected_loss = paths_of(positions, packing.caption), model.vocabulary(hidden), 0.0
     assert positions.shape == (33,) and positions.max() < POSITIONS
     kinds = [{position >= 0 for position in path} for path in paths.values()]
-    assert all(len(kind) == 1 for kind in kinds) and len({kind.pop() for kind in kinds}) == 2  # a caption draws throughout or never
+    assert (
+        all(len(kind) == 1 for kind in kinds) and len({kind.pop() for kind in kinds}) == 2
+    )  # a caption draws throughout or never
     for number, path in paths.items():
         i, k = divmod(number, 4)
         caption = tokens[i, k][tokens[i, k] != 0]
@@ -42,7 +48,9 @@ def test_a_pass_is_the_equations_with_the_positions_it_drew(decoder: str) -> Non
     expected = torch.autograd.grad(expected_loss, list(parameters.values()))
     (F.cross_entropy(found, packing.targets, reduction="sum") + (weights**3).sum()).backward()
     for (name, parameter), gradient in zip(parameters.items(), expected):
-        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-9, atol=1e-11, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            parameter.grad, gradient, rtol=1e-9, atol=1e-11, msg=lambda text, name=name: f"{name}: {text}"
+        )
 
 
 def test_positions_are_drawn_as_often_as_they_are_likely() -> None:
@@ -56,7 +64,9 @@ def test_positions_are_drawn_as_often_as_they_are_likely() -> None:
         assert not counts[probabilities == 0].any()
         some = probabilities > 0
         expected = samples * probabilities[some]
-        assert ((counts[some] - expected) ** 2 / expected).sum() < 20.5  # chi-square with 5 degrees of freedom passes it once in 1,000, with 2 less often
+        assert (
+            (counts[some] - expected) ** 2 / expected
+        ).sum() < 20.5  # chi-square with 5 degrees of freedom passes it once in 1,000, with 2 less often
 
 
 @pytest.mark.parametrize(("number", "position"), [(0.0, 1), (1.0, 2)])
@@ -74,7 +84,9 @@ def test_half_of_the_captions_take_the_expected_value_and_words_draw_anew() -> N
     expected = (paths < 0).all(1)
     assert torch.equal(expected, (paths < 0).any(1)) and abs(expected.sum().item() - 1000) < 4 * 500**0.5
     drawn = paths[~expected]
-    for step in range(5):  # at the first step all are alike, later they differ by what was drawn before and by the words
+    for step in range(
+        5
+    ):  # at the first step all are alike, later they differ by what was drawn before and by the words
         likely = weights[(packing.step == step) & (positions >= 0)]
         counts = drawn[:, step].bincount(minlength=POSITIONS)
         off = (counts - likely.sum(0)) / (likely * (1 - likely)).sum(0).sqrt()
@@ -109,8 +121,13 @@ def test_the_generator_decides_and_eval_mode_draws_nothing(monkeypatch: pytest.M
 
 
 def test_under_autocast() -> None:
-    """Weights and positions are of the decoder's own arithmetic: probabilities in bf16 would add up to something else than 1."""
-    model, features, tokens = make_decoder("gru", "hard").float().train(), make_features(3).float(), make_tokens(LENGTHS)
+    """Weights and positions are of the decoder's own arithmetic: probabilities in bf16 would add up to something else
+    than 1."""
+    model, features, tokens = (
+        make_decoder("gru", "hard").float().train(),
+        make_features(3).float(),
+        make_tokens(LENGTHS),
+    )
     torch.manual_seed(0)
     exact = model.hidden(features, tokens)
     torch.manual_seed(0)

@@ -38,7 +38,10 @@ def test_gradients_numerically(decoder: str, attention: str) -> None:
         outputs = torch.func.functional_call(model, dict(zip(names, values)), (features, tokens))
         return F.cross_entropy(outputs.logits, outputs.targets) + (outputs.weights**2).sum()
 
-    inputs = [make_features(2).requires_grad_(), *(parameter.detach().clone().requires_grad_() for parameter in parameters)]
+    inputs = [
+        make_features(2).requires_grad_(),
+        *(parameter.detach().clone().requires_grad_() for parameter in parameters),
+    ]
     assert torch.autograd.gradcheck(loss, inputs, fast_mode=True)
 
 
@@ -60,7 +63,9 @@ def test_hypotheses_and_pictures_can_be_picked_and_reordered() -> None:
     for i in range(3):
         for k in range(3):
             one = torch.tensor([i])
-            alone, _, _ = model.step(words[i, k].view(1, 1), state.images(one).select(index[i, k].view(1, 1)), memory.select(one))
+            alone, _, _ = model.step(
+                words[i, k].view(1, 1), state.images(one).select(index[i, k].view(1, 1)), memory.select(one)
+            )
             torch.testing.assert_close(alone[0], logits[3 * i + k])
 
 
@@ -153,7 +158,9 @@ def test_unknown_names_are_refused() -> None:
 
 def test_a_batch_without_captions_is_refused() -> None:
     with pytest.raises(ValueError, match="without a token"):
-        make_decoder()(torch.zeros(1, POSITIONS, CHANNELS, dtype=torch.float64), torch.zeros(1, 2, 4, dtype=torch.int64))
+        make_decoder()(
+            torch.zeros(1, POSITIONS, CHANNELS, dtype=torch.float64), torch.zeros(1, 2, 4, dtype=torch.int64)
+        )
 
 
 @pytest.mark.parametrize("decoder", ["gru", "lstm"])

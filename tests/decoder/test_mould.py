@@ -16,8 +16,11 @@ from captioner.training.step import backward
 from tests.decoder.examples import make_decoder, make_features, make_tokens
 
 BATCHES = [
-    [[4, 1, -1], [7, -1, -1], [2, 2, 3], [1, 6, -1]], [[3], [2]], [[0, 5, 5, 5]], [[-1, 2], [1, -1], [-1, -1], [8, 8], [0, 3], [2, 2]]
-]  # fmt: skip
+    [[4, 1, -1], [7, -1, -1], [2, 2, 3], [1, 6, -1]],
+    [[3], [2]],
+    [[0, 5, 5, 5]],
+    [[-1, 2], [1, -1], [-1, -1], [8, 8], [0, 3], [2, 2]],
+]
 TOKENS = [make_tokens(lengths, seed) for seed, lengths in enumerate(BATCHES)]
 CPU = torch.device("cpu")
 
@@ -26,17 +29,27 @@ def lengths(tokens: Tensor) -> np.ndarray:
     return caption_lengths(tokens.numpy())
 
 
-def outcome(model: CaptionDecoder, features: Tensor, packing: Packing, options: TrainParameters) -> tuple[Tensor, dict[str, Tensor]]:
+def outcome(
+    model: CaptionDecoder, features: Tensor, packing: Packing, options: TrainParameters
+) -> tuple[Tensor, dict[str, Tensor]]:
     model.zero_grad()
     figures = backward(model, features, packing, 1 / 7, torch.tensor(1 / 3, dtype=torch.float64), options, None)
-    return figures, {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
+    return figures, {
+        name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None
+    }
 
 
 @pytest.mark.parametrize("options", [{}, {"doubly_stochastic": 0.7, "label_smoothing": 0.1}])
-@pytest.mark.parametrize(("decoder", "attention", "shape"), [
-    ("gru", "soft", {}), ("lstm", "soft", {"layers": 2, "tie_weights": True}), ("gru", "multihead", {}), ("lstm", "none", {}),
-    ("gru", "hard", {}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("decoder", "attention", "shape"),
+    [
+        ("gru", "soft", {}),
+        ("lstm", "soft", {"layers": 2, "tie_weights": True}),
+        ("gru", "multihead", {}),
+        ("lstm", "none", {}),
+        ("gru", "hard", {}),
+    ],
+)
 def test_loss_and_gradients_are_those_without_it(decoder: str, attention: str, shape: dict, options: dict) -> None:
     model, mould = make_decoder(decoder, attention, **shape), Mould.of(map(lengths, TOKENS))
     for number, tokens in enumerate(TOKENS):
@@ -49,7 +62,9 @@ def test_loss_and_gradients_are_those_without_it(decoder: str, attention: str, s
         torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
         assert filled.keys() == gradients.keys()
         for name, gradient in gradients.items():
-            torch.testing.assert_close(filled[name], gradient, rtol=1e-9, atol=1e-13, msg=lambda text, name=name: f"{name}: {text}")
+            torch.testing.assert_close(
+                filled[name], gradient, rtol=1e-9, atol=1e-13, msg=lambda text, name=name: f"{name}: {text}"
+            )
 
 
 def test_what_hard_attention_learns_by_is_that_without_it() -> None:
@@ -82,7 +97,10 @@ def test_words_stand_where_they_stood() -> None:
     assert torch.equal(packing.targets[real], tokens[image[real], k[real], packing.step[real] + 1])
     assert len(set(zip(packing.caption.tolist(), packing.step.tolist()))) == len(packing.caption)
     for step in packing.steps:
-        assert len(step.place) == step.rows == len(step.place.unique()) and int(step.place.max()) < step.images * step.slots
+        assert (
+            len(step.place) == step.rows == len(step.place.unique())
+            and int(step.place.max()) < step.images * step.slots
+        )
 
 
 def test_shapes_hold_all_batches_and_are_rounded_up() -> None:
@@ -99,7 +117,9 @@ def test_shapes_hold_all_batches_and_are_rounded_up() -> None:
 def test_waste_is_what_one_picture_of_many_captions_does_to_the_others() -> None:
     alike = [np.full((64, 5), 9)] * 6
     assert Mould.of(alike).waste == 1
-    assert Mould.of([*alike, np.full((1, 320), 9)]).waste == pytest.approx(64 * 320 / 320)  # every batch has 320 cells a step
+    assert Mould.of([*alike, np.full((1, 320), 9)]).waste == pytest.approx(
+        64 * 320 / 320
+    )  # every batch has 320 cells a step
     assert Mould.of([np.full((2, 2), 3), np.full((2, 1), 3)]).waste == pytest.approx(12 / ((12 + 6) / 2))
 
 

@@ -40,7 +40,9 @@ def test_cell_gradients(name: str) -> None:
 
 def test_scores_and_their_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
-    query, keys, score = (torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in [(3, 2, 5), (3, 4, 5), (5,)])
+    query, keys, score = (
+        torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in [(3, 2, 5), (3, 4, 5), (5,)]
+    )
     expected = torch.tanh(keys[:, None] + query[:, :, None]) @ score
     torch.testing.assert_close(_TanhScores.apply(query, keys, score), expected)
     assert torch.autograd.gradcheck(_TanhScores.apply, (query, keys, score))
@@ -52,7 +54,10 @@ def test_scores_and_their_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("bias", [True, False])
 def test_deferred_linear_is_a_linear_layer(bias: bool) -> None:
     torch.manual_seed(0)
-    weight, x = torch.randn(6, 3, dtype=torch.float64, requires_grad=True), torch.randn(7, 3, dtype=torch.float64, requires_grad=True)
+    weight, x = (
+        torch.randn(6, 3, dtype=torch.float64, requires_grad=True),
+        torch.randn(7, 3, dtype=torch.float64, requires_grad=True),
+    )
     base = torch.randn(*((6,) if bias else (7, 6)), dtype=torch.float64, requires_grad=True)
     factor = torch.randn(7, 6, dtype=torch.float64)
 

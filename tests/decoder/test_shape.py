@@ -28,7 +28,13 @@ SHAPES = {
     "tied and mapped on the way in": {"tie_weights": True, "vector_size": 10},
     "all": {"layers": 2, "norm": "batch", "tie_weights": True, "vector_size": 7},
 }
-MAPS = {"mapped": (True, False), "tied": (False, True), "tied and mapped": (True, True), "tied and mapped on the way in": (True, False), "all": (True, True)}
+MAPS = {
+    "mapped": (True, False),
+    "tied": (False, True),
+    "tied and mapped": (True, True),
+    "tied and mapped on the way in": (True, False),
+    "all": (True, True),
+}
 
 
 @pytest.mark.parametrize("decoder", ["gru", "lstm"])
@@ -65,7 +71,10 @@ def test_gradients_numerically(decoder: str) -> None:
         outputs = torch.func.functional_call(model, dict(zip(names, values)), (features, tokens))
         return F.cross_entropy(outputs.logits, outputs.targets) + (outputs.weights**2).sum()
 
-    inputs = [make_features(2).requires_grad_(), *(parameter.detach().clone().requires_grad_() for parameter in parameters)]
+    inputs = [
+        make_features(2).requires_grad_(),
+        *(parameter.detach().clone().requires_grad_() for parameter in parameters),
+    ]
     assert torch.autograd.gradcheck(loss, inputs, fast_mode=True)
 
 
@@ -100,24 +109,48 @@ def test_the_shared_weight_is_there_once() -> None:
     model = make_decoder(tie_weights=True, tune_embeddings=True)
     assert model.vocabulary.weight is model.embedding.weight
     names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
-    assert "vocabulary.weight" not in names and "vocabulary.weight" not in model.state_dict() and "vocabulary.bias" in names
+    assert (
+        "vocabulary.weight" not in names
+        and "vocabulary.weight" not in model.state_dict()
+        and "vocabulary.bias" in names
+    )
     pointers = [tensor.data_ptr() for tensor in model.state_dict().values()]
     assert len(set(pointers)) == len(pointers)
     for other in (copy.deepcopy(model), copy.deepcopy(model).float()):
-        assert other.vocabulary.weight is other.embedding.weight and other.vocabulary.weight is not model.embedding.weight
+        assert (
+            other.vocabulary.weight is other.embedding.weight and other.vocabulary.weight is not model.embedding.weight
+        )
     with torch.device("meta"):
         empty = build_decoder(model.config)
     empty.load_state_dict(model.state_dict(), assign=True)
-    assert empty.vocabulary.weight is empty.embedding.weight and torch.equal(empty.vocabulary.weight, model.embedding.weight)
+    assert empty.vocabulary.weight is empty.embedding.weight and torch.equal(
+        empty.vocabulary.weight, model.embedding.weight
+    )
 
 
 def test_usual_settings_have_the_tensors_they_always_had() -> None:
     """Models and results of before stay what they were; a map of a size to itself is none."""
     names = [
-        "embedding.weight", "projection.weight", "projection.bias", "norm.weight", "norm.bias", "position", "attention.key.weight",
-        "attention.score", "initial.weight", "initial.bias", "word.weight", "word.bias", "context.weight", "recurrent.weight",
-        "recurrent.bias", "output_word.weight", "output_context.weight", "vocabulary.weight", "vocabulary.bias",
-    ]  # fmt: skip
+        "embedding.weight",
+        "projection.weight",
+        "projection.bias",
+        "norm.weight",
+        "norm.bias",
+        "position",
+        "attention.key.weight",
+        "attention.score",
+        "initial.weight",
+        "initial.bias",
+        "word.weight",
+        "word.bias",
+        "context.weight",
+        "recurrent.weight",
+        "recurrent.bias",
+        "output_word.weight",
+        "output_context.weight",
+        "vocabulary.weight",
+        "vocabulary.bias",
+    ]
     assert sorted(make_decoder().state_dict()) == sorted(make_decoder(vector_size=5).state_dict()) == sorted(names)
 
 
@@ -126,7 +159,9 @@ def test_batch_norm_is_torchs() -> None:
     ours, theirs = BatchNorm(4).double(), nn.BatchNorm1d(4).double()
     assert set(theirs.state_dict()) - set(ours.state_dict()) == {"num_batches_tracked"}
     for norm in (ours, theirs):
-        norm.load_state_dict({"weight": torch.tensor([1.5, -0.5, 2.0, 0.1]), "bias": torch.tensor([0.3, 0.0, -1.0, 2.0])}, strict=False)
+        norm.load_state_dict(
+            {"weight": torch.tensor([1.5, -0.5, 2.0, 0.1]), "bias": torch.tensor([0.3, 0.0, -1.0, 2.0])}, strict=False
+        )
     for _ in range(3):
         x = (torch.randn(5, 3, 4, dtype=torch.float64) * torch.tensor([50.0, 1.0, 0.01, 3.0]) + 7).requires_grad_()
         y = x.detach().flatten(0, 1).requires_grad_()
@@ -146,23 +181,30 @@ def test_batch_norm_is_torchs() -> None:
 
 
 def test_batch_norm_of_a_single_cell_is_its_bias() -> None:
-    """There is nothing to compare it with; torch refuses it, but a grid of one cell and a picture left over at the end of an epoch are legal."""
+    """There is nothing to compare it with; torch refuses it, but a grid of one cell and a picture left over at the end
+    of an epoch are legal."""
     norm = BatchNorm(2)
     norm.bias.data = torch.tensor([1.0, -2.0])
     assert norm(torch.tensor([[[5.0, 6.0]]])).tolist() == [[[1, -2]]]
-    assert norm.running_mean.tolist() == pytest.approx([0.5, 0.6]) and norm.running_var.tolist() == pytest.approx([0.9, 0.9])
+    assert norm.running_mean.tolist() == pytest.approx([0.5, 0.6]) and norm.running_var.tolist() == pytest.approx(
+        [0.9, 0.9]
+    )
 
 
 @pytest.mark.parametrize("position", ["learned", "none"])
 @pytest.mark.parametrize("norm", ["layer", "batch", "none"])
 def test_bf16_is_nearly_the_same(norm: str, position: str) -> None:
     """All states and sums stay fp32, so bf16 costs its rounding (2^-9 a number) and no more."""
-    model = make_decoder("lstm", layers=2, norm=norm, position=position, tie_weights=True, vector_size=7, tune_embeddings=True).float()
+    model = make_decoder(
+        "lstm", layers=2, norm=norm, position=position, tie_weights=True, vector_size=7, tune_embeddings=True
+    ).float()
     features, tokens = make_features(3).half(), make_tokens(LENGTHS)
     exact, *_ = model.hidden(features, tokens)
     with torch.autocast("cpu", torch.bfloat16):
         rounded, weights, *_ = model.hidden(features, tokens)
-    assert exact.shape == (33, 7) and rounded.dtype == weights.dtype == torch.float32 and not torch.equal(rounded, exact)
+    assert (
+        exact.shape == (33, 7) and rounded.dtype == weights.dtype == torch.float32 and not torch.equal(rounded, exact)
+    )
     assert (rounded - exact).norm() < 0.03 * exact.norm()
     rounded.square().sum().backward()
     assert all(parameter.grad is None or parameter.grad.dtype == torch.float32 for parameter in model.parameters())

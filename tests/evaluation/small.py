@@ -1,4 +1,5 @@
-"""A small finished run to evaluate: drawn pictures, features of one kind, a decoder with random weights that says many things."""
+"""A small finished run to evaluate: drawn pictures, features of one kind, a decoder with random weights that says many
+things."""
 
 from __future__ import annotations
 
@@ -23,7 +24,26 @@ from captioner.vocabulary.vocabulary import END, SPECIALS, Vocabulary
 REPORT = Path("results/report/index.html")  # where the pipeline has it; a summary names it, whatever lies there
 SPLITS = {"train": range(0, 4), "val": range(4, 14), "test": range(14, 26)}
 ROWS, COLUMNS, CHANNELS = 2, 3, 8
-WORDS = "a the red blue green cat dog horse stands runs sleeps on under near beach road field tree".split()
+WORDS = [
+    "a",
+    "the",
+    "red",
+    "blue",
+    "green",
+    "cat",
+    "dog",
+    "horse",
+    "stands",
+    "runs",
+    "sleeps",
+    "on",
+    "under",
+    "near",
+    "beach",
+    "road",
+    "field",
+    "tree",
+]
 
 
 def caption(generator: np.random.Generator) -> str:
@@ -41,15 +61,26 @@ def make_run(folder: Path, splits: dict[str, range] = SPLITS, **facts: Any) -> d
             stream = io.BytesIO()
             Image.fromarray(generator.integers(0, 255, (height, width, 3), dtype=np.uint8)).save(stream, "JPEG")
             records.append((number, stream.getvalue(), height, width))
-            rows.append({"id": number, "file_name": f"picture-{number}.jpg", "split": split, "height": height, "width": width})
+            rows.append(
+                {"id": number, "file_name": f"picture-{number}.jpg", "split": split, "height": height, "width": width}
+            )
             for _ in range(3):
                 texts.append(caption(generator))
                 annotations.append({"id": len(annotations), "image_id": number, "caption": texts[-1]})
-    paths = {name: folder / file for name, file in (("models", "models"), ("features", "f.h5"), ("captions", "c.json"), ("images", "i.h5"))}
+    paths = {
+        name: folder / file
+        for name, file in (("models", "models"), ("features", "f.h5"), ("captions", "c.json"), ("images", "i.h5"))
+    }
     fingerprint = write_images(paths["images"], records)
     write_captions(paths["captions"], rows, annotations, {})
     features = generator.normal(0, 1, (len(rows), 1, ROWS * COLUMNS, CHANNELS)).astype(np.float16)
-    facts = {"encoder": "squeezenet1_1", "weights_name": "bundled", "grid": [ROWS, COLUMNS], "images": fingerprint, **facts}
+    facts = {
+        "encoder": "squeezenet1_1",
+        "weights_name": "bundled",
+        "grid": [ROWS, COLUMNS],
+        "images": fingerprint,
+        **facts,
+    }
     store = write_features(paths["features"], features, [row["id"] for row in rows], facts)
     vocabulary = Vocabulary([*SPECIALS, *WORDS], facts={"max_length": 12})
     save_model(paths["models"], make_decoder(len(vocabulary)), vocabulary, model_facts(store))
@@ -58,7 +89,18 @@ def make_run(folder: Path, splits: dict[str, range] = SPLITS, **facts: Any) -> d
 
 def make_decoder(vocabulary: int) -> CaptionDecoder:
     """Seeded weights, sharp enough that pictures get captions of their own, some short and some as long as may be."""
-    config = DecoderConfig("gru", "soft", vocabulary, 6, CHANNELS, ROWS * COLUMNS, feature_size=8, hidden_size=64, attention_size=8, rows=ROWS)
+    config = DecoderConfig(
+        "gru",
+        "soft",
+        vocabulary,
+        6,
+        CHANNELS,
+        ROWS * COLUMNS,
+        feature_size=8,
+        hidden_size=64,
+        attention_size=8,
+        rows=ROWS,
+    )
     decoder = build_decoder(config)
     fill(decoder, seed=1, end=12.0)
     return decoder.eval()
@@ -75,7 +117,9 @@ def fill(decoder: CaptionDecoder, seed: int = 0, sharpness: float = 6.0, end: fl
     for name, parameter in decoder.named_parameters():
         generator = torch.Generator().manual_seed(zlib.crc32(name.encode()) + seed)
         fan_in = parameter.shape[-1] if parameter.dim() > 1 else 1
-        drawn = torch.randn(parameter.shape, generator=generator, dtype=torch.float64) * (1.5 / fan_in**0.5 if fan_in > 1 else 0.3)
+        drawn = torch.randn(parameter.shape, generator=generator, dtype=torch.float64) * (
+            1.5 / fan_in**0.5 if fan_in > 1 else 0.3
+        )
         parameter.copy_(torch.ones_like(parameter) if name == "norm.weight" else drawn)
     decoder.vocabulary.weight.mul_(sharpness)
     decoder.vocabulary.bias[END] += end
@@ -83,11 +127,20 @@ def fill(decoder: CaptionDecoder, seed: int = 0, sharpness: float = 6.0, end: fl
 
 def model_facts(store: FeatureStore) -> dict[str, Any]:
     return {
-        "dataset": "small", "encoder": store.encoder, "layer": store.layer, "weights_name": store.weights_name,
-        "weights_sha256": store.weights_sha256, "weights_seed": 1, "precision": store.facts["precision"],
-        "pictures": {"image_size": 256, "jpeg_quality": 90}, "preprocessing": store.preprocessing, "grid": list(store.grid),
-        "features_fingerprint": store.fingerprint, "max_length": 12, "fingerprint": "0" * 64,
-    }  # fmt: skip
+        "dataset": "small",
+        "encoder": store.encoder,
+        "layer": store.layer,
+        "weights_name": store.weights_name,
+        "weights_sha256": store.weights_sha256,
+        "weights_seed": 1,
+        "precision": store.facts["precision"],
+        "pictures": {"image_size": 256, "jpeg_quality": 90},
+        "preprocessing": store.preprocessing,
+        "grid": list(store.grid),
+        "features_fingerprint": store.fingerprint,
+        "max_length": 12,
+        "fingerprint": "0" * 64,
+    }
 
 
 def parameters(**evaluate_options: Any) -> Parameters:

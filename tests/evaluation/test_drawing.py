@@ -57,7 +57,13 @@ def make(words: int, size: tuple[int, int], attention: bool = True) -> Example:
 
 
 def test_sheet_of_all_shapes():
-    examples = [make(0, (50, 50)), make(1, (300, 100)), make(30, (100, 300)), make(12, (1, 1)), make(5, (640, 480), attention=False)]
+    examples = [
+        make(0, (50, 50)),
+        make(1, (300, 100)),
+        make(30, (100, 300)),
+        make(12, (1, 1)),
+        make(5, (640, 480), attention=False),
+    ]
     sheet = draw_sheet(examples, "a title")
     data = to_bytes(sheet)
     assert data == to_bytes(draw_sheet(examples, "a title"))

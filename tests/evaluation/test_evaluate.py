@@ -68,7 +68,11 @@ def test_metrics_are_those_of_the_captions(results, paths):
 
 def test_cross_entropy_is_that_of_a_caption_by_caption_loop(results, paths):
     """The naive way: one caption at a time, step by step, through the decoder's step."""
-    model, store, captions = load_model(paths["models"]), FeatureStore.open(paths["features"]), CaptionSet.load(paths["captions"])
+    model, store, captions = (
+        load_model(paths["models"]),
+        FeatureStore.open(paths["features"]),
+        CaptionSet.load(paths["captions"]),
+    )
     metrics = read_metrics(results)
     with store.reader("ram") as reader, torch.no_grad():
         for split, prefix in (("test", ""), ("val", "val_")):
@@ -90,7 +94,10 @@ def test_per_image_rows(results, paths):
     rows = read_csv(results / "per_image.csv")
     metrics, written = read_metrics(results), read_captions(results)
     assert [int(row["image_id"]) for row in rows] == list(written)
-    assert all(row["caption"] == written[int(row["image_id"])] and row["file_name"] == f"picture-{row['image_id']}.jpg" for row in rows)
+    assert all(
+        row["caption"] == written[int(row["image_id"])] and row["file_name"] == f"picture-{row['image_id']}.jpg"
+        for row in rows
+    )
     for name in ("rouge_l", "cider_d"):  # the mean of the pictures' scores is the score
         assert np.mean([float(row[name]) for row in rows]) == pytest.approx(metrics[name], abs=1e-5)
     assert all(float(row["log_probability"]) < 0 for row in rows)
@@ -98,7 +105,10 @@ def test_per_image_rows(results, paths):
 
 def test_statistics_are_the_headlines(results):
     """Summed over pictures they give the headline's scores."""
-    statistics, metrics = Statistics.from_csv((results / "statistics.csv").read_text(), "statistics.csv"), read_metrics(results)
+    statistics, metrics = (
+        Statistics.from_csv((results / "statistics.csv").read_text(), "statistics.csv"),
+        read_metrics(results),
+    )
     assert [int(image) for image in statistics.image_ids] == list(read_captions(results))
     found = statistics.overall()
     assert set(found) == set(METRICS) & set(metrics)
@@ -122,17 +132,30 @@ def test_the_sheet_is_a_picture(results):
 
 def test_a_second_evaluation_gives_the_same_bytes(no_java, paths, tmp_path):
     results, again = small.run(paths, tmp_path / "once"), small.run(paths, tmp_path / "again")
-    names = ["metrics.json", "per_image.csv", "statistics.csv", "captions.json", "plots/beam_sweep.csv", "plots/examples.png"]
+    names = [
+        "metrics.json",
+        "per_image.csv",
+        "statistics.csv",
+        "captions.json",
+        "plots/beam_sweep.csv",
+        "plots/examples.png",
+    ]
     assert all((again / name).read_bytes() == (results / name).read_bytes() for name in names)
 
 
 def test_summary_says_scores_captions_and_where_to_look(results, paths):
     text, metrics = summary(results, paths["captions"], small.REPORT), read_metrics(results)
     captions, written = CaptionSet.load(paths["captions"]), read_captions(results)
-    assert f"{metrics['bleu_4']:.4f}" in text and f"{metrics['val_cider_d']:.4f}" in text and "test split (12 pictures" in text
+    assert (
+        f"{metrics['bleu_4']:.4f}" in text
+        and f"{metrics['val_cider_d']:.4f}" in text
+        and "test split (12 pictures" in text
+    )
     shown = [image for image in written if captions.file_name(image) in text]
     assert len(shown) == 3 and all(written[image] in text and captions.captions(image)[0] in text for image in shown)
-    assert "dvc exp run -S decoder=lstm" in text and all(name in text for name in ("report/index.html", "examples.png", "per_image.csv"))
+    assert "dvc exp run -S decoder=lstm" in text and all(
+        name in text for name in ("report/index.html", "examples.png", "per_image.csv")
+    )
     with pytest.raises(CaptionerError, match="metrics.json.*run the evaluate stage"):
         summary(results / "nowhere", paths["captions"], small.REPORT)
 
@@ -149,7 +172,9 @@ def test_shortest_and_longest(no_java, paths, tmp_path):
 
 
 def test_length_normalisation(no_java, paths, tmp_path):
-    plain, mean = (lengths(small.run(paths, tmp_path / str(power), beam_sizes=[3], length_normalisation=power)) for power in (0, 5))
+    plain, mean = (
+        lengths(small.run(paths, tmp_path / str(power), beam_sizes=[3], length_normalisation=power)) for power in (0, 5)
+    )
     assert sum(plain) < sum(mean)
 
 
@@ -171,7 +196,9 @@ def test_split(no_java, paths, tmp_path):
 def test_without_test_pictures_the_scores_are_for_validation(no_java, tmp_path, capsys):
     paths = small.make_run(tmp_path, {split: numbers for split, numbers in small.SPLITS.items() if split != "test"})
     results = small.run(paths, tmp_path / "results")
-    assert read_metrics(results)["signature"]["split"] == "val" and list(read_captions(results)) == list(small.SPLITS["val"])
+    assert read_metrics(results)["signature"]["split"] == "val" and list(read_captions(results)) == list(
+        small.SPLITS["val"]
+    )
     assert "no test pictures; the scores are for the validation split" in capsys.readouterr().err
 
 
@@ -192,7 +219,9 @@ def test_batch_size(no_java, paths, tmp_path, monkeypatch):
 
 
 def test_beam_sizes(no_java, paths, tmp_path):
-    one, five = (read_csv(small.run(paths, tmp_path / str(size), beam_sizes=[size]) / "per_image.csv") for size in (1, 5))
+    one, five = (
+        read_csv(small.run(paths, tmp_path / str(size), beam_sizes=[size]) / "per_image.csv") for size in (1, 5)
+    )
     assert all(float(a["log_probability"]) < 0 for a in one)
     assert [a["caption"] for a in one] != [b["caption"] for b in five]
 
@@ -208,7 +237,11 @@ def test_the_headline_beam_is_chosen_on_validation(no_java, paths, tmp_path):
 
 
 def test_choice_by_hand():
-    scores = {1: {"cider_d": 0.5, "bleu_4": 0.3}, 3: {"cider_d": 0.7, "bleu_4": 0.2}, 5: {"cider_d": 0.7, "bleu_4": 0.1}}
+    scores = {
+        1: {"cider_d": 0.5, "bleu_4": 0.3},
+        3: {"cider_d": 0.7, "bleu_4": 0.2},
+        5: {"cider_d": 0.7, "bleu_4": 0.1},
+    }
     assert choose_beam(scores, "cider_d") == 3 and choose_beam(scores, "bleu_4") == 1
 
 
@@ -253,7 +286,9 @@ def test_features_of_other_pictures_are_refused(no_java, tmp_path):
 
 @pytest.mark.parametrize("missing", ["test", "val"])
 def test_a_split_without_pictures_is_an_error(no_java, tmp_path, missing):
-    other = small.make_run(tmp_path / "other", splits={split: numbers for split, numbers in small.SPLITS.items() if split != missing})
+    other = small.make_run(
+        tmp_path / "other", splits={split: numbers for split, numbers in small.SPLITS.items() if split != missing}
+    )
     with pytest.raises(CaptionerError, match=f"no picture in the split {missing}"):
         small.run(other, tmp_path / "results", split="test")
 
@@ -279,7 +314,9 @@ def test_a_model_that_is_not_finite_is_an_error(no_java, tmp_path):
     other = small.make_run(tmp_path / "other")
     model = load_model(other["models"])
     model.decoder.vocabulary.bias.data[7] = math.nan
-    save_model(other["models"], model.decoder, model.vocabulary, small.model_facts(FeatureStore.open(other["features"])))
+    save_model(
+        other["models"], model.decoder, model.vocabulary, small.model_facts(FeatureStore.open(other["features"]))
+    )
     with pytest.raises(CaptionerError, match="not finite"):
         small.run(other, tmp_path / "results")
     assert not (tmp_path / "results").exists()
@@ -299,9 +336,16 @@ def test_the_kind_of_attention_none_is_evaluated_too(no_java, tmp_path):
     other = small.make_run(tmp_path / "other")
     model = load_model(other["models"])
     settings = DecoderConfig(**{**model.decoder.config.to_json(), "attention": "none", "decoder": "lstm"})
-    save_model(other["models"], build_decoder(settings), model.vocabulary, small.model_facts(FeatureStore.open(other["features"])))
+    save_model(
+        other["models"],
+        build_decoder(settings),
+        model.vocabulary,
+        small.model_facts(FeatureStore.open(other["features"])),
+    )
     results = small.run(other, tmp_path / "results")
-    assert (results / "plots/examples.png").exists() and "decoder=gru" in summary(results, other["captions"], small.REPORT)
+    assert (results / "plots/examples.png").exists() and "decoder=gru" in summary(
+        results, other["captions"], small.REPORT
+    )
 
 
 def test_hard_attention_is_evaluated_and_drawn(no_java, tmp_path, monkeypatch):
@@ -316,10 +360,14 @@ def test_hard_attention_is_evaluated_and_drawn(no_java, tmp_path, monkeypatch):
     save_model(other["models"], decoder, model.vocabulary, small.model_facts(FeatureStore.open(other["features"])))
     shown = []
     module = importlib.import_module("captioner.evaluation.evaluate")  # the package has a function of this name
-    monkeypatch.setattr(module, "draw_sheet", lambda examples, *rest: shown.extend(examples) or draw_sheet(examples, *rest))
+    monkeypatch.setattr(
+        module, "draw_sheet", lambda examples, *rest: shown.extend(examples) or draw_sheet(examples, *rest)
+    )
     first, second = (small.run(other, tmp_path / name) for name in ("one", "two"))
     for name in ("metrics.json", "captions.json", "plots/examples.png"):
         assert (first / name).read_bytes() == (second / name).read_bytes()
     assert [row["beam_size"] for row in read_csv(first / "plots/beam_sweep.csv")] == ["1", "3"]
     weights = np.concatenate([example.attention for example in shown])
-    assert weights.sum(1) == pytest.approx(np.ones(len(weights)), abs=1e-5) and weights.max() < 1 and (weights > 0).all()
+    assert (
+        weights.sum(1) == pytest.approx(np.ones(len(weights)), abs=1e-5) and weights.max() < 1 and (weights > 0).all()
+    )

@@ -39,7 +39,11 @@ def run(paths, folder, **options):
     (folder / "train").mkdir(parents=True)
     (folder / "train/history.csv").write_text(HISTORY)
     evaluate(
-        small.parameters(**options), results=folder / "evaluate", report=folder / "report/index.html", history=folder / "train/history.csv", **paths
+        small.parameters(**options),
+        results=folder / "evaluate",
+        report=folder / "report/index.html",
+        history=folder / "train/history.csv",
+        **paths,
     )
     return folder
 
@@ -61,18 +65,24 @@ def test_it_shows_the_results(results, paths):
         assert picture["references"] == captions.captions(picture["id"])
         assert caption["scores"] == pytest.approx({name: float(row[name]) for name in caption["scores"]}, abs=1e-4)
         with Image.open(io.BytesIO(base64.b64decode(picture["jpeg"]))) as image:
-            assert image.format == "JPEG" and image.size == (picture["width"], picture["height"]) == ((48, 32) if picture["id"] % 2 else (32, 40))
+            assert image.format == "JPEG" and image.size == (picture["width"], picture["height"]) == (
+                (48, 32) if picture["id"] % 2 else (32, 40)
+            )
     assert {"bleu_4", "cross_entropy", *DIVERSITY} <= set(experiment["scores"])
     for name, found in experiment["scores"].items():
         assert found["value"] == metrics[name] and found["val"] == metrics.get(f"val_{name}")
         assert (found["low"] is None) == (name in ("cross_entropy", "token_accuracy", *DIVERSITY))
         assert found["low"] is None or found["low"] <= found["value"] <= found["high"]
     assert experiment["signature"] == metrics["signature"]
-    assert experiment["history"]["train_cross_entropy"] == [None, 3.25] and experiment["history"]["val_token_accuracy"] == [0.25, 0.5]
+    assert experiment["history"]["train_cross_entropy"] == [None, 3.25] and experiment["history"][
+        "val_token_accuracy"
+    ] == [0.25, 0.5]
     assert experiment["beam_sweep"]["sizes"] == [1, 3] and experiment["beam_sweep"]["chosen"] == metrics["beam_size"]
     assert sum(experiment["lengths"]["generated"]) == 12 and sum(experiment["lengths"]["references"]) == 36
     assert experiment["parameters"]["evaluate"]["beam_sizes"] == [1, 3] and "runtime" not in experiment["parameters"]
-    assert any("bundled weights" in text for text in experiment["warnings"]) and any("METEOR" in text for text in experiment["warnings"])
+    assert any("bundled weights" in text for text in experiment["warnings"]) and any(
+        "METEOR" in text for text in experiment["warnings"]
+    )
 
 
 def test_attention_is_the_decoders_step_by_step(results, paths):
@@ -80,7 +90,9 @@ def test_attention_is_the_decoders_step_by_step(results, paths):
     model, store, page = load_model(paths["models"]), FeatureStore.open(paths["features"]), page_of(results)
     with store.reader("ram") as reader, torch.no_grad():
         for picture, caption in zip(page["pictures"], page["experiments"][0]["captions"], strict=True):
-            cells = np.frombuffer(base64.b64decode(caption["attention"]["cells"]), np.uint8).reshape(len(caption["words"]), 6)
+            cells = np.frombuffer(base64.b64decode(caption["attention"]["cells"]), np.uint8).reshape(
+                len(caption["words"]), 6
+            )
             memory = model.decoder.encode(reader.read(store.rows([picture["id"]])))
             state, word = model.decoder.start(memory, 1), START
             for token, found in zip(model.vocabulary.encode(caption["words"]), cells, strict=True):
@@ -93,7 +105,10 @@ def test_attention_is_the_decoders_step_by_step(results, paths):
 
 def test_report_pictures(paths, tmp_path):
     """How many are shown; the same lots for everybody, and nothing else changes."""
-    none, five, again, all_of_them = (run(paths, tmp_path / name, report_pictures=count) for name, count in (("0", 0), ("5", 5), ("5b", 5), ("99", 99)))
+    none, five, again, all_of_them = (
+        run(paths, tmp_path / name, report_pictures=count)
+        for name, count in (("0", 0), ("5", 5), ("5b", 5), ("99", 99))
+    )
     assert [len(page_of(folder)["pictures"]) for folder in (none, five, all_of_them)] == [0, 5, 12]
     assert (five / "report/index.html").read_bytes() == (again / "report/index.html").read_bytes()
     for name in ("metrics.json", "captions.json", "per_image.csv", "plots/examples.png"):
@@ -102,10 +117,21 @@ def test_report_pictures(paths, tmp_path):
 
 def test_novelty_by_hand(tmp_path):
     """Of 'a dog runs on the road' three phrases of four words; training has the first."""
-    images = [{"id": number, "file_name": f"{number}.jpg", "split": split, "height": 8, "width": 8} for number, split in ((1, "train"), (2, "test"))]
+    images = [
+        {"id": number, "file_name": f"{number}.jpg", "split": split, "height": 8, "width": 8}
+        for number, split in ((1, "train"), (2, "test"))
+    ]
     texts = [(1, "A dog runs on grass."), (1, "two cats"), (2, "a dog runs on the road")]
-    write_captions(tmp_path / "c.json", images, [{"id": place, "image_id": image, "caption": text} for place, (image, text) in enumerate(texts)], {})
-    found = novelty({2: "a dog runs on the road".split(), 3: ["two", "cats"], 4: ["cats", "two"], 5: []}, CaptionSet.load(tmp_path / "c.json"))
+    write_captions(
+        tmp_path / "c.json",
+        images,
+        [{"id": place, "image_id": image, "caption": text} for place, (image, text) in enumerate(texts)],
+        {},
+    )
+    found = novelty(
+        {2: ["a", "dog", "runs", "on", "the", "road"], 3: ["two", "cats"], 4: ["cats", "two"], 5: []},
+        CaptionSet.load(tmp_path / "c.json"),
+    )
     assert found == {2: pytest.approx(2 / 3, abs=1e-4), 3: 0, 4: 1, 5: 0}
 
 
@@ -115,7 +141,9 @@ def test_the_command_puts_folders_side_by_side(paths, results, tmp_path):
     done = CliRunner().invoke(main, ["report", str(results), str(other), "--out", str(tmp_path / "beside.html")])
     assert done.exit_code == 0, done.output
     page = read_page((tmp_path / "beside.html").read_text(), "page")
-    assert [len(experiment["captions"]) for experiment in page["experiments"]] == [12, 12] == [len(page["pictures"])] * 2
+    assert (
+        [len(experiment["captions"]) for experiment in page["experiments"]] == [12, 12] == [len(page["pictures"])] * 2
+    )
     assert page["experiments"][1]["seconds"]["train"] == 12.5 and "train" not in page["experiments"][0]["seconds"]
     values = [json.loads((folder / "evaluate/metrics.json").read_text())["cider_d"] for folder in (results, other)]
     assert page["pairs"][0]["differences"]["cider_d"]["value"] == pytest.approx(values[1] - values[0], abs=2e-6)
@@ -124,7 +152,11 @@ def test_the_command_puts_folders_side_by_side(paths, results, tmp_path):
 def test_the_command_refuses_what_is_no_experiment(results, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (results / "report/index.html").write_text("<html></html>")
-    for name, message in ((str(results), "no report"), (str(tmp_path), "cannot be read"), ("nonsense", "in no git repository")):
+    for name, message in (
+        (str(results), "no report"),
+        (str(tmp_path), "cannot be read"),
+        ("nonsense", "in no git repository"),
+    ):
         done = CliRunner().invoke(main, ["report", name])
         assert done.exit_code != 0 and message in str(done.output) + str(done.exception), name
     assert not (tmp_path / "report.html").exists()

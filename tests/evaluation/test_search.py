@@ -1,4 +1,5 @@
-"""What the parameters of the search do to an evaluation: diverse beam, sampling, a forced beginning, ensembles, a reward for length."""
+"""What the parameters of the search do to an evaluation: diverse beam, sampling, a forced beginning, ensembles, a
+reward for length."""
 
 from __future__ import annotations
 
@@ -31,7 +32,9 @@ def found(paths, tmp_path):
     def run(**options):
         results = small.run(paths, tmp_path / f"{len(list(tmp_path.iterdir()))}", length_normalisation=0.0, **options)
         with open(results / "per_image.csv", newline="") as file:
-            return {int(row["image_id"]): (row["caption"], float(row["log_probability"])) for row in csv.DictReader(file)}
+            return {
+                int(row["image_id"]): (row["caption"], float(row["log_probability"])) for row in csv.DictReader(file)
+            }
 
     return run
 
@@ -41,8 +44,8 @@ def texts(captions) -> list[str]:
 
 
 def test_diverse(found):
-    """Without a penalty every group of one is greedy; one group is beam search; a penalty finds other captions, never worse than greedy's,
-    which the first group still finds."""
+    """Without a penalty every group of one is greedy; one group is beam search; a penalty finds other captions, never
+    worse than greedy's, which the first group still finds."""
     greedy, beam = found(beam_sizes=[1]), found(beam_sizes=[4])
     assert texts(greedy) != texts(beam)
     assert texts(found(search="diverse", beam_sizes=[4], diversity_penalty=0)) == texts(greedy)
@@ -80,14 +83,18 @@ def test_prefix(found):
     free, forced = found(), found(prefix="The red dog")
     assert not all(text.startswith("the red") for text in texts(free))
     assert all(text.startswith("the red dog") for text in texts(forced))
-    with pytest.raises(CaptionerError, match="evaluate.prefix='a zebra': the word 'zebra' is not in the model's vocabulary"):
+    with pytest.raises(
+        CaptionerError, match="evaluate.prefix='a zebra': the word 'zebra' is not in the model's vocabulary"
+    ):
         found(prefix="a zebra")
     with pytest.raises(CaptionerError, match="evaluate.prefix='the red dog': 3 words, but a caption may have 2"):
         found(prefix="the red dog", max_length=2)
 
 
 def test_length_reward(found):
-    fewer, usual, more = (sum(len(text.split()) for text in texts(found(beam_sizes=[4], length_reward=reward))) for reward in (-2, 0, 2))
+    fewer, usual, more = (
+        sum(len(text.split()) for text in texts(found(beam_sizes=[4], length_reward=reward))) for reward in (-2, 0, 2)
+    )
     assert fewer < usual < more
 
 
@@ -106,12 +113,19 @@ def test_a_model_with_itself_says_the_same(found, paths, tmp_path):
 
 
 def test_ensemble(paths, tmp_path):
-    """Cross entropy and accuracy are those of the mean of three models' probabilities, word by word; the captions are new ones."""
+    """Cross entropy and accuracy are those of the mean of three models' probabilities, word by word; the captions are
+    new ones."""
     others = [other_model(paths, tmp_path / "other"), str(paths["models"])]
     results = small.run(paths, tmp_path / "results", ensemble=others)
-    metrics, alone = (json.loads((folder / "metrics.json").read_text()) for folder in (results, small.run(paths, tmp_path / "alone")))
+    metrics, alone = (
+        json.loads((folder / "metrics.json").read_text()) for folder in (results, small.run(paths, tmp_path / "alone"))
+    )
     members = [load_model(folder).decoder for folder in (paths["models"], *others)]
-    store, captions, vocabulary = FeatureStore.open(paths["features"]), CaptionSet.load(paths["captions"]), load_model(paths["models"]).vocabulary
+    store, captions, vocabulary = (
+        FeatureStore.open(paths["features"]),
+        CaptionSet.load(paths["captions"]),
+        load_model(paths["models"]).vocabulary,
+    )
     total, correct, count = 0.0, 0, 0
     with store.reader("ram") as reader, torch.no_grad():
         for image in captions.image_ids("test"):
@@ -119,10 +133,17 @@ def test_ensemble(paths, tmp_path):
             for text in captions.captions(image):
                 states, word = [member.start(memory, 1) for member, memory in zip(members, memories)], START
                 for target in [*vocabulary.encode(tokenize(text)), END]:
-                    steps = [m.step(torch.tensor([[word]]), state, memory) for m, state, memory in zip(members, states, memories)]
+                    steps = [
+                        m.step(torch.tensor([[word]]), state, memory)
+                        for m, state, memory in zip(members, states, memories)
+                    ]
                     mean = sum(logits[0].softmax(-1) for logits, _, _ in steps) / 3
                     states, word = [state for _, state, _ in steps], target
-                    total, correct, count = total - math.log(mean[target]), correct + (int(mean.argmax()) == target), count + 1
+                    total, correct, count = (
+                        total - math.log(mean[target]),
+                        correct + (int(mean.argmax()) == target),
+                        count + 1,
+                    )
     assert metrics["cross_entropy"] == pytest.approx(total / count, abs=1e-4)
     assert metrics["token_accuracy"] == pytest.approx(correct / count, abs=1e-6)
     assert metrics["signature"]["models"] == 3 and alone["signature"]["models"] == 1
@@ -133,9 +154,18 @@ def test_ensemble(paths, tmp_path):
 def test_models_that_do_not_fit_are_refused(paths, tmp_path):
     swapped = [small.WORDS[1], small.WORDS[0], *small.WORDS[2:]]
     cases = {
-        "other_words": (other_model(paths, tmp_path / "other_words", swapped), "its word 4 is 'the', that of this vocabulary 'a'"),
-        "fewer_words": (other_model(paths, tmp_path / "fewer_words", small.WORDS[:-1]), "its vocabulary has 21 words, this one 22"),
-        "other_encoder": (other_model(paths, tmp_path / "other_encoder", encoder="alexnet"), "encoder is squeezenet1_1, not alexnet"),
+        "other_words": (
+            other_model(paths, tmp_path / "other_words", swapped),
+            "its word 4 is 'the', that of this vocabulary 'a'",
+        ),
+        "fewer_words": (
+            other_model(paths, tmp_path / "fewer_words", small.WORDS[:-1]),
+            "its vocabulary has 21 words, this one 22",
+        ),
+        "other_encoder": (
+            other_model(paths, tmp_path / "other_encoder", encoder="alexnet"),
+            "encoder is squeezenet1_1, not alexnet",
+        ),
         "nothing": (str(tmp_path / "nothing"), "nothing/config.json: cannot be read"),
     }
     for name, (folder, words) in cases.items():
@@ -145,7 +175,9 @@ def test_models_that_do_not_fit_are_refused(paths, tmp_path):
     assert not (tmp_path / "results").exists()
 
 
-@pytest.mark.parametrize(("search", "title"), [("beam", "beam 2"), ("diverse", "diverse beam 2"), ("sample", "samples 2")])
+@pytest.mark.parametrize(
+    ("search", "title"), [("beam", "beam 2"), ("diverse", "diverse beam 2"), ("sample", "samples 2")]
+)
 def test_the_search_stands_in_signature_and_summary(paths, tmp_path, search, title):
     results = small.run(paths, tmp_path / "results", beam_sizes=[2], search=search)
     assert json.loads((results / "metrics.json").read_text())["signature"]["search"] == search
@@ -160,9 +192,13 @@ def test_what_captions_are_like(paths, tmp_path):
     every = [word for caption in words for word in caption]
     pairs = [pair for caption in words for pair in zip(caption, caption[1:])]
     expected = {
-        "distinct_1": len(set(every)) / len(every), "distinct_2": len(set(pairs)) / len(pairs), "words_used": len(set(every)),
-        "vocabulary_used": len(set(every)) / len(small.WORDS), "novel": 1.0, "caption_length": len(every) / len(words),
-    }  # fmt: skip
+        "distinct_1": len(set(every)) / len(every),
+        "distinct_2": len(set(pairs)) / len(pairs),
+        "words_used": len(set(every)),
+        "vocabulary_used": len(set(every)) / len(small.WORDS),
+        "novel": 1.0,
+        "caption_length": len(every) / len(words),
+    }
     assert {name: metrics[name] for name in expected} == pytest.approx(expected, abs=1e-6)
     with open(results / "plots/beam_sweep.csv", newline="") as file:
         rows = {int(row["beam_size"]): row for row in csv.DictReader(file)}
@@ -176,7 +212,9 @@ def test_every_figure_is_plotted_against_beam_size(paths, tmp_path):
     with open(results / "plots/beam_sweep.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [int(row["beam_size"]) for row in rows] == list(range(1, 10))
-    plots = [settings for entry in yaml.safe_load((ROOT / "dvc.yaml").read_text())["plots"] for settings in entry.values()]
+    plots = [
+        settings for entry in yaml.safe_load((ROOT / "dvc.yaml").read_text())["plots"] for settings in entry.values()
+    ]
     plotted = [plot["y"].get("results/evaluate/plots/beam_sweep.csv") for plot in plots if plot["x"] == "beam_size"]
     assert sorted(name for names in plotted for name in names) == sorted([*(set(rows[0]) - {"beam_size"}), "meteor"])
     assert ["meteor"] in plotted

@@ -35,5 +35,7 @@ def test_it_is_in_every_file_but_the_beam_sweep(tmp_path, monkeypatch) -> None:
     assert "spice" not in (results / "plots/beam_sweep.csv").read_text().splitlines()[0]
     assert f"SPICE             {metrics['spice']:.4f}" in summary(results, paths["captions"], small.REPORT)
     [experiment] = read_page((results / "report.html").read_text(), "page")["experiments"]
-    assert experiment["scores"]["spice"]["value"] == metrics["spice"] and "spice" not in experiment["beam_sweep"]["values"]
+    assert (
+        experiment["scores"]["spice"]["value"] == metrics["spice"] and "spice" not in experiment["beam_sweep"]["values"]
+    )
     assert {caption["scores"]["spice"] for caption in experiment["captions"]} == {number / 10 for number in range(12)}

@@ -25,7 +25,11 @@ ENCODER = "squeezenet1_1"
 def picture(number: int, width: int = 80, height: int = 64) -> Image.Image:
     """Smooth colours that differ from picture to picture and from place to place."""
     y, x = np.mgrid[0:height, 0:width]
-    channels = [127 + 120 * np.sin(x / (7 + number % 5) + number), 127 + 120 * np.cos(y / (5 + number % 3) - number), 255 * x * y / (width * height)]
+    channels = [
+        127 + 120 * np.sin(x / (7 + number % 5) + number),
+        127 + 120 * np.cos(y / (5 + number % 3) - number),
+        255 * x * y / (width * height),
+    ]
     return Image.fromarray(np.stack(channels, axis=2).astype(np.uint8))
 
 
@@ -80,12 +84,25 @@ if task["memory"]:
 """
 
 
-def program(images: Path, out: Path, sync: float = 3.0, memory: bool = False, runtime: dict | None = None, launcher: list[str] | None = None, **changes: object) -> tuple[list[str], dict]:
+def program(
+    images: Path,
+    out: Path,
+    sync: float = 3.0,
+    memory: bool = False,
+    runtime: dict | None = None,
+    launcher: list[str] | None = None,
+    **changes: object,
+) -> tuple[list[str], dict]:
     """Command and environment of an extraction in a process of its own."""
     task = {
-        "parameters": {**QUICK, **changes}, "runtime": {"device": "cpu", "threads": 1, "workers": 1, **(runtime or {})},
-        "encoder": ENCODER, "images": str(images), "out": str(out), "sync": sync, "memory": memory,
-    }  # fmt: skip
+        "parameters": {**QUICK, **changes},
+        "runtime": {"device": "cpu", "threads": 1, "workers": 1, **(runtime or {})},
+        "encoder": ENCODER,
+        "images": str(images),
+        "out": str(out),
+        "sync": sync,
+        "memory": memory,
+    }
     script = out.parent / "program.py"
     script.write_text(_PROGRAM)
     command = [*(launcher or [sys.executable]), str(script), json.dumps(task)]

@@ -53,9 +53,12 @@ def both_right(features, drawn) -> float:
     """
     pictures, present = drawn
     cells = cells_of(features, pictures)
-    covers = torch.stack([
-        torch.from_numpy(train.targets(scenes.describe(PROBE_SEED, index))[0]) for index in range(FIT)
-    ]).float() / 255
+    covers = (
+        torch.stack(
+            [torch.from_numpy(train.targets(scenes.describe(PROBE_SEED, index))[0]) for index in range(FIT)]
+        ).float()
+        / 255
+    )
     wanted = F.adaptive_avg_pool2d(covers, 7).flatten(2).mT.reshape(-1, train.KINDS)
     inputs = cells[:FIT].reshape(-1, cells.shape[-1])
     mean, spread = inputs.mean(0), inputs.std(0) + 1e-3
@@ -123,4 +126,6 @@ def test_targets_agree_with_the_scene():
 def test_training_on_the_data_set_itself_is_refused():
     for seed in (train.DATA_SET_SEED, train.DATA_SET_SEED - 1):
         with pytest.raises(CaptionerError, match="data set itself"):
-            train.main.callback(seed=seed, train_scenes=1, held_out=1, steps=1, batch=1, rate=1e-3, threads=1, out=None, keep=None)
+            train.main.callback(
+                seed=seed, train_scenes=1, held_out=1, steps=1, batch=1, rate=1e-3, threads=1, out=None, keep=None
+            )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Callable
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -23,7 +23,8 @@ def _mean(head: str) -> Callable[[nn.Module, Tensor], Tensor]:
     return lambda model, map: getattr(model, head)(map.mean((2, 3)))
 
 
-# name: (channels, rows = columns, the classifier's own head on its map as the papers and torchvision's documentation have it)
+# name: (channels, rows = columns, the classifier's own head on its map as the papers and torchvision's documentation
+# have it)
 CLASSIFIERS: dict[str, tuple[int, int, Callable[[nn.Module, Tensor], Tensor] | None]] = {
     "resnet152": (2048, 7, _mean("fc")),
     "alexnet": (256, 6, _pooled("classifier")),
@@ -46,7 +47,8 @@ CLASSIFIERS: dict[str, tuple[int, int, Callable[[nn.Module, Tensor], Tensor] | N
 
 @pytest.fixture
 def cheap_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Weights copied from one small table: drawing the 144 million of a VGG19, twice, would take longer than all else here."""
+    """Weights copied from one small table: drawing the 144 million of a VGG19, twice, would take longer than all else
+    here."""
     table = torch.randn(65_521, generator=torch.Generator().manual_seed(0))
 
     def fill(tensor: Tensor, *_: object, **__: object) -> Tensor:
@@ -82,7 +84,9 @@ def test_cut_and_head_make_the_classifier(name: str, cheap_weights: None) -> Non
         fold_batch_norms(encoder)
         torch.testing.assert_close(encoder(pictures), features, rtol=1e-3, atol=1e-4 * float(features.abs().max()))
     left = [type(module).__name__ for module in encoder.modules()].count("BatchNorm2d")
-    assert left == {"densenet201": 102}.get(name, 0)  # DenseNet normalises before its convolutions, only half of them after another one
+    assert left == {"densenet201": 102}.get(
+        name, 0
+    )  # DenseNet normalises before its convolutions, only half of them after another one
     assert not any(parameter.requires_grad for parameter in encoder.parameters()) and not encoder.training
 
 
@@ -115,7 +119,11 @@ def test_pooling_is_adaptive_and_never_enlarges() -> None:
         encoder = build_encoder("squeezenet1_1", seed=5, grid=7)
         pooled = encoder(pictures).transpose(1, 2).unflatten(2, (7, 7))
     assert encoder.grid == (7, 7) and encoder.map == (13, 13)
-    for row, column in ((0, 0), (3, 4), (6, 6)):  # cell i of 7 covers the 13 rows from floor(13 i / 7) to ceil(13 (i + 1) / 7)
+    for row, column in (
+        (0, 0),
+        (3, 4),
+        (6, 6),
+    ):  # cell i of 7 covers the 13 rows from floor(13 i / 7) to ceil(13 (i + 1) / 7)
         rows, columns = (slice(13 * i // 7, -(-13 * (i + 1) // 7)) for i in (row, column))
         torch.testing.assert_close(pooled[:, :, row, column], own[:, :, rows, columns].mean((2, 3)))
     assert build_encoder("alexnet", grid=7).grid == (6, 6)
@@ -132,13 +140,16 @@ def test_random_weights_are_seeded_and_leave_the_global_generator_alone() -> Non
 
 
 def test_deep_random_encoder_stays_within_float16() -> None:
-    """Identity normalisations and 33 blocks that each double the variance would make 2^(33/2) of an input of size 1, beyond 65504."""
+    """Identity normalisations and 33 blocks that each double the variance would make 2^(33/2) of an input of size 1,
+    beyond 65504."""
     pictures = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(4))
     encoder = build_encoder("resnet101", grid=7, image_size=64)
     with torch.inference_mode():
         features = encoder(pictures)
     assert 0.1 < float(features.std()) < float(features.max()) < 1000
-    gammas = {name: float(tensor[0]) for name, tensor in encoder.body.state_dict().items() if name.endswith("bn3.weight")}
+    gammas = {
+        name: float(tensor[0]) for name, tensor in encoder.body.state_dict().items() if name.endswith("bn3.weight")
+    }
     assert len(gammas) == 33 and all(gamma == pytest.approx(33**-0.5) for gamma in gammas.values())
     untouched = build_classifier("resnet50", "random", 1).state_dict()
     assert all(bool((tensor == 1).all()) for name, tensor in untouched.items() if name.endswith("bn3.weight"))

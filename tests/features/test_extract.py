@@ -23,7 +23,11 @@ from tests.features.conftest import ENCODER, program, quick, run, runtime
 
 def test_features_are_those_of_the_encoder_on_each_view(images: Path, plain: Path) -> None:
     store, pictures = FeatureStore.open(plain), ImageStore.open(images)
-    assert store.shape == (21, 3, 9, 512) and store.image_ids.tolist() == list(range(1000, 1063, 3)) and store.grid == (3, 3)
+    assert (
+        store.shape == (21, 3, 9, 512)
+        and store.image_ids.tolist() == list(range(1000, 1063, 3))
+        and store.grid == (3, 3)
+    )
     encoder = build_encoder(ENCODER, seed=1)
     mean, std = torch.tensor(store.preprocessing["mean"]), torch.tensor(store.preprocessing["std"])
     reader = store.reader()
@@ -33,7 +37,11 @@ def test_features_are_those_of_the_encoder_on_each_view(images: Path, plain: Pat
             expected = encoder(((torch.tensor(pixels.copy()) / 255 - mean) / std).permute(2, 0, 1)[None])[0]
         torch.testing.assert_close(reader.read([row], [view])[0].float(), expected, rtol=2e-3, atol=1e-3)
     assert verify_features(plain) == []
-    assert store.images_fingerprint == pictures.fingerprint and store.weights_name == "random" and store.facts["precision"] == "fp32"
+    assert (
+        store.images_fingerprint == pictures.fingerprint
+        and store.weights_name == "random"
+        and store.facts["precision"] == "fp32"
+    )
     assert not plain.with_name("plain.h5.partial").exists()
 
 
@@ -48,8 +56,14 @@ def test_blocks_and_their_grouping_into_processes() -> None:
 
 @pytest.mark.parametrize("way", ["processes", "torchrun"])
 def test_two_processes_write_the_bytes_of_one(images: Path, plain: Path, tmp_path: Path, way: str) -> None:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"] if way == "torchrun" else None
-    command, environment = program(images, tmp_path / "two.h5", views=3, launcher=launcher, runtime={"processes": 2} if way == "processes" else {})
+    launcher = (
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+        if way == "torchrun"
+        else None
+    )
+    command, environment = program(
+        images, tmp_path / "two.h5", views=3, launcher=launcher, runtime={"processes": 2} if way == "processes" else {}
+    )
     finished = run(command, environment)
     assert finished.returncode == 0, finished.stderr
     assert "process 2 of 2" in finished.stderr
@@ -62,8 +76,18 @@ def test_threads_and_workers_change_no_byte(images: Path, plain: Path, tmp_path:
 
 
 CHANGES = {
-    "seed": 2, "weights": "file", "fit": "crop", "grid": 2, "views": 3, "precision": "bf16", "hflip": 1.0, "vflip": 1.0, "crop": "centre", "crop_scale": 0.9, "image_size": 96,
-}  # fmt: skip
+    "seed": 2,
+    "weights": "file",
+    "fit": "crop",
+    "grid": 2,
+    "views": 3,
+    "precision": "bf16",
+    "hflip": 1.0,
+    "vflip": 1.0,
+    "crop": "centre",
+    "crop_scale": 0.9,
+    "image_size": 96,
+}
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +113,9 @@ def test_each_parameter_has_its_effect(images: Path, tmp_path: Path, two_views: 
     ours, theirs = (store.reader().read(np.arange(21), np.ones(21, int)) for store in (two_views, other))
     assert not torch.equal(ours, theirs)
     plain_same = torch.equal(two_views.reader().read(np.arange(21)), other.reader().read(np.arange(21)))
-    assert plain_same == (field in ("hflip", "vflip", "crop", "crop_scale"))  # the plain view knows nothing of augmentation
+    assert plain_same == (
+        field in ("hflip", "vflip", "crop", "crop_scale")
+    )  # the plain view knows nothing of augmentation
 
 
 def test_version_and_block_size_make_another_file(images: Path, tmp_path: Path, two_views: FeatureStore) -> None:
@@ -112,15 +138,25 @@ def test_bits_differ_with_the_batch_but_hardly(images: Path, plain: Path, tmp_pa
 
 
 # (row, view, position, channel): value, with torch 2.13 on an x86-64 processor with AVX-512
-PINNED = {(0, 0, 4, 100): 1.796875, (5, 1, 4, 100): 1.0078125, (5, 2, 4, 100): 2.0078125, (0, 0, 0, 17): 5.25, (2, 0, 8, 511): 0.0, (9, 2, 7, 128): 0.0}
+PINNED = {
+    (0, 0, 4, 100): 1.796875,
+    (5, 1, 4, 100): 1.0078125,
+    (5, 2, 4, 100): 2.0078125,
+    (0, 0, 0, 17): 5.25,
+    (2, 0, 8, 511): 0.0,
+    (9, 2, 7, 128): 0.0,
+}
 
 
 def test_pinned_features(plain: Path) -> None:
-    """Some features of some pictures. If they change on purpose, raise extract.version, or stale features will be taken for fresh ones.
+    """Some features of some pictures. If they change on purpose, raise extract.version, or stale features will be taken
+    for fresh ones.
 
     Processors and versions of libjpeg differ in the last bits, so two units in float16's last place are allowed.
     """
     reader = FeatureStore.open(plain).reader()
     for (row, view, position, channel), value in PINNED.items():
         found = float(reader.read([row], [view])[0, position, channel])
-        assert abs(found - value) <= 2 * float(np.spacing(np.float16(value))), f"row {row}: {found}, not {value}: raise extract.version"
+        assert abs(found - value) <= 2 * float(np.spacing(np.float16(value))), (
+            f"row {row}: {found}, not {value}: raise extract.version"
+        )

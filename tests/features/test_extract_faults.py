@@ -36,7 +36,9 @@ def test_finished_work_is_not_done_again(images: Path, tmp_path: Path, capsys: p
     assert FeatureStore.open(out).preprocessing["fit"] == "crop"
 
 
-def test_changed_pictures_start_afresh(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+def test_changed_pictures_start_afresh(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
     out = tmp_path / "f.h5"
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr("captioner.features.extract.extract_blocks", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
@@ -59,7 +61,9 @@ def test_undecodable_picture_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), 1e6])
-def test_non_finite_feature_is_named(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: float) -> None:
+def test_non_finite_feature_is_named(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: float
+) -> None:
     encode = PictureEncoder.encode
 
     def spoilt(self: PictureEncoder, pictures: torch.Tensor) -> torch.Tensor:
@@ -69,10 +73,14 @@ def test_non_finite_feature_is_named(images: Path, tmp_path: Path, monkeypatch: 
         return features.half()
 
     monkeypatch.setattr(PictureEncoder, "encode", spoilt)
-    with pytest.raises(CaptionerError, match=r"squeezenet1_1 makes non-finite features of image 1054 \(view 0\).*extract.precision"):
+    with pytest.raises(
+        CaptionerError, match=r"squeezenet1_1 makes non-finite features of image 1054 \(view 0\).*extract.precision"
+    ):
         extract(quick(), runtime(), ENCODER, images, tmp_path / "f.h5")
     assert not (tmp_path / "f.h5").exists()
-    assert Layout(tmp_path / "f.h5.partial" / "features.h5").done.tolist() == [True] * 16 + [False] * 5  # what was sound is kept
+    assert (
+        Layout(tmp_path / "f.h5.partial" / "features.h5").done.tolist() == [True] * 16 + [False] * 5
+    )  # what was sound is kept
 
 
 def test_finite_check_sees_every_kind_of_bits() -> None:
@@ -106,7 +114,11 @@ def test_bundled_weights_warn_on_other_data_sets(images: Path, tmp_path: Path, c
 
 def test_devices_and_precisions() -> None:
     cpu = torch.device("cpu")
-    assert resolve_device("cpu") == cpu and resolve_precision("fp32", cpu) == "fp32" and resolve_precision("auto", cpu) in ("fp32", "bf16")
+    assert (
+        resolve_device("cpu") == cpu
+        and resolve_precision("fp32", cpu) == "fp32"
+        and resolve_precision("auto", cpu) in ("fp32", "bf16")
+    )
     for device in ("gpu", "cuda:99", "mps"):
         with pytest.raises(CaptionerError, match=f"runtime.device={device}"):
             resolve_device(device)
@@ -172,7 +184,12 @@ def _kill_and_resume(tmp_path: Path, kills: int, pictures: int, seed: int) -> No
     command, environment = program(images, tmp_path / "whole.h5", **options)
     assert run(command, environment).returncode == 0
     command, environment = program(images, tmp_path / "killed.h5", **options)
-    generator, partial, done, survived = np.random.default_rng(seed), tmp_path / "killed.h5.partial" / "features.h5", 0, 0
+    generator, partial, done, survived = (
+        np.random.default_rng(seed),
+        tmp_path / "killed.h5.partial" / "features.h5",
+        0,
+        0,
+    )
     for _ in range(kills):
         process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
         if generator.random() < 0.7:  # most kills while rows are computed, some at any instant of the start
@@ -187,7 +204,9 @@ def _kill_and_resume(tmp_path: Path, kills: int, pictures: int, seed: int) -> No
         survived += 1
         if partial.exists():
             now = int(Layout(partial).done.sum())
-            assert now >= done and (f"{done} done before" in message or "pictures" not in message or done == 0)  # finished work is not done again
+            assert now >= done and (
+                f"{done} done before" in message or "pictures" not in message or done == 0
+            )  # finished work is not done again
             done = now
     assert survived == kills
     finished = run(command, environment)

@@ -16,7 +16,9 @@ SIDES = [(80, 64), (64, 90), (50, 50)]
 def quarters(width: int = 80, height: int = 64) -> Image.Image:
     """Red, green, blue and white quarters, row by row."""
     pixels = np.zeros((height, width, 3), np.uint8)
-    pixels[: height // 2, : width // 2, 0] = pixels[: height // 2, width // 2 :, 1] = pixels[height // 2 :, : width // 2, 2] = 255
+    pixels[: height // 2, : width // 2, 0] = pixels[: height // 2, width // 2 :, 1] = pixels[
+        height // 2 :, : width // 2, 2
+    ] = 255
     pixels[height // 2 :, width // 2 :] = 255
     return Image.fromarray(pixels)
 
@@ -41,7 +43,9 @@ def test_squash_keeps_the_edges_and_crop_the_aspect(width: int, height: int) -> 
 
 def test_view_0_is_plain_pillow() -> None:
     image = quarters()
-    np.testing.assert_array_equal(square(image, Preprocessing(image_size=48)), np.asarray(image.resize((48, 48), Image.Resampling.BILINEAR)))
+    np.testing.assert_array_equal(
+        square(image, Preprocessing(image_size=48)), np.asarray(image.resize((48, 48), Image.Resampling.BILINEAR))
+    )
 
 
 def test_grey_pictures_become_rgb() -> None:
@@ -49,7 +53,13 @@ def test_grey_pictures_become_rgb() -> None:
 
 
 @pytest.mark.parametrize(
-    ("flips", "expected"), [({"hflip": 1, "vflip": 0}, "grwb"), ({"hflip": 0, "vflip": 1}, "bwrg"), ({"hflip": 1, "vflip": 1}, "wbgr"), ({"hflip": 0, "vflip": 0}, "rgbw")]
+    ("flips", "expected"),
+    [
+        ({"hflip": 1, "vflip": 0}, "grwb"),
+        ({"hflip": 0, "vflip": 1}, "bwrg"),
+        ({"hflip": 1, "vflip": 1}, "wbgr"),
+        ({"hflip": 0, "vflip": 0}, "rgbw"),
+    ],
 )
 def test_flips_flip(flips: dict[str, float], expected: str) -> None:
     plan = Preprocessing(image_size=64, crop="none", **flips)
@@ -92,7 +102,13 @@ def test_windows() -> None:
 def test_views_depend_on_seed_image_and_view_alone() -> None:
     plan = Preprocessing()
     assert draw_view(plan, 7, 1, 80, 64) == draw_view(Preprocessing(), 7, 1, 80, 64)
-    assert len({draw_view(plan, image_id, view, 80, 64) for image_id in (7, 8, -7, 2**40) for view in (1, 2)} | {draw_view(Preprocessing(seed=2), 7, 1, 80, 64)}) == 9
+    assert (
+        len(
+            {draw_view(plan, image_id, view, 80, 64) for image_id in (7, 8, -7, 2**40) for view in (1, 2)}
+            | {draw_view(Preprocessing(seed=2), 7, 1, 80, 64)}
+        )
+        == 9
+    )
     # a parameter changes its own part of a view only
     assert draw_view(Preprocessing(hflip=0), 7, 1, 80, 64).box == draw_view(Preprocessing(hflip=1), 7, 1, 80, 64).box
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import pickle
@@ -46,7 +47,12 @@ def test_plain_h5py_reads_the_layout_of_the_design(path: Path, features: np.ndar
         assert file["image_id"].dtype == np.int64 and file["done"].dtype == np.uint8 and file["done"][...].all()
         assert file["features"].id.get_offset() % 4096 == 0
         attributes = dict(file.attrs)
-    assert attributes["encoder"] == b"alexnet" and attributes["grid"].tolist() == [2, 3] and attributes["views"] == 2 and attributes["format_version"] == 2
+    assert (
+        attributes["encoder"] == b"alexnet"
+        and attributes["grid"].tolist() == [2, 3]
+        and attributes["views"] == 2
+        and attributes["format_version"] == 2
+    )
 
 
 def test_same_content_same_bytes(path: Path, features: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,7 +93,9 @@ def test_readers_equal_a_plain_gather(path: Path, features: np.ndarray, where: s
         assert batch.dtype == torch.float16 and batch.is_contiguous() and batch.device.type == device
         np.testing.assert_array_equal(batch.cpu().numpy(), features[rows, views])
         np.testing.assert_array_equal(reader.read(torch.tensor([7, 1])).cpu().numpy(), features[[7, 1], 0])
-        np.testing.assert_array_equal(reader.read(np.arange(17).repeat(9)).cpu().numpy(), features[np.arange(17).repeat(9), 0])
+        np.testing.assert_array_equal(
+            reader.read(np.arange(17).repeat(9)).cpu().numpy(), features[np.arange(17).repeat(9), 0]
+        )
         batch.zero_()  # a copy: the file and later batches are untouched
         np.testing.assert_array_equal(reader.read(rows, views).cpu().numpy(), features[rows, views])
         assert reader.read([]).shape == (0, 6, 40)
@@ -96,7 +104,7 @@ def test_readers_equal_a_plain_gather(path: Path, features: np.ndarray, where: s
 @pytest.mark.parametrize("parts", [1, 500, 1 << 20])
 def test_the_gpus_reader_holds_the_whole_file_in_whatever_parts_it_came(
     path: Path, features: np.ndarray, parts: int, monkeypatch: pytest.MonkeyPatch
-) -> None:  # fmt: skip
+) -> None:
     monkeypatch.setattr("captioner.features.readers._UPLOAD_BYTES", parts)
     store = FeatureStore.open(path)
     with GpuReader.load(path, store.offset, store.shape, torch.device("cpu")) as reader:
@@ -168,10 +176,8 @@ def test_a_damaged_bit_is_refused_or_named_and_never_crashes(path: Path) -> None
         damaged[place] ^= 1 << generator.integers(8)
         path.write_bytes(damaged)
         refused += CliRunner().invoke(verify, [str(path)], catch_exceptions=False).exit_code != 0
-        try:
+        with contextlib.suppress(CaptionerError):
             FeatureStore.open(path)
-        except CaptionerError:
-            pass
     assert refused > 300
 
 

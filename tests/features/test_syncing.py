@@ -121,7 +121,10 @@ def test_what_was_written_before_the_disk_was_full_is_marked(path: Path, monkeyp
 
     monkeypatch.setattr(os, "pwrite", full)
     with FeatureWriter(path) as writer:
-        with pytest.raises(CaptionerError, match="No space left on device.*free the disk and run again"), SyncedWriter(writer) as synced:
+        with (
+            pytest.raises(CaptionerError, match="No space left on device.*free the disk and run again"),
+            SyncedWriter(writer) as synced,
+        ):
             synced.write(0, ROW)
             synced.write(1, ROW.repeat(2, 0))
     assert done(path) == [0] and not sync_threads()
@@ -137,6 +140,8 @@ def test_extraction_on_a_disk_that_fails_and_later_not(
         disk.may_end.set()
         during.setattr(syncing, "_SYNC_BYTES", 1)
         extract(quick(views=3), runtime(), ENCODER, images, out)
-    assert done(growing) == [] and not [thread for thread in threading.enumerate() if thread.name.startswith(("sync", "encoder-"))]
+    assert done(growing) == [] and not [
+        thread for thread in threading.enumerate() if thread.name.startswith(("sync", "encoder-"))
+    ]
     extract(quick(views=3), runtime(), ENCODER, images, out)
     assert out.read_bytes() == plain.read_bytes()

@@ -23,7 +23,9 @@ assert torchvision.models.alexnet() is not None
 assert torch.ops.torchvision.nms.default is not None and torch.ops.torchvision.qnms.default is not None
 """
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    finished = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=120)
+    finished = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=120
+    )
     assert finished.returncode == 0, finished.stderr
 
 

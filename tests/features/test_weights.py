@@ -26,8 +26,13 @@ def state() -> dict[str, Tensor]:
 def test_formats_and_wrappings_give_the_same_weights(state: dict[str, Tensor], tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     torch.save(state, tmp_path / "plain.pth")
-    torch.save({"state_dict": {f"module.{key}": value for key, value in state.items()}, "epoch": 3}, tmp_path / "wrapped.pt")
-    save_file({key: value for key, value in state.items() if key.startswith("features.")}, tmp_path / "folder" / f"{NAME}.safetensors")
+    torch.save(
+        {"state_dict": {f"module.{key}": value for key, value in state.items()}, "epoch": 3}, tmp_path / "wrapped.pt"
+    )
+    save_file(
+        {key: value for key, value in state.items() if key.startswith("features.")},
+        tmp_path / "folder" / f"{NAME}.safetensors",
+    )
     expected = build_encoder(NAME, seed=7).weights_sha256
     for weights in (tmp_path / "plain.pth", tmp_path / "wrapped.pt", tmp_path / "folder"):
         encoder = build_encoder(NAME, str(weights))
@@ -48,18 +53,24 @@ def test_hash_is_of_names_shapes_and_values() -> None:
     with torch.no_grad():
         module.weight.copy_(torch.tensor([[1.0, -2.0]]))
         module.bias.fill_(0.5)
-    text = b"bias(1,)" + bytes.fromhex("0000003f") + b"weight(1, 2)" + bytes.fromhex("0000803f000000c0")  # little-endian IEEE 754
+    text = (
+        b"bias(1,)" + bytes.fromhex("0000003f") + b"weight(1, 2)" + bytes.fromhex("0000803f000000c0")
+    )  # little-endian IEEE 754
     assert content_sha256(module) == hashlib.sha256(text).hexdigest() == content_sha256(module.half())
 
 
 def test_weights_of_another_encoder_are_refused_in_one_line(state: dict[str, Tensor], tmp_path: Path) -> None:
     torch.save(state, tmp_path / "w.pth")
-    with pytest.raises(CaptionerError, match=r"w.pth: these are no weights of resnet18: \d+ missing \(bn1.bias, .*unknown") as caught:
+    with pytest.raises(
+        CaptionerError, match=r"w.pth: these are no weights of resnet18: \d+ missing \(bn1.bias, .*unknown"
+    ) as caught:
         build_encoder("resnet18", str(tmp_path / "w.pth"))
     assert "\n" not in caught.value.message
     with pytest.raises(CaptionerError, match="of another shape"):
         build_encoder("squeezenet1_0", str(tmp_path / "w.pth"))
-    deeper = build_classifier("resnet34", "random", 1).state_dict()  # holds every name of a resnet18 with the same shapes
+    deeper = build_classifier(
+        "resnet34", "random", 1
+    ).state_dict()  # holds every name of a resnet18 with the same shapes
     torch.save(deeper, tmp_path / "deeper.pth")
     with pytest.raises(CaptionerError, match="unknown"):
         build_encoder("resnet18", str(tmp_path / "deeper.pth"))
@@ -75,7 +86,10 @@ def test_older_densenet_files_have_other_names(tmp_path: Path) -> None:
         old[name] = tensor
     assert "features.denseblock1.denselayer1.norm.1.weight" in old
     torch.save({key: value for key, value in old.items() if "num_batches_tracked" not in key}, tmp_path / "old.pth")
-    assert build_encoder("densenet121", str(tmp_path / "old.pth")).weights_sha256 == build_encoder("densenet121", seed=4).weights_sha256
+    assert (
+        build_encoder("densenet121", str(tmp_path / "old.pth")).weights_sha256
+        == build_encoder("densenet121", seed=4).weights_sha256
+    )
 
 
 def test_files_that_are_no_weights(tmp_path: Path) -> None:
@@ -113,11 +127,16 @@ def test_imagenet_without_network_or_with_a_wrong_hash(monkeypatch: pytest.Monke
         raise OSError("Name or service not known")
 
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", fail)
-    with pytest.raises(CaptionerError, match="extract.weights=imagenet: squeezenet1_1's weights could not be fetched from https.*give its path"):
+    with pytest.raises(
+        CaptionerError,
+        match="extract.weights=imagenet: squeezenet1_1's weights could not be fetched from https.*give its path",
+    ):
         build_encoder(NAME, "imagenet")
 
 
-def test_imagenet_asks_for_the_first_recipe_with_its_hash(state: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_imagenet_asks_for_the_first_recipe_with_its_hash(
+    state: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked = {}
 
     def deliver(url: str, **options: object) -> dict[str, Tensor]:

@@ -38,19 +38,27 @@ def test_decoder_and_its_gradients(decoder: str, attention: str) -> None:
     on_gpu = gradients(make_decoder(decoder, attention, layers=2, norm="batch").cuda(), features.cuda(), tokens)
     assert on_cpu.keys() == on_gpu.keys() and len(on_cpu) > 10
     for name, expected in on_cpu.items():
-        torch.testing.assert_close(on_gpu[name], expected, rtol=1e-9, atol=1e-11, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            on_gpu[name], expected, rtol=1e-9, atol=1e-11, msg=lambda text, name=name: f"{name}: {text}"
+        )
 
 
 def test_beam_search() -> None:
     features = make_features(7)
-    found = [beam_search(make_decoder().to(device).eval(), features.to(device), max_length=9, keep=5) for device in ("cpu", "cuda")]
+    found = [
+        beam_search(make_decoder().to(device).eval(), features.to(device), max_length=9, keep=5)
+        for device in ("cpu", "cuda")
+    ]
     for on_cpu, on_gpu in zip(*found, strict=True):
-        assert len(on_cpu) == 5 and [hypothesis.tokens for hypothesis in on_cpu] == [hypothesis.tokens for hypothesis in on_gpu]
+        assert len(on_cpu) == 5 and [hypothesis.tokens for hypothesis in on_cpu] == [
+            hypothesis.tokens for hypothesis in on_gpu
+        ]
         assert [h.log_probability for h in on_cpu] == pytest.approx([h.log_probability for h in on_gpu], rel=1e-9)
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"doubly_stochastic": 1.0, "label_smoothing": 0.1}, {"ema": 0.9, "norm": "batch", "optimizer": "rmsprop"}]
+    "options",
+    [{}, {"doubly_stochastic": 1.0, "label_smoothing": 0.1}, {"ema": 0.9, "norm": "batch", "optimizer": "rmsprop"}],
 )
 def test_training_learns_the_same(data: dict[str, Path], tmp_path: Path, options: dict) -> None:
     histories = []
@@ -62,10 +70,16 @@ def test_training_learns_the_same(data: dict[str, Path], tmp_path: Path, options
         assert on_gpu["val_cross_entropy"] == pytest.approx(on_cpu["val_cross_entropy"], rel=2e-3)
 
 
-@pytest.mark.parametrize("options", [
-    {"precision": "bf16"}, {"sampling": "linear", "sampling_rate": 0.5}, {"scst_epochs": 1, "scst_bleu_weight": 0.5},
-    {"select_by": "val_cider_d", "accumulate": 2}, {"layers": 2, "tie_weights": True, "embedding_size": 6},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"precision": "bf16"},
+        {"sampling": "linear", "sampling_rate": 0.5},
+        {"scst_epochs": 1, "scst_bleu_weight": 0.5},
+        {"select_by": "val_cider_d", "accumulate": 2},
+        {"layers": 2, "tie_weights": True, "embedding_size": 6},
+    ],
+)
 @pytest.mark.parametrize("attention", ["soft", "hard"])
 def test_every_way_of_training_runs(data: dict[str, Path], tmp_path: Path, attention: str, options: dict) -> None:
     if "scst_epochs" in options or "select_by" in options:

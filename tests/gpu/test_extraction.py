@@ -38,7 +38,9 @@ def test_features_are_those_of_a_cpu(images: Path, tmp_path: Path, encoder: str)
     assert verify_features(tmp_path / "cuda.h5") == []
     for view in range(2):
         expected = read(tmp_path / "cpu.h5", view)
-        torch.testing.assert_close(read(tmp_path / "cuda.h5", view), expected, rtol=5e-3, atol=1e-3 * float(expected.abs().max()))
+        torch.testing.assert_close(
+            read(tmp_path / "cuda.h5", view), expected, rtol=5e-3, atol=1e-3 * float(expected.abs().max())
+        )
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
@@ -62,7 +64,9 @@ def test_a_graph_gives_the_bytes_of_its_kernels(encoder: str, precision: str) ->
     assert not torch.equal(replayed[0], replayed[1])
 
 
-def test_a_stopped_run_goes_on_with_the_same_bytes(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stopped_run_goes_on_with_the_same_bytes(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     extract(quick(views=3), runtime(device="cuda"), ENCODER, images, tmp_path / "whole.h5")
     features, calls = PictureEncoder.features, []
 

@@ -59,19 +59,40 @@ def loaded(table: CaptionTable, batch: Batch) -> tuple[Tensor, Tensor]:
 
 def make(decoder: str = "lstm", attention: str = "soft", **changes: Any) -> CaptionDecoder:
     torch.manual_seed(0)
-    settings = {"embedding_size": 8, "feature_size": 12, "hidden_size": 16, "attention_size": 10, "heads": 2, "dropout": 0.0, **changes}
-    return build_decoder(DecoderConfig(decoder, attention, WORDS, channels=CHANNELS, positions=POSITIONS, **settings)).cuda().train()
+    settings = {
+        "embedding_size": 8,
+        "feature_size": 12,
+        "hidden_size": 16,
+        "attention_size": 10,
+        "heads": 2,
+        "dropout": 0.0,
+        **changes,
+    }
+    return (
+        build_decoder(DecoderConfig(decoder, attention, WORDS, channels=CHANNELS, positions=POSITIONS, **settings))
+        .cuda()
+        .train()
+    )
 
 
-@pytest.mark.parametrize("size", [7, 128])  # 1,200 tokens a batch, and 3,900: kernels of the word vectors' gradient differ
-@pytest.mark.parametrize(("shape", "options"), [
-    ({}, {}),
-    ({"decoder": "gru", "tune_embeddings": True}, {"doubly_stochastic": 0.7, "label_smoothing": 0.1, "optimizer": "adamw"}),
-    ({"layers": 2, "tie_weights": True, "tune_embeddings": True, "vector_size": 5}, {"optimizer": "sgd"}),
-    ({"attention": "multihead"}, {"precision": "bf16"}), ({"attention": "none", "decoder": "gru"}, {}),
-    ({"attention": "dot"}, {"weight_decay": 0.1}),
-    ({"attention": "bilinear", "norm": "none", "position": "sinusoidal", "rows": 2}, {"clip": 0.0}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "size", [7, 128]
+)  # 1,200 tokens a batch, and 3,900: kernels of the word vectors' gradient differ
+@pytest.mark.parametrize(
+    ("shape", "options"),
+    [
+        ({}, {}),
+        (
+            {"decoder": "gru", "tune_embeddings": True},
+            {"doubly_stochastic": 0.7, "label_smoothing": 0.1, "optimizer": "adamw"},
+        ),
+        ({"layers": 2, "tie_weights": True, "tune_embeddings": True, "vector_size": 5}, {"optimizer": "sgd"}),
+        ({"attention": "multihead"}, {"precision": "bf16"}),
+        ({"attention": "none", "decoder": "gru"}, {}),
+        ({"attention": "dot"}, {"weight_decay": 0.1}),
+        ({"attention": "bilinear", "norm": "none", "position": "sinusoidal", "rows": 2}, {"clip": 0.0}),
+    ],
+)
 def test_losses_and_weights(table: CaptionTable, size: int, shape: dict, options: dict) -> None:
     model, settings = make(**shape), TrainParameters(**options)
     batches, results = batches_of(table, size), []
@@ -84,13 +105,17 @@ def test_losses_and_weights(table: CaptionTable, size: int, shape: dict, options
             graph.fit(table, batches)
         losses = []
         for group in [[batches[0]], batches[1:3], [batches[-1]], [batches[0]]]:
-            total, count = training_step(mine, optimizer, [loaded(table, batch) for batch in group], settings, graph=graph)
+            total, count = training_step(
+                mine, optimizer, [loaded(table, batch) for batch in group], settings, graph=graph
+            )
             losses.append(total.item() / count)
         results.append((losses, {name: parameter.detach() for name, parameter in mine.named_parameters()}))
     tolerance = 2e-2 if settings.precision == "bf16" else 1e-4
     assert results[1][0] == pytest.approx(results[0][0], rel=tolerance) and results[0][0][-1] < results[0][0][0]
     for name, weight in results[0][1].items():
-        torch.testing.assert_close(results[1][1][name], weight, rtol=0, atol=tolerance, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            results[1][1][name], weight, rtol=0, atol=tolerance, msg=lambda text, name=name: f"{name}: {text}"
+        )
 
 
 def test_gradients_in_full_precision_of_the_sums(table: CaptionTable) -> None:
@@ -98,7 +123,9 @@ def test_gradients_in_full_precision_of_the_sums(table: CaptionTable) -> None:
     features, tokens = loaded(table, batch)
     still = torch.optim.SGD(model.parameters(), lr=0.0)
     training_step(model, still, [(features, tokens)], settings)
-    expected = {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
+    expected = {
+        name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None
+    }
     graph = StepGraph(model, settings)
     graph.fit(table, batches_of(table, 32))
     for _ in range(2):  # the second adds nothing to the first
@@ -134,7 +161,9 @@ def test_hard_attention_learns(table: CaptionTable) -> None:
     graph.fit(table, batches)
     losses = []
     for batch in batches * 4:
-        total, count = training_step(model, optimizer, [loaded(table, batch)], settings, reinforce=reinforce, graph=graph)
+        total, count = training_step(
+            model, optimizer, [loaded(table, batch)], settings, reinforce=reinforce, graph=graph
+        )
         losses.append(total.item() / count)
     assert sum(losses[-3:]) < sum(losses[:3]) and -4 < reinforce.state["baseline"].item() < -2
 
@@ -195,7 +224,9 @@ def test_the_processor_never_waits_for_the_gpu(table: CaptionTable) -> None:
         torch.cuda.set_sync_debug_mode("default")
 
 
-@pytest.mark.parametrize("options", [{}, {"accumulate": 2, "captions_per_image": 1, "ema": 0.9, "tune_embeddings": True}])
+@pytest.mark.parametrize(
+    "options", [{}, {"accumulate": 2, "captions_per_image": 1, "ema": 0.9, "tune_embeddings": True}]
+)
 def test_whole_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict) -> None:
     data = make_data(tmp_path / "data", views=2)
     parameters = with_runtime(small_parameters(dropout=0.0, epochs=4, **options), device="cuda")

@@ -65,7 +65,9 @@ def coco_json(names: dict[int, str], part: str = "train2017", captions: int = 2)
             {"id": i, "file_name": name, "height": 30, "width": 40, "coco_url": f"http://localhost/{part}/{name}"}
             for i, name in names.items()
         ],
-        "annotations": [{"id": 10 * i + k, "image_id": i, "caption": f"Caption {k} of {i}."} for i in names for k in range(captions)],
+        "annotations": [
+            {"id": 10 * i + k, "image_id": i, "caption": f"Caption {k} of {i}."} for i in names for k in range(captions)
+        ],
     }
 
 
@@ -81,16 +83,27 @@ def coco_set(root: Path, train: int = 8, val: int = 4) -> Path:
     return root
 
 
-def run(folder: Path, dataset: str = "custom", runtime: RuntimeParameters | None = None, sources: Path = SOURCES, **parameters) -> Path:
+def run(
+    folder: Path,
+    dataset: str = "custom",
+    runtime: RuntimeParameters | None = None,
+    sources: Path = SOURCES,
+    **parameters,
+) -> Path:
     """Run the stage in this process; ``parameters`` are fields of DownloadParameters. Returns the folder."""
-    settings = replace(DownloadParameters(), **{key: str(value) if isinstance(value, Path) else value for key, value in parameters.items()})
+    settings = replace(
+        DownloadParameters(),
+        **{key: str(value) if isinstance(value, Path) else value for key, value in parameters.items()},
+    )
     download(settings, runtime or RuntimeParameters(workers=1), dataset, folder, sources)
     return folder
 
 
 def hashes(folder: Path) -> dict[str, str]:
     """SHA-256 of each file in a folder."""
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir()) if path.is_file()}
+    return {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir()) if path.is_file()
+    }
 
 
 def skipped(folder: Path) -> dict[str, str]:

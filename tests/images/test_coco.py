@@ -44,7 +44,9 @@ def zipped(root, target, annotations_too=True):
     """The same copy as the official archives."""
     target.mkdir()
     for part in ("train2017", "val2017"):
-        with zipfile.ZipFile(target / f"{part}.zip", "w", zipfile.ZIP_STORED if part == "val2017" else zipfile.ZIP_DEFLATED) as archive:
+        with zipfile.ZipFile(
+            target / f"{part}.zip", "w", zipfile.ZIP_STORED if part == "val2017" else zipfile.ZIP_DEFLATED
+        ) as archive:
             archive.mkdir(part)
             for path in sorted((root / part).iterdir()):
                 archive.write(path, f"{part}/{path.name}")
@@ -57,7 +59,9 @@ def zipped(root, target, annotations_too=True):
 
 def test_folders(root):
     listing = listed(root)
-    assert [(r.image_id, r.split) for r in listing.records] == [(n, "train") for n in range(1, 9)] + [(n, "test") for n in range(501, 505)]
+    assert [(r.image_id, r.split) for r in listing.records] == [(n, "train") for n in range(1, 9)] + [
+        (n, "test") for n in range(501, 505)
+    ]
     assert listing.records[0].captions == ("Caption 0 of 1.", "Caption 1 of 1.") and listing.skipped == []
 
 
@@ -109,7 +113,9 @@ def test_partial_copy_of_parts(root, tmp_path):
         and ("train2017", "whole part left out: no annotations/captions_train2017.json in this copy") in listing.skipped
     )
     shutil.rmtree(root / "val2017")
-    with pytest.raises(CaptionerError, match="no part of coco2017 with annotations and pictures .*val2017: no pictures"):
+    with pytest.raises(
+        CaptionerError, match="no part of coco2017 with annotations and pictures .*val2017: no pictures"
+    ):
         listed(root)
 
 
@@ -168,8 +174,14 @@ def test_picture_of_two_parts_is_for_the_test(root):
             '{"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": [{"id": 3, "image_id": 1, "bbox": []}]}',
             "annotation 3 has no 'caption'",
         ),
-        ('{"images": [{"id": 1, "file_name": "../a.jpg"}], "annotations": [{"image_id": 1, "caption": "x"}]}', "outside its folder"),
-        ('{"images": [{"id": 1, "file_name": "/etc/passwd"}], "annotations": [{"image_id": 1, "caption": "x"}]}', "outside its folder"),
+        (
+            '{"images": [{"id": 1, "file_name": "../a.jpg"}], "annotations": [{"image_id": 1, "caption": "x"}]}',
+            "outside its folder",
+        ),
+        (
+            '{"images": [{"id": 1, "file_name": "/etc/passwd"}], "annotations": [{"image_id": 1, "caption": "x"}]}',
+            "outside its folder",
+        ),
     ],
 )
 def test_json_that_is_no_captions(root, text, message):
@@ -185,7 +197,9 @@ def test_zip_with_paths_that_leave_it(root, tmp_path):
         archive.writestr("/tmp/evil2.jpg", b"x")
         archive.writestr("train2017/../../evil3.jpg", b"x")
         archive.writestr("__MACOSX/train2017/._000000000001.jpg", b"x")
-    content = coco_json({n: f"{n:012d}.jpg" for n in range(1, 9)} | {600: "evil.jpg", 601: "evil2.jpg", 602: "evil3.jpg"})
+    content = coco_json(
+        {n: f"{n:012d}.jpg" for n in range(1, 9)} | {600: "evil.jpg", 601: "evil2.jpg", 602: "evil3.jpg"}
+    )
     with zipfile.ZipFile(zips / "annotations_trainval2017.zip", "w") as archive:
         archive.writestr("annotations/captions_train2017.json", json.dumps(content))
     sources = {r.image_id: r.source for r in listed(zips).records}
@@ -202,10 +216,14 @@ def test_damaged_zip(root, tmp_path):
     with open(zips / "val2017.zip", "r+b") as file:
         file.seek(place + 150)
         file.write(b"damage")
-    assert skipped(run(tmp_path / "out", "coco2017", root=zips, max_missing=0.1)) == {"000000000501.jpg": "the zip archive is damaged here"}
+    assert skipped(run(tmp_path / "out", "coco2017", root=zips, max_missing=0.1)) == {
+        "000000000501.jpg": "the zip archive is damaged here"
+    }
     data = (zips / "train2017.zip").read_bytes()
     (zips / "train2017.zip").write_bytes(data[: len(data) // 2])
-    with pytest.raises(CaptionerError, match="train2017.zip: cannot be read as a zip archive .*delete it and get it again"):
+    with pytest.raises(
+        CaptionerError, match="train2017.zip: cannot be read as a zip archive .*delete it and get it again"
+    ):
         run(tmp_path / "out", "coco2017", root=zips)
 
 
@@ -244,7 +262,9 @@ def test_urls_complete_a_partial_copy(root, tmp_path, monkeypatch):
 def test_dead_urls_are_listed_and_too_many_are_tried_again(root, tmp_path, monkeypatch):
     shutil.copytree(root / "annotations", tmp_path / "away" / "annotations")
     served(monkeypatch, root, dead=("000000000003.jpg",))
-    with pytest.raises(CaptionerError, match="1 of 12 listed pictures could not be fetched .*000000000003.jpg: 404 Not Found"):
+    with pytest.raises(
+        CaptionerError, match="1 of 12 listed pictures could not be fetched .*000000000003.jpg: 404 Not Found"
+    ):
         run(tmp_path / "out", "coco2017", root=tmp_path / "away", from_="urls")
     out = run(tmp_path / "out", "coco2017", root=tmp_path / "away", from_="urls", max_missing=0.1)
     assert skipped(out) == {"000000000003.jpg": "not fetched: 404 Not Found"}
@@ -269,7 +289,10 @@ def test_real_coco(tmp_path):
         content = json.loads((root / "annotations" / f"captions_{part}.json").read_text())
         for image in content["images"]:
             scale = min(1, 256 / min(image["height"], image["width"]))
-            assert tuple(store.sizes[store.rows([image["id"]])[0]]) == (round(image["height"] * scale), round(image["width"] * scale))
+            assert tuple(store.sizes[store.rows([image["id"]])[0]]) == (
+                round(image["height"] * scale),
+                round(image["width"] * scale),
+            )
             assert captions.captions(image["id"]) == [
                 " ".join(a["caption"].split()) for a in content["annotations"] if a["image_id"] == image["id"]
             ]

@@ -68,7 +68,8 @@ def test_jsonl(folder):
 
 def test_root_and_windows_separators(folder, tmp_path_factory):
     path = table(
-        tmp_path_factory.mktemp("elsewhere") / "t.csv", [("sub\\ä b.jpg", "x", ""), ("./a.jpg", "y", ""), ("sub/../a.jpg", "z", "")]
+        tmp_path_factory.mktemp("elsewhere") / "t.csv",
+        [("sub\\ä b.jpg", "x", ""), ("./a.jpg", "y", ""), ("sub/../a.jpg", "z", "")],
     )
     found = records(path, folder)
     assert list(found) == ["sub/ä b.jpg", "a.jpg"] and found["a.jpg"].captions == ("y", "z")
@@ -81,7 +82,10 @@ def test_accents_written_another_way_than_on_disk(folder):
 
 
 def test_equal_rows_count_once_and_empty_captions_are_listed(folder):
-    path = table(folder / "t.csv", [("a.jpg", "x", ""), ("a.jpg", "x ", ""), ("a.jpg", " ", ""), ("b.jpg", "", ""), ("", "lost", "")])
+    path = table(
+        folder / "t.csv",
+        [("a.jpg", "x", ""), ("a.jpg", "x ", ""), ("a.jpg", " ", ""), ("b.jpg", "", ""), ("", "lost", "")],
+    )
     listing = read_custom(path, None)
     assert [record.captions for record in listing.records] == [("x",)]
     assert listing.uncaptioned == 1
@@ -93,7 +97,9 @@ def test_equal_rows_count_once_and_empty_captions_are_listed(folder):
     }
 
 
-@pytest.mark.parametrize("name", ["../a.jpg", "/etc/passwd", "sub/../../a.jpg", "..\\a.jpg", "C:\\a.jpg", "\\\\server\\a.jpg"])
+@pytest.mark.parametrize(
+    "name", ["../a.jpg", "/etc/passwd", "sub/../../a.jpg", "..\\a.jpg", "C:\\a.jpg", "\\\\server\\a.jpg"]
+)
 def test_path_that_leaves_the_folder(folder, name):
     path = table(folder / "sub" / "t.csv", [("ä b.jpg", "x", ""), (name, "x", "")])
     with pytest.raises(CaptionerError, match="t.csv, line 3: .* outside its folder"):
@@ -109,7 +115,11 @@ def test_path_that_leaves_the_folder(folder, name):
         ("t.csv", "image,caption\na.jpg,one, two\n", "line 2: 3 columns instead of 2"),
         ("t.csv", 'image,caption\na.jpg,"one" two\n', "line 2: no valid CSV"),
         ("t.csv", "image,caption,split\na.jpg,x,tset\n", "line 2: split 'tset' is unknown; give train, val or test"),
-        ("t.csv", "image,caption,split\na.jpg,x,train\na.jpg,y,test\n", "line 3: picture a.jpg is in train and in test"),
+        (
+            "t.csv",
+            "image,caption,split\na.jpg,x,train\na.jpg,y,test\n",
+            "line 3: picture a.jpg is in train and in test",
+        ),
         ("t.jsonl", '{"image": "a.jpg"\n', "line 1: no valid JSON"),
         ("t.jsonl", '["a.jpg", "x"]\n', "line 1: no JSON object"),
         ("t.jsonl", '{"image": "a.jpg", "caption": "x", "split": 3}\n', "line 1: split 3 is unknown"),
@@ -138,7 +148,11 @@ def test_whole_stage(tmp_path):
     out = run(tmp_path / "out", captions=path)
     captions, store = CaptionSet.load(out / "captions.json"), ImageStore.open(out / "images.h5")
     assert sorted(p.name for p in out.iterdir()) == ["captions.json", "images.h5", "skipped.csv"]
-    assert len(captions.image_ids("train")) == 17 and len(captions.image_ids("val")) == 3 and captions.image_ids("test") == []
+    assert (
+        len(captions.image_ids("train")) == 17
+        and len(captions.image_ids("val")) == 3
+        and captions.image_ids("test") == []
+    )
     assert store.image_ids.tolist() == list(range(1, 21))
     assert captions.captions(3) == ["a picture number 2", "the same picture 2"]
     assert store.jpeg(2) == jpeg(seed=2)
@@ -158,13 +172,17 @@ def test_bad_pictures_are_listed_and_too_many_are_an_error(tmp_path):
         ),
     ):
         run(tmp_path / "out", captions=path)
-    with pytest.raises(CaptionerError, match=r"3 of 10 listed pictures are missing or unreadable .*max_missing=0.25; .*max_missing=0.3"):
+    with pytest.raises(
+        CaptionerError, match=r"3 of 10 listed pictures are missing or unreadable .*max_missing=0.25; .*max_missing=0.3"
+    ):
         run(tmp_path / "out", captions=path, max_missing=0.25)
     assert not (tmp_path / "out" / "images.h5").exists() and not (tmp_path / "out" / "captions.json").exists()
     out = run(tmp_path / "out", captions=path, max_missing=0.3)
     assert set(skipped(out)) == {"003.jpg", "004.jpg", "005.jpg"}
     assert skipped(out)["004.jpg"] == "no picture of a known format"
-    assert CaptionSet.load(out / "captions.json").image_ids("train") + CaptionSet.load(out / "captions.json").image_ids("val")
+    assert CaptionSet.load(out / "captions.json").image_ids("train") + CaptionSet.load(out / "captions.json").image_ids(
+        "val"
+    )
     assert len(ImageStore.open(out / "images.h5")) == 7
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import struct
 import zlib
@@ -38,7 +39,13 @@ def test_bulk_behind_a_small_jpeg_is_not_stored():
 
 @pytest.mark.parametrize(
     "size, expected",
-    [((640, 480), (341, 256)), ((480, 640), (256, 341)), ((300, 300), (256, 256)), ((257, 1000), (256, 996)), ((4000, 3000), (341, 256))],
+    [
+        ((640, 480), (341, 256)),
+        ((480, 640), (256, 341)),
+        ((300, 300), (256, 256)),
+        ((257, 1000), (256, 996)),
+        ((4000, 3000), (341, 256)),
+    ],
 )
 def test_shorter_side_and_aspect(size, expected):
     assert decoded(jpeg(*size)).size == expected
@@ -77,7 +84,8 @@ def test_16_bit_grey_is_scaled_not_clipped(value, grey):
 
 
 def png(width: int, height: int, depth: int, colour: int, row: bytes) -> bytes:
-    """A PNG of equal rows, written by hand (PNG specification, section 11): Pillow writes no 16-bit RGB, and no huge one quickly."""
+    """A PNG of equal rows, written by hand (PNG specification, section 11): Pillow writes no 16-bit RGB, and no huge
+    one quickly."""
 
     def chunk(name: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
@@ -91,7 +99,9 @@ def test_16_bit_colour():
 
 
 def test_float_tiff():
-    assert near(decoded(encoded(Image.fromarray(np.full((30, 40), 0.5, dtype=np.float32)), "TIFF")), (128, 128, 128), by=2)
+    assert near(
+        decoded(encoded(Image.fromarray(np.full((30, 40), 0.5, dtype=np.float32)), "TIFF")), (128, 128, 128), by=2
+    )
     assert near(decoded(encoded(Image.fromarray(np.full((30, 40), np.nan, dtype=np.float32)), "TIFF")), (0, 0, 0))
 
 
@@ -139,7 +149,12 @@ def test_unknown_orientation_is_ignored(orientation):
 
 def test_picture_of_a_camera_with_a_second_one_inside():
     """MPO: a JPEG that carries another view; the first is taken."""
-    data = encoded(Image.new("RGB", (40, 30), (200, 0, 0)), "MPO", save_all=True, append_images=[Image.new("RGB", (40, 30), (0, 0, 200))])
+    data = encoded(
+        Image.new("RGB", (40, 30), (200, 0, 0)),
+        "MPO",
+        save_all=True,
+        append_images=[Image.new("RGB", (40, 30), (0, 0, 200))],
+    )
     assert near(decoded(data), (200, 0, 0))
 
 
@@ -188,7 +203,16 @@ def test_truncated_others(kind):
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"<html>404</html>", b"\xff\xd8\xff", b"\xff\xd8\xff\xe0" + b"\0" * 500, b"\x89PNG\r\n\x1a\n", b"GIF89a", b"\0" * 1000]
+    "data",
+    [
+        b"",
+        b"<html>404</html>",
+        b"\xff\xd8\xff",
+        b"\xff\xd8\xff\xe0" + b"\0" * 500,
+        b"\x89PNG\r\n\x1a\n",
+        b"GIF89a",
+        b"\0" * 1000,
+    ],
 )
 def test_fake_pictures(data):
     with pytest.raises(BadPicture) as caught:
@@ -212,10 +236,8 @@ def test_damaged_pictures_raise_nothing_else():
         data = bytearray(originals[number % len(originals)])
         for place in rng.integers(0, min(len(data), 700), rng.integers(1, 8)):
             data[place] = rng.integers(0, 256)
-        try:
+        with contextlib.suppress(BadPicture):
             to_jpeg(bytes(data), 32, 90)
-        except BadPicture:
-            pass
 
 
 def test_quality():

@@ -48,9 +48,14 @@ def test_effect_of_scenes(tmp_path):
 
 @effect
 def test_effect_of_seed(tmp_path, table):
-    a, b = (ImageStore.open(run(tmp_path / f"s{seed}", "scenes", scenes=20, seed=seed) / "images.h5") for seed in (1, 2))
+    a, b = (
+        ImageStore.open(run(tmp_path / f"s{seed}", "scenes", scenes=20, seed=seed) / "images.h5") for seed in (1, 2)
+    )
     assert a.fingerprint != b.fingerprint
-    a, b = (CaptionSet.load(run(tmp_path / f"c{seed}", captions=table, seed=seed) / "captions.json").image_ids("val") for seed in (1, 2))
+    a, b = (
+        CaptionSet.load(run(tmp_path / f"c{seed}", captions=table, seed=seed) / "captions.json").image_ids("val")
+        for seed in (1, 2)
+    )
     assert len(a) == len(b) and a != b
 
 
@@ -61,13 +66,17 @@ def test_effect_of_root(tmp_path, table):
     shutil.copy(table, away / "table.csv")
     with pytest.raises(CaptionerError, match="are not there"):
         run(tmp_path / "out", captions=away / "table.csv")
-    assert sizes(run(tmp_path / "out", captions=away / "table.csv", root=table.parent)) == sizes(run(tmp_path / "b", captions=table))
+    assert sizes(run(tmp_path / "out", captions=away / "table.csv", root=table.parent)) == sizes(
+        run(tmp_path / "b", captions=table)
+    )
 
 
 @effect
 def test_effect_of_captions(tmp_path, table):
     other = custom_set(tmp_path / "other", 7, ("train",))
-    assert sum(sizes(run(tmp_path / "a", captions=table))) == 40 and sum(sizes(run(tmp_path / "b", captions=other))) == 7
+    assert (
+        sum(sizes(run(tmp_path / "a", captions=table))) == 40 and sum(sizes(run(tmp_path / "b", captions=other))) == 7
+    )
 
 
 @effect
@@ -80,7 +89,9 @@ def test_effect_of_from_(tmp_path, monkeypatch):
         raise CaptionerError("no network")
 
     monkeypatch.setattr("captioner.images.fetch.fetch", fetch)
-    monkeypatch.setattr("captioner.images.fetch.fetch_many", lambda urls, **_: asked.append(urls[0]) or (item for item in ()))
+    monkeypatch.setattr(
+        "captioner.images.fetch.fetch_many", lambda urls, **_: asked.append(urls[0]) or (item for item in ())
+    )
     for source in ("archives", "urls"):
         with pytest.raises(CaptionerError, match="no network"):
             run(tmp_path / "out", "coco2017", from_=source)
@@ -95,7 +106,11 @@ def test_effect_of_from_(tmp_path, monkeypatch):
 
 @effect
 def test_effect_of_split(tmp_path, table):
-    content = {"images": [{"filename": f"{n:03d}.jpg", "split": "test" if n < 10 else "val" if n < 20 else "train"} for n in range(40)]}
+    content = {
+        "images": [
+            {"filename": f"{n:03d}.jpg", "split": "test" if n < 10 else "val" if n < 20 else "train"} for n in range(40)
+        ]
+    }
     (tmp_path / "k.json").write_text(json.dumps(content))
     assert sizes(run(tmp_path / "a", captions=table, split=tmp_path / "k.json")) == [20, 10, 10]
     assert sizes(run(tmp_path / "b", captions=table, split="own")) == [26, 4, 10]
@@ -117,7 +132,9 @@ def test_effect_of_image_size(tmp_path, table):
     (tmp_path / "big" / "t.csv").write_text("image,caption\na.jpg,x\n")
     for size, expected in ((256, [256, 341]), (64, [64, 85]), (512, [300, 400])):
         assert (
-            ImageStore.open(run(tmp_path / f"s{size}", captions=tmp_path / "big" / "t.csv", image_size=size) / "images.h5")
+            ImageStore.open(
+                run(tmp_path / f"s{size}", captions=tmp_path / "big" / "t.csv", image_size=size) / "images.h5"
+            )
             .sizes[0]
             .tolist()
             == expected
@@ -126,7 +143,9 @@ def test_effect_of_image_size(tmp_path, table):
 
 @effect
 def test_effect_of_jpeg_quality(tmp_path):
-    a, b = (os.path.getsize(run(tmp_path / str(q), "scenes", scenes=20, jpeg_quality=q) / "images.h5") for q in (40, 90))
+    a, b = (
+        os.path.getsize(run(tmp_path / str(q), "scenes", scenes=20, jpeg_quality=q) / "images.h5") for q in (40, 90)
+    )
     assert a < 0.7 * b
 
 
@@ -177,11 +196,19 @@ def test_every_parameter_has_a_test():
 
 def test_network_parameters_reach_the_fetcher(tmp_path, monkeypatch):
     seen = {}
-    monkeypatch.setattr("captioner.images.fetch.fetch_many", lambda urls, **options: seen.update(options) or (item for item in ()))
+    monkeypatch.setattr(
+        "captioner.images.fetch.fetch_many", lambda urls, **options: seen.update(options) or (item for item in ())
+    )
     root = coco_set(tmp_path / "coco")
     (root / "train2017" / "000000000003.jpg").unlink()
     with pytest.raises(CaptionerError):
-        run(tmp_path / "out", "coco2017", RuntimeParameters(workers=1, retries=7, timeout=2.5, connections=3), root=root, from_="urls")
+        run(
+            tmp_path / "out",
+            "coco2017",
+            RuntimeParameters(workers=1, retries=7, timeout=2.5, connections=3),
+            root=root,
+            from_="urls",
+        )
     assert seen == {"retries": 7, "timeout": 2.5, "connections": 3}
 
     def fetch(url, target, **options):
@@ -190,8 +217,17 @@ def test_network_parameters_reach_the_fetcher(tmp_path, monkeypatch):
 
     monkeypatch.setattr("captioner.images.fetch.fetch", fetch)
     with pytest.raises(CaptionerError, match="enough"):
-        run(tmp_path / "out", "coco2014", RuntimeParameters(workers=1, retries=7, timeout=2.5, download_cache=str(tmp_path / "cache")))
-    assert (seen["retries"], seen["timeout"], seen["size"], seen["md5"]) == (7, 2.5, 252872794, "0a379cfc70b0e71301e0f377548639bd")
+        run(
+            tmp_path / "out",
+            "coco2014",
+            RuntimeParameters(workers=1, retries=7, timeout=2.5, download_cache=str(tmp_path / "cache")),
+        )
+    assert (seen["retries"], seen["timeout"], seen["size"], seen["md5"]) == (
+        7,
+        2.5,
+        252872794,
+        "0a379cfc70b0e71301e0f377548639bd",
+    )
     assert seen["target"] == tmp_path / "cache" / "annotations_trainval2014.zip"
 
 
@@ -207,7 +243,10 @@ def test_blocks_do_not_change_the_bytes(tmp_path, table, monkeypatch, block):
 
 def test_the_number_of_workers_does_not_change_the_bytes(tmp_path, monkeypatch):
     monkeypatch.setattr(blocks, "BLOCK", 8)
-    outs = [hashes(run(tmp_path / str(workers), "scenes", RuntimeParameters(workers=workers), scenes=40)) for workers in (1, 2, 3)]
+    outs = [
+        hashes(run(tmp_path / str(workers), "scenes", RuntimeParameters(workers=workers), scenes=40))
+        for workers in (1, 2, 3)
+    ]
     assert outs[0] == outs[1] == outs[2]
 
 
@@ -244,7 +283,9 @@ def test_scene_captions_belong_to_their_scenes(tmp_path):
     out = run(tmp_path / "out", "scenes", scenes=20, seed=4, jpeg_quality=100)
     store, texts = ImageStore.open(out / "images.h5"), CaptionSet.load(out / "captions.json")
     for index in (0, 19):
-        assert texts.captions(index) == captions(describe(4, index)) and texts.file_name(index) == f"scene-{index:06d}.jpg"
+        assert (
+            texts.captions(index) == captions(describe(4, index)) and texts.file_name(index) == f"scene-{index:06d}.jpg"
+        )
         error = np.asarray(store.image(index), dtype=int) - np.asarray(draw(describe(4, index)), dtype=int)
         assert np.abs(error).mean() < 3
 

@@ -102,7 +102,9 @@ def kill_and_finish(program, out, expected, kills, seed):
         process.communicate()
         after = finished(out)
         assert all(after.get(name) == written for name, written in before.items()) or hashes(out) == expected
-    before = {} if (out / "images.h5").exists() else finished(out)  # once the outs are there, the sidecar is on its way out
+    before = (
+        {} if (out / "images.h5").exists() else finished(out)
+    )  # once the outs are there, the sidecar is on its way out
     process = start(program, out, 2)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
@@ -123,7 +125,9 @@ def test_killed_at_many_random_instants(program, expected, tmp_path, seed):
     kill_and_finish(program, tmp_path / "out", expected, 4, seed)
 
 
-@pytest.mark.parametrize("step", ["create_images", "ImageStore.open", "_write_captions", "_skipped", "Sidecar.publish", "Sidecar.finish"])
+@pytest.mark.parametrize(
+    "step", ["create_images", "ImageStore.open", "_write_captions", "_skipped", "Sidecar.publish", "Sidecar.finish"]
+)
 def test_ended_at_each_step_of_the_end(expected, tmp_path, monkeypatch, step):
     """What a kill leaves between any two steps of the assembly, without waiting for chance to hit it."""
 
@@ -138,7 +142,9 @@ def test_ended_at_each_step_of_the_end(expected, tmp_path, monkeypatch, step):
         with monkeypatch.context() as patch:
             target = (getattr(stage, name), method) if method else (stage, name)
             original, calls = getattr(*target), []
-            patch.setattr(*target, lambda *a, **k: die() if len(calls) == times else (calls.append(1), original(*a, **k))[1])
+            patch.setattr(
+                *target, lambda *a, **k: die() if len(calls) == times else (calls.append(1), original(*a, **k))[1]
+            )
             with pytest.raises(Killed):
                 run(tmp_path / "out", "scenes", scenes=SCENES)
         assert finished(tmp_path / "out"), step
@@ -165,7 +171,11 @@ def test_a_damaged_block_is_made_again(expected, tmp_path, monkeypatch, damage):
     before = finished(tmp_path / "out")
     made = []
     original = blocks.BlockMaker.__call__
-    monkeypatch.setattr(blocks.BlockMaker, "__call__", lambda self, number, sources: made.append(number) or original(self, number, sources))
+    monkeypatch.setattr(
+        blocks.BlockMaker,
+        "__call__",
+        lambda self, number, sources: made.append(number) or original(self, number, sources),
+    )
     assert hashes(run(tmp_path / "out", "scenes", scenes=SCENES)) == expected
     assert made == [3] and len(before) == SCENES // 8
 
@@ -267,7 +277,9 @@ def small_disk(tmp_path):
     place = tmp_path / "disk"
     place.mkdir()
     mounted = (
-        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", place], capture_output=True) if os.geteuid() == 0 else None
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", place], capture_output=True)
+        if os.geteuid() == 0
+        else None
     )
     if mounted is None or mounted.returncode:
         pytest.skip("mounting a small tmpfs is not permitted here")

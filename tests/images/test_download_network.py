@@ -49,7 +49,14 @@ def manifest_for(server, contents: dict[str, bytes], folder: Path) -> Path:
 
 def runtime(tmp_path, **options) -> RuntimeParameters:
     return RuntimeParameters(
-        **{"workers": 1, "download_cache": str(tmp_path / "cache"), "retries": 3, "timeout": 1.0, "connections": 4, **options}
+        **{
+            "workers": 1,
+            "download_cache": str(tmp_path / "cache"),
+            "retries": 3,
+            "timeout": 1.0,
+            "connections": 4,
+            **options,
+        }
     )
 
 
@@ -120,11 +127,16 @@ def test_dead_pictures_are_tried_again_by_the_next_run(http_server, root, tmp_pa
 
 
 def test_no_network_is_one_line(root, tmp_path):
-    contents = {name: b"x" for name in NAMES}
+    contents = dict.fromkeys(NAMES, b"x")
 
     class Nowhere:
         url = staticmethod(lambda path: f"http://127.0.0.1:9{path}")
 
     with pytest.raises(CaptionerError, match="annotations_trainval2017.zip: .*download.root") as caught:
-        run(tmp_path / "out", "coco2017", runtime(tmp_path, retries=1), manifest_for(Nowhere, contents, tmp_path / "sources"))
+        run(
+            tmp_path / "out",
+            "coco2017",
+            runtime(tmp_path, retries=1),
+            manifest_for(Nowhere, contents, tmp_path / "sources"),
+        )
     assert "\n" not in caught.value.message

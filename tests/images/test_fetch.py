@@ -65,7 +65,9 @@ def test_wrong_file_in_place_is_replaced(http_server, target, known, capsys):
 
 
 @pytest.mark.parametrize("fault", [Reset(0.5), Stall(0.5), Truncate(0.5)])
-@pytest.mark.parametrize("validators", [{"etag": '"a"'}, {"etag": None, "last_modified": "Wed, 21 Oct 2015 07:28:00 GMT"}])
+@pytest.mark.parametrize(
+    "validators", [{"etag": '"a"'}, {"etag": None, "last_modified": "Wed, 21 Oct 2015 07:28:00 GMT"}]
+)
 def test_broken_connection_is_resumed(http_server, target, fault, validators):
     url = http_server.add("/f", DATA, faults=[fault], **validators)
     get(url, target, size=len(DATA))
@@ -73,7 +75,9 @@ def test_broken_connection_is_resumed(http_server, target, fault, validators):
     assert statuses(http_server) == [200, 206]
     assert http_server.bytes_served("/f") == len(DATA)  # no byte came twice
     second = http_server.requests_for("/f")[1].headers
-    assert second["Range"] == f"bytes={HALF}-" and second["If-Range"] == (validators["etag"] or validators["last_modified"])
+    assert second["Range"] == f"bytes={HALF}-" and second["If-Range"] == (
+        validators["etag"] or validators["last_modified"]
+    )
 
 
 def test_no_validator_and_no_checksum_starts_afresh(http_server, target):
@@ -164,7 +168,11 @@ def test_final_statuses_fail_at_once(http_server, target, code):
     url = http_server.add("/f", DATA, always=Status(code))
     with pytest.raises(CaptionerError) as caught:
         get(url, target)
-    assert url in caught.value.message and f"HTTP {code}" in caught.value.message and "download.root" in caught.value.message
+    assert (
+        url in caught.value.message
+        and f"HTTP {code}" in caught.value.message
+        and "download.root" in caught.value.message
+    )
     assert len(http_server.requests) == 1
 
 
@@ -209,7 +217,9 @@ def test_wrong_size_of_unknown_length(http_server, target):
     assert not target.exists()
 
 
-@pytest.mark.parametrize("url", ["ftp://127.0.0.1/a", "file:///etc/hostname", "no address", "http://", "http://[::1/x", "http://a..b/"])
+@pytest.mark.parametrize(
+    "url", ["ftp://127.0.0.1/a", "file:///etc/hostname", "no address", "http://", "http://[::1/x", "http://a..b/"]
+)
 def test_addresses_that_are_none(target, url):
     with pytest.raises(CaptionerError):
         get(url, target, retries=1)
@@ -270,7 +280,9 @@ fetch(sys.argv[1], Path(sys.argv[2]), retries=2, timeout=5, sha256=sys.argv[3])
 
 
 def start_child(url: str, target: Path) -> subprocess.Popen:
-    process = subprocess.Popen([sys.executable, "-c", CHILD, url, str(target), SHA256], stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", CHILD, url, str(target), SHA256], stderr=subprocess.PIPE, text=True
+    )
     partial = target.with_name(target.name + ".partial")
     end = time.monotonic() + 20
     while not (partial.exists() and partial.stat().st_size > 60_000):

@@ -25,17 +25,25 @@ def get(urls: list[str], **options: object) -> dict[int, bytes | FetchFailure]:
 
 def test_sound_and_dead_ones_together(http_server):
     faults = {
-        "/sound": {}, "/again": {"faults": [Status(500), Reset()]}, "/stalls-once": {"faults": [Stall()]},
-        "/cut-once": {"faults": [Truncate()]}, "/moved": {"always": Redirect("/sound")},
+        "/sound": {},
+        "/again": {"faults": [Status(500), Reset()]},
+        "/stalls-once": {"faults": [Stall()]},
+        "/cut-once": {"faults": [Truncate()]},
+        "/moved": {"always": Redirect("/sound")},
     }
     dead = {
-        "/gone": ({"always": Status(410)}, "HTTP 410"), "/broken": ({"always": Status(500)}, "HTTP 500"),
+        "/gone": ({"always": Status(410)}, "HTTP 410"),
+        "/broken": ({"always": Status(500)}, "HTTP 500"),
         "/cut": ({"always": Truncate()}, "ended"),
-        "/stalls": ({"always": Stall()}, "no byte for 0.3 s"), "/away": ({"always": Redirect("file:///etc/passwd")}, "only http and https"),
-        "/large": ({}, "more than the"), "/large-unstated": ({"length": False}, "more than the"),
+        "/stalls": ({"always": Stall()}, "no byte for 0.3 s"),
+        "/away": ({"always": Redirect("file:///etc/passwd")}, "only http and https"),
+        "/large": ({}, "more than the"),
+        "/large-unstated": ({"length": False}, "more than the"),
     }
     urls = [http_server.add(path, BODY, **options) for path, options in faults.items()]
-    urls += [http_server.add(path, BODY * (11 if "large" in path else 1), **options) for path, (options, _) in dead.items()]
+    urls += [
+        http_server.add(path, BODY * (11 if "large" in path else 1), **options) for path, (options, _) in dead.items()
+    ]
     urls += [http_server.url("/never-added"), "http://127.0.0.1:9/x", "nonsense", ""]
     reasons = [reason for _, reason in dead.values()] + ["HTTP 404", "Connection refused", "http", "http"]
     found = get(urls, max_bytes=10 * len(BODY))

@@ -40,7 +40,9 @@ def official(request, tmp_path):
 
 def test_official_layout(official):
     listing = read_flickr(manifest("flickr8k"), official)
-    assert [(r.image_id, r.split) for r in listing.records] == [(1000 + n, s) for n, s in enumerate(["train"] * 4 + ["val"] * 2 + ["test"])]
+    assert [(r.image_id, r.split) for r in listing.records] == [
+        (1000 + n, s) for n, s in enumerate(["train"] * 4 + ["val"] * 2 + ["test"])
+    ]
     assert listing.records[0].captions == (f"Caption 0 , of {NAMES[0]} .", f"Caption 1 , of {NAMES[0]} .")
     assert set(listing.skipped) == {
         (NAMES[7], "in none of the data set's split lists"),
@@ -82,17 +84,23 @@ def test_picture_without_captions_is_listed(official):
 @pytest.mark.parametrize("dataset", ["flickr8k", "flickr30k"])
 def test_common_layout(tmp_path, dataset):
     pictures(tmp_path / "Images")
-    rows = [f'{NAMES[0]},"A dog, running"', f"{NAMES[0]},A dog, that nobody quoted"] + [f"{name},A cat" for name in NAMES[1:]]
+    rows = [f'{NAMES[0]},"A dog, running"', f"{NAMES[0]},A dog, that nobody quoted"] + [
+        f"{name},A cat" for name in NAMES[1:]
+    ]
     (tmp_path / "captions.txt").write_text("image,caption\n" + "\n".join(rows) + "\n")
     listing = read_flickr(manifest(dataset), tmp_path)
-    assert [r.image_id for r in listing.records] == list(range(1000, 1008)) and all(r.split is None for r in listing.records)
+    assert [r.image_id for r in listing.records] == list(range(1000, 1008)) and all(
+        r.split is None for r in listing.records
+    )
     assert listing.records[0].captions == ("A dog, running", "A dog, that nobody quoted")
 
 
 def test_flickr30k_official_layout(tmp_path):
     names = ["1000092795.jpg", "10002456.jpg"]
     pictures(tmp_path / "flickr30k-images", names)
-    (tmp_path / "results_20130124.token").write_text("".join(f"{name}#{k}\tText {k} .\n" for name in names for k in range(5)))
+    (tmp_path / "results_20130124.token").write_text(
+        "".join(f"{name}#{k}\tText {k} .\n" for name in names for k in range(5))
+    )
     listing = read_flickr(manifest("flickr30k"), tmp_path)
     assert [(r.image_id, len(r.captions)) for r in listing.records] == [(10002456, 5), (1000092795, 5)]
 
@@ -122,7 +130,9 @@ def test_names_without_photo_numbers_get_positions(tmp_path):
 
 
 def test_errors_name_the_remedy(tmp_path):
-    with pytest.raises(CaptionerError, match="dataset=flickr8k: it cannot be fetched; get it from http.* set download.root"):
+    with pytest.raises(
+        CaptionerError, match="dataset=flickr8k: it cannot be fetched; get it from http.* set download.root"
+    ):
         read_flickr(manifest("flickr8k"), None)
     with pytest.raises(CaptionerError, match="download.root=.*gone: no such folder"):
         read_flickr(manifest("flickr8k"), tmp_path / "gone")
@@ -131,7 +141,11 @@ def test_errors_name_the_remedy(tmp_path):
     pictures(tmp_path / "Images")
     with pytest.raises(CaptionerError, match="no captions"):
         read_flickr(manifest("flickr8k"), tmp_path)
-    for text, message in (("", "first line is ''"), ("image,caption\n", "no caption found"), ("a,b\n1,2\n", "first line is 'a,b'")):
+    for text, message in (
+        ("", "first line is ''"),
+        ("image,caption\n", "no caption found"),
+        ("a,b\n1,2\n", "first line is 'a,b'"),
+    ):
         (tmp_path / "captions.txt").write_text(text)
         with pytest.raises(CaptionerError, match=f"captions.txt: .*{message}"):
             read_flickr(manifest("flickr8k"), tmp_path)

@@ -26,7 +26,11 @@ CAPTIONS = {
     "images": [{"id": i, "file_name": f"{i}.jpg", "split": ("train", "val", "test")[i % 3]} for i in range(6)],
     "annotations": [{"id": i, "image_id": i % 6, "caption": f"a dog {i}"} for i in range(12)],
 }
-KARPATHY = {"images": [{"split": ("train", "restval", "val", "test")[i % 4], "filename": f"{i}.jpg", "cocoid": i} for i in range(8)]}
+KARPATHY = {
+    "images": [
+        {"split": ("train", "restval", "val", "test")[i % 4], "filename": f"{i}.jpg", "cocoid": i} for i in range(8)
+    ]
+}
 
 
 def mutated_bytes(data: bytes, generator: random.Random) -> bytes:
@@ -73,11 +77,20 @@ def pictures() -> list[bytes]:
     exif = Image.Exif()
     exif[0x112] = 6
     kinds: list[tuple[Image.Image, str, dict[str, Any]]] = [
-        (rgb, "JPEG", {}), (rgb, "JPEG", {"progressive": True, "exif": exif}), (rgb.convert("CMYK"), "JPEG", {}), (rgb, "MPO", {}),
-        (rgb.convert("RGBA"), "PNG", {}), (rgb.convert("P"), "PNG", {"transparency": 0}), (rgb.convert("I;16"), "PNG", {}),
-        (rgb.convert("P"), "GIF", {}), (rgb, "BMP", {}), (rgb, "WEBP", {}), (rgb, "TIFF", {}),
-        (rgb.convert("F"), "TIFF", {}), (rgb, "PPM", {}),
-    ]  # fmt: skip
+        (rgb, "JPEG", {}),
+        (rgb, "JPEG", {"progressive": True, "exif": exif}),
+        (rgb.convert("CMYK"), "JPEG", {}),
+        (rgb, "MPO", {}),
+        (rgb.convert("RGBA"), "PNG", {}),
+        (rgb.convert("P"), "PNG", {"transparency": 0}),
+        (rgb.convert("I;16"), "PNG", {}),
+        (rgb.convert("P"), "GIF", {}),
+        (rgb, "BMP", {}),
+        (rgb, "WEBP", {}),
+        (rgb, "TIFF", {}),
+        (rgb.convert("F"), "TIFF", {}),
+        (rgb, "PPM", {}),
+    ]
     files = []
     for picture, name, options in kinds:
         picture.save(buffer := io.BytesIO(), name, **options)
@@ -103,10 +116,13 @@ def test_pictures():
     assert sound > 130  # the changes are not all so large that nothing but the first check is tried
 
 
-@pytest.mark.parametrize("content, read", [
-    (CAPTIONS, lambda path: CaptionSet.load(path).fingerprint),
-    (KARPATHY, lambda path: KarpathySplit(json.loads(path.read_text()), str(path))),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "content, read",
+    [
+        (CAPTIONS, lambda path: CaptionSet.load(path).fingerprint),
+        (KARPATHY, lambda path: KarpathySplit(json.loads(path.read_text()), str(path))),
+    ],
+)
 def test_json(tmp_path: Path, content: Any, read: Callable[[Path], Any]):
     generator, path = random.Random(2), tmp_path / "file.json"
     for _ in range(400):
@@ -126,7 +142,12 @@ def test_captions_bytes(tmp_path: Path):
 
 def test_parameters(tmp_path: Path):
     generator, path = random.Random(4), tmp_path / "params.yaml"
-    content = {"seed": 1, "dataset": "scenes", "train": {"epochs": 3, "dropout": 0.5}, "evaluate": {"beam_sizes": [1, 3]}}
+    content = {
+        "seed": 1,
+        "dataset": "scenes",
+        "train": {"epochs": 3, "dropout": 0.5},
+        "evaluate": {"beam_sizes": [1, 3]},
+    }
     content["extract"] = {"grid": 7}
     text = b"seed: 1\ndataset: scenes\ntrain:\n  epochs: 3\n  dropout: 0.5\nevaluate:\n  beam_sizes: [1, 3]\n"
     for _ in range(80):
@@ -134,14 +155,23 @@ def test_parameters(tmp_path: Path):
         expect_one_line(lambda: parse_parameters(changed))
         path.write_bytes(mutated_bytes(text, generator))
         expect_one_line(lambda: load_parameters(path))
-    for data in (b"[" * 5000, b"seed: 2001-13-45", b"seed: " + b"9" * 5000, b"\xff\xfe", b"seed: !!python/object/apply:os.getpid []"):
+    for data in (
+        b"[" * 5000,
+        b"seed: 2001-13-45",
+        b"seed: " + b"9" * 5000,
+        b"\xff\xfe",
+        b"seed: !!python/object/apply:os.getpid []",
+    ):
         path.write_bytes(data)
         with pytest.raises(CaptionerError):
             load_parameters(path)
 
 
 def test_image_id_beyond_64_bits(tmp_path: Path):
-    content = {"images": [{"id": 2**63, "file_name": "a.jpg", "split": "train"}], "annotations": [{"image_id": 2**63, "caption": "a dog"}]}
+    content = {
+        "images": [{"id": 2**63, "file_name": "a.jpg", "split": "train"}],
+        "annotations": [{"image_id": 2**63, "caption": "a dog"}],
+    }
     (path := tmp_path / "captions.json").write_text(json.dumps(content))
     with pytest.raises(CaptionerError, match="64 bit|no integer"):
         CaptionSet.load(path)

@@ -27,14 +27,26 @@ def boxes(scene):
 
 
 def test_descriptions_never_change():
-    assert digest([dataclasses.asdict(scene) for scene in SAMPLE]) == "80f10d2755ef168bb9cecd579bdc28e8ea552f3464bfb5d0db1bd1818d5ba127"
+    assert (
+        digest([dataclasses.asdict(scene) for scene in SAMPLE])
+        == "80f10d2755ef168bb9cecd579bdc28e8ea552f3464bfb5d0db1bd1818d5ba127"
+    )
 
 
 def test_captions_never_change():
-    assert digest([scenes.captions(scene) for scene in SAMPLE]) == "fc13fff7238e3279c4e0af800c912b20143ef105e431194049de26d3d847cf26"
+    assert (
+        digest([scenes.captions(scene) for scene in SAMPLE])
+        == "fc13fff7238e3279c4e0af800c912b20143ef105e431194049de26d3d847cf26"
+    )
 
 
-@pytest.mark.parametrize("index, pinned", [(0, "2bb2843381603f59b23346093876e6809790a1467ddada1b203309871e81120c"), (1, "3232948e2ae0b4290b53aac630118bdd733e52ad905dbc4695a28adec9b9516c")])
+@pytest.mark.parametrize(
+    "index, pinned",
+    [
+        (0, "2bb2843381603f59b23346093876e6809790a1467ddada1b203309871e81120c"),
+        (1, "3232948e2ae0b4290b53aac630118bdd733e52ad905dbc4695a28adec9b9516c"),
+    ],
+)
 def test_pixels_never_change(index, pinned):
     if PIL.__version__ != "13.0.0":
         pytest.skip("pinned with Pillow 13.0.0; another version may round colours and edges differently")
@@ -70,7 +82,9 @@ def test_everything_possible_happens():
     assert {scene.background for scene in SAMPLE} == set(scenes.BACKGROUNDS)
     assert {scene.relation for scene in SAMPLE} == set(scenes.RELATIONS)
     assert {group.kind for scene in SAMPLE for group in (scene.first, scene.second)} == set(BY_NAME)
-    assert {(scene.first.count, scene.second.count) for scene in SAMPLE} == {(a, b) for a in (1, 2, 3) for b in (1, 2, 3)}
+    assert {(scene.first.count, scene.second.count) for scene in SAMPLE} == {
+        (a, b) for a in (1, 2, 3) for b in (1, 2, 3)
+    }
 
 
 def test_boxes_lie_inside_and_hide_nothing():
@@ -137,7 +151,13 @@ def mentioned(text, scene):
 
 def test_captions_say_what_is_there():
     opposite = {"left": "right", "right": "left", "above": "below", "below": "above", "near": "near"}
-    tell = {"left": "left", "right": "right", "above": "above|over", "below": "below|under(?! the)", "near": "near|next|close"}
+    tell = {
+        "left": "left",
+        "right": "right",
+        "above": "above|over",
+        "below": "below|under(?! the)",
+        "near": "near|next|close",
+    }
     for scene in SAMPLE:
         for text in scenes.captions(scene):
             (first, a), (second, b) = mentioned(text, scene)
@@ -154,14 +174,19 @@ def test_mentions_both():
     for scene in SAMPLE:
         assert all(scenes.mentions_both(text, scene) for text in scenes.captions(scene))
         assert not scenes.mentions_both(f"a {scene.first.kind} at night .", scene)
-    scene = dataclasses.replace(SAMPLE[0], first=scenes.Group("woman", ((0, 0, 9, 9),)), second=scenes.Group("cat", ((9, 9, 18, 18),)))
+    scene = dataclasses.replace(
+        SAMPLE[0], first=scenes.Group("woman", ((0, 0, 9, 9),)), second=scenes.Group("cat", ((9, 9, 18, 18),))
+    )
     assert scenes.mentions_both("Two ladies and a cat.", scene)
     assert not scenes.mentions_both("a woman near a category .", scene)
 
 
 def test_the_likeliest_wording_agrees_with_the_references():
     bleu = pytest.importorskip("nltk.translate.bleu_score")
-    words = lambda text: text.removesuffix(" .").split()
+
+    def words(text):
+        return text.removesuffix(" .").split()
+
     references = [[words(text) for text in scenes.captions(scene)] for scene in SAMPLE]
     assert bleu.corpus_bleu(references, [words(scenes.caption(scene)) for scene in SAMPLE]) > 0.9
     other = [words(scenes.caption(dataclasses.replace(scene, relation="near"))) for scene in SAMPLE]

@@ -47,7 +47,9 @@ def test_validation_is_held_out_of_training_only_where_there_is_none():
 
 
 def test_test_share():
-    result = splits([record(n, "test") for n in range(200)] + [record(n, "val") for n in range(200, 210)], test_share=0.25)
+    result = splits(
+        [record(n, "test") for n in range(200)] + [record(n, "val") for n in range(200, 210)], test_share=0.25
+    )
     assert counted(result) == [0, 10, 50]
     assert counted(splits([record(n, "test") for n in range(200)], test_share=0)) == [0, 0, 0]
 
@@ -57,7 +59,11 @@ def test_draws_do_not_depend_on_order_and_differ_by_seed_and_purpose():
     mixed = random.Random(0).sample(ids, 500)
     assert drawn(ids, 0.15, 1, "val") == drawn(mixed, 0.15, 1, "val")
     assert drawn(ids, 0.15, 1, "val") != drawn(ids, 0.15, 2, "val") != drawn(ids, 0.15, 2, "test")
-    assert len(drawn([1, 2, 3], 0.15, 1, "val")) == 1 and drawn([1], 0.15, 1, "val") == set() and drawn(ids, 0, 1, "val") == set()
+    assert (
+        len(drawn([1, 2, 3], 0.15, 1, "val")) == 1
+        and drawn([1], 0.15, 1, "val") == set()
+        and drawn(ids, 0, 1, "val") == set()
+    )
 
 
 def test_draws_do_not_follow_the_order_of_ids():
@@ -65,7 +71,8 @@ def test_draws_do_not_follow_the_order_of_ids():
     assert 200 < len([n for n in chosen if n < 500]) < 300
 
 
-# as published (dataset_*.json of the paper's page): filename, split, imgid, sentids, sentences; COCO also filepath and cocoid
+# as published (dataset_*.json of the paper's page): filename, split, imgid, sentids, sentences; COCO also filepath and
+# cocoid
 COCO_KARPATHY = {
     "dataset": "coco",
     "images": [
@@ -119,7 +126,9 @@ def test_karpathy_by_coco_id_and_restval_is_training(tmp_path):
 
 
 def test_karpathy_by_file_name():
-    content = {"images": [{"filename": f"{n}.jpg", "split": split} for n, split in ((1, "train"), (2, "val"), (3, "test"))]}
+    content = {
+        "images": [{"filename": f"{n}.jpg", "split": split} for n, split in ((1, "train"), (2, "val"), (3, "test"))]
+    }
     listing = Listing([record(n) for n in range(1, 5)])
     result = divide(listing, KarpathySplit(content, "k"), False, 1, 0.15, 1.0)
     assert [(r.image_id, s) for r, s in result] == [(1, "train"), (2, "val"), (3, "test")]
@@ -144,7 +153,14 @@ def test_karpathy_is_fetched_or_found_in_the_copy(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content", [{}, {"images": []}, {"images": [1]}, {"images": [{"filename": "a", "split": "dev"}]}, {"images": [{"split": "train"}]}]
+    "content",
+    [
+        {},
+        {"images": []},
+        {"images": [1]},
+        {"images": [{"filename": "a", "split": "dev"}]},
+        {"images": [{"split": "train"}]},
+    ],
 )
 def test_json_that_is_no_karpathy_split(tmp_path, content):
     (tmp_path / "dataset_coco.json").write_text(json.dumps(content))
@@ -164,7 +180,8 @@ def test_karpathy_split_of_another_data_set(tmp_path):
 
 
 def test_no_photograph_in_two_splits_of_a_merge():
-    """Random merges: every photograph is kept exactly once, and where any data set keeps it for the test it is for the test."""
+    """Random merges: every photograph is kept exactly once, and where any data set keeps it for the test it is for the
+    test."""
     rng = random.Random(1)
     order = {"train": 0, "val": 1, "test": 2}
     for _ in range(50):
@@ -212,7 +229,9 @@ def test_merged_splits_are_those_of_the_parts(tmp_path):
     (tmp_path / "both").mkdir()
     (tmp_path / "both" / "coco2017").symlink_to(root)
     (tmp_path / "both" / "custom").symlink_to(tmp_path / "own")
-    merged = CaptionSet.load(run(tmp_path / "m", "coco2017+custom", root=tmp_path / "both", captions=table) / "captions.json")
+    merged = CaptionSet.load(
+        run(tmp_path / "m", "coco2017+custom", root=tmp_path / "both", captions=table) / "captions.json"
+    )
     own = CaptionSet.load(run(tmp_path / "c", captions=table) / "captions.json")
     for split in SPLITS:
         assert merged.image_ids(split) == alone.image_ids(split) + [i + 1_000_000 for i in own.image_ids(split)]
@@ -259,4 +278,8 @@ def test_every_manifest_can_be_read():
     for path in SOURCES.glob("*.yaml"):
         if path.stem != "glove":
             manifest = read_manifest(path.stem, SOURCES)
-            assert isinstance(replace(manifest), Manifest) and manifest.licence and manifest.homepage.startswith("https://")
+            assert (
+                isinstance(replace(manifest), Manifest)
+                and manifest.licence
+                and manifest.homepage.startswith("https://")
+            )

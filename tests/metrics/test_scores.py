@@ -23,7 +23,9 @@ def test_bleu_from_counts_alone() -> None:
 
     scorer = BleuScorer(n=4)
     scorer.crefs = [None]
-    scorer.ctest = [{"testlen": 9893, "reflen": [9855], "guess": [9893, 8893, 7893, 6893], "correct": [5732, 2510, 1043, 423]}]
+    scorer.ctest = [
+        {"testlen": 9893, "reflen": [9855], "guess": [9893, 8893, 7893, 6893], "correct": [5732, 2510, 1043, 423]}
+    ]
     bleu, _ = scorer.compute_score(option="closest")
     assert bleu == pytest.approx([0.579, 0.404, 0.279, 0.191], abs=0.0005)
 
@@ -43,7 +45,10 @@ def test_bleu_by_hand() -> None:
     assert overall["bleu_4"] == pytest.approx(0, abs=1e-3)
 
 
-@pytest.mark.parametrize(("references", "length"), [(["a dog runs fast"], 4), (["a dog runs fast", "a dog on green grass"], 4), (["a dog runs fast", "a dog"], 2)])
+@pytest.mark.parametrize(
+    ("references", "length"),
+    [(["a dog runs fast"], 4), (["a dog runs fast", "a dog on green grass"], 4), (["a dog runs fast", "a dog"], 2)],
+)
 def test_brevity_penalty_takes_the_closest_reference(references: list[str], length: int) -> None:
     assert score({1: references}, {1: "a dog"}).overall["bleu_1"] == pytest.approx(math.exp(min(0, 1 - length / 2)))
 
@@ -61,7 +66,9 @@ def test_rouge_l_takes_best_precision_and_best_recall() -> None:
     # precision 2/2 against the first, recall 1/1 against the second
     assert score({1: ["a b c d", "a"]}, {1: "a b"}).overall["rouge_l"] == pytest.approx(1)
     # precision 1/2, recall 1/4: (1 + 1.44) P R / (R + 1.44 P)
-    assert score({1: ["a x y z"]}, {1: "a b"}).overall["rouge_l"] == pytest.approx(2.44 * 0.5 * 0.25 / (0.25 + 1.44 * 0.5))
+    assert score({1: ["a x y z"]}, {1: "a b"}).overall["rouge_l"] == pytest.approx(
+        2.44 * 0.5 * 0.25 / (0.25 + 1.44 * 0.5)
+    )
 
 
 def test_cider_d_of_identical_captions_is_ten() -> None:
@@ -85,7 +92,7 @@ def test_cider_d_of_a_single_image_is_zero() -> None:
 
 def test_empty_candidates_score_zero() -> None:
     scores = score({1: ["a dog"], 2: ["a cat"]}, {1: "", 2: " . "})
-    assert scores.overall == pytest.approx({name: 0 for name in scores.overall}, abs=1e-9)
+    assert scores.overall == pytest.approx(dict.fromkeys(scores.overall, 0), abs=1e-9)
     assert all(math.isfinite(value) for each in scores.per_image.values() for value in each.values())
 
 
@@ -120,25 +127,50 @@ def test_what_cannot_be_scored_is_named(references, candidates, message: str) ->
 
 def test_meteor_of_identical_and_of_foreign_captions(packaged_scorer: Scorer) -> None:
     """Denkowski and Lavie 2014: 1 for the same words in one chunk, 0 for no match."""
-    scores = packaged_scorer.score({1: ["a dog runs on the grass"], 2: ["a dog runs"]}, {1: "a dog runs on the grass", 2: "quantum zebra"})
+    scores = packaged_scorer.score(
+        {1: ["a dog runs on the grass"], 2: ["a dog runs"]}, {1: "a dog runs on the grass", 2: "quantum zebra"}
+    )
     assert scores.per_image[1]["meteor"] == pytest.approx(1)
     assert scores.per_image[2]["meteor"] == 0
 
 
 def test_odd_captions_through_java_neither_hang_nor_shift(packaged_scorer: Scorer) -> None:
-    odd = ["", " ", "a\nb\r\nc", "\u2028\u2029\x0b\x0c\x1c\x85", 'say "hi" \'there\' ``you\'\'', "|||", "a ||| b ||| c", "SCORE ||| x ||| y", "EVAL ||| 1 2 3",
-           "😀 🐶", "日本語 кот é ñ", "<b>bold</b> & &amp; <", "\x00\x01", "\ud800", "a" * 5000, "-" * 3000, "¿qué?", "%s %d \\n $HOME `id`", "a dog " * 50]  # fmt: skip
+    odd = [
+        "",
+        " ",
+        "a\nb\r\nc",
+        "\u2028\u2029\x0b\x0c\x1c\x85",
+        "say \"hi\" 'there' ``you''",
+        "|||",
+        "a ||| b ||| c",
+        "SCORE ||| x ||| y",
+        "EVAL ||| 1 2 3",
+        "😀 🐶",
+        "日本語 кот é ñ",
+        "<b>bold</b> & &amp; <",
+        "\x00\x01",
+        "\ud800",
+        "a" * 5000,
+        "-" * 3000,
+        "¿qué?",
+        "%s %d \\n $HOME `id`",
+        "a dog " * 50,
+    ]
     references = {row: [text or "a dog", "a dog runs on the grass"] for row, text in enumerate(odd)}
     candidates = dict(enumerate(odd))
     references["last"], candidates["last"] = ["a dog runs on the grass"], "a dog runs on the grass"
     scores = packaged_scorer.score(references, candidates)
-    assert scores.per_image["last"]["meteor"] == pytest.approx(1) and scores.per_image["last"]["bleu_4"] == pytest.approx(1)
+    assert scores.per_image["last"]["meteor"] == pytest.approx(1) and scores.per_image["last"][
+        "bleu_4"
+    ] == pytest.approx(1)
     assert all(0 <= value <= 10.0001 for each in scores.per_image.values() for value in each.values())
 
 
 def test_captions_of_ten_thousand_words(packaged_scorer: Scorer) -> None:
     words = [f"word{row % 997}" for row in range(10_000)]
-    scores = packaged_scorer.score({1: ["a dog runs", "word1 word2 word3"], 2: [" ".join(words)]}, {1: " ".join(words), 2: "word5 word6 word7"})
+    scores = packaged_scorer.score(
+        {1: ["a dog runs", "word1 word2 word3"], 2: [" ".join(words)]}, {1: " ".join(words), 2: "word5 word6 word7"}
+    )
     assert scores.per_image[1]["bleu_1"] == pytest.approx(3 / 10_000)  # each of three words counts once
     assert scores.per_image[2]["rouge_l"] == pytest.approx(2.44 * 3 / 10_000 / (3 / 10_000 + 1.44))
 

@@ -1,4 +1,5 @@
-"""SPICE where its jars are there, absent elsewhere. The parser cannot be had here, so a program of ours answers as the real one does."""
+"""SPICE where its jars are there, absent elsewhere. The parser cannot be had here, so a program of ours answers as the
+real one does."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ from captioner.metrics.java import Java, find_java
 from captioner.metrics.spice import spice, with_spice
 from captioner.metrics.statistics import Statistics
 
-# What SPICE reads and writes, as pycocoevalcap 1.2's spice.py does: a list of image_id, test, refs; F1 under scores/All/f, no number where there is no tuple.
+# What SPICE reads and writes, as pycocoevalcap 1.2's spice.py does: a list of image_id, test, refs; F1 under
+# scores/All/f, no number where there is no tuple.
 PROGRAM = """#!{python}
 import json, sys
 arguments = sys.argv[1:]
@@ -54,7 +56,11 @@ def installed(tmp_path, monkeypatch) -> None:
 def test_absent_where_its_jars_are_not_there() -> None:
     assert not module.has_parser()
     scores = score(REFERENCES, CAPTIONS, meteor=False)
-    assert with_spice(scores, REFERENCES, CAPTIONS) is scores and "spice" not in scores.overall and "spice" not in scores.signature
+    assert (
+        with_spice(scores, REFERENCES, CAPTIONS) is scores
+        and "spice" not in scores.overall
+        and "spice" not in scores.signature
+    )
 
 
 def test_the_mean_of_the_captions_f1(installed) -> None:
@@ -71,7 +77,9 @@ def test_its_statistics_are_kept_and_resampled(installed) -> None:
     back = Statistics.from_csv(statistics.to_csv(), "statistics.csv")
     assert back.columns == statistics.columns and back.overall()["spice"] == pytest.approx((4 / 5 + 2 / 6) / 3)
     [drawn] = resample([back], 50)
-    assert {round(3 * value, 6) for value in drawn["spice"]} <= {round(a * 0.8 + b / 3, 6) for a in range(4) for b in range(4 - a)}
+    assert {round(3 * value, 6) for value in drawn["spice"]} <= {
+        round(a * 0.8 + b / 3, 6) for a in range(4) for b in range(4 - a)
+    }
 
 
 def test_no_number_is_nought(tmp_path) -> None:
@@ -79,11 +87,17 @@ def test_no_number_is_nought(tmp_path) -> None:
     assert spice(java, [("", [""]), ("a", ["a"])]) == [0.0, 1.0]
 
 
-@pytest.mark.parametrize("text, said", [
-    ("#!/bin/sh\necho Exception: javax.xml.bind >&2; exit 3", r"failed \(status 3\): Exception: javax.xml.bind.*Java 8"),
-    ("#!/bin/sh\nexit 0", "failed .*No such file"),
-    (f"#!{sys.executable}\nimport sys; open(sys.argv[-2], 'w').write('[1]')", "failed"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        (
+            "#!/bin/sh\necho Exception: javax.xml.bind >&2; exit 3",
+            r"failed \(status 3\): Exception: javax.xml.bind.*Java 8",
+        ),
+        ("#!/bin/sh\nexit 0", "failed .*No such file"),
+        (f"#!{sys.executable}\nimport sys; open(sys.argv[-2], 'w').write('[1]')", "failed"),
+    ],
+)
 def test_what_it_says_when_it_fails_is_shown(tmp_path, text, said) -> None:
     with pytest.raises(CaptionerError, match=f"SPICE 1.0: {said}"):
         spice(_program(tmp_path, text), [("a dog", ["a dog"])])
@@ -121,7 +135,13 @@ def test_a_comparison_of_runs_with_and_without_it_leaves_it_out(installed) -> No
     full = with_spice(plain, REFERENCES, CAPTIONS)
 
     def metrics(*each) -> tuple[str, ...]:
-        return compare([Run((str(place),), {}, {"code": str(place)}, 1, scores.signature, scores.statistics) for place, scores in enumerate(each)], 20).metrics
+        return compare(
+            [
+                Run((str(place),), {}, {"code": str(place)}, 1, scores.signature, scores.statistics)
+                for place, scores in enumerate(each)
+            ],
+            20,
+        ).metrics
 
     assert metrics(full, full)[-1] == "spice"
     assert metrics(full, plain) == metrics(plain, full) == metrics(plain, plain) and "spice" not in metrics(full, plain)

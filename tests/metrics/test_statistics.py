@@ -32,17 +32,24 @@ def test_summed_statistics_give_the_programs_own_scores(scored: Scores) -> None:
 
 
 def test_a_selection_scores_as_if_it_were_all(scored: Scores, packaged_scorer: Scorer) -> None:
-    """Some pictures twice, others not at all: BLEU, METEOR and ROUGE-L as the programs have them for just those captions; CIDEr-D keeps
-    the document frequencies of the whole set."""
+    """Some pictures twice, others not at all: BLEU, METEOR and ROUGE-L as the programs have them for just those
+    captions; CIDEr-D keeps the document frequencies of the whole set."""
     references, candidates, _ = golden()
     drawn = np.random.default_rng(3).integers(0, 126, 200)
     ids = list(candidates)
-    again = packaged_scorer.score({n: references[ids[row]] for n, row in enumerate(drawn)}, {n: candidates[ids[row]] for n, row in enumerate(drawn)})
+    again = packaged_scorer.score(
+        {n: references[ids[row]] for n, row in enumerate(drawn)},
+        {n: candidates[ids[row]] for n, row in enumerate(drawn)},
+    )
     counts = np.bincount(drawn, minlength=126)
-    found = {name: float(value) for name, value in scored.statistics.scores(counts @ scored.statistics.values, 200).items()}
+    found = {
+        name: float(value) for name, value in scored.statistics.scores(counts @ scored.statistics.values, 200).items()
+    }
     for name in ("bleu_1", "bleu_2", "bleu_3", "bleu_4", "meteor", "rouge_l"):
         assert found[name] == pytest.approx(again.overall[name], rel=1e-12)
-    assert found["cider_d"] == pytest.approx(np.mean([scored.per_image[ids[row]]["cider_d"] for row in drawn]), rel=1e-12)
+    assert found["cider_d"] == pytest.approx(
+        np.mean([scored.per_image[ids[row]]["cider_d"] for row in drawn]), rel=1e-12
+    )
 
 
 def test_each_picture_alone_has_its_own_score(scored: Scores) -> None:
@@ -54,7 +61,13 @@ def test_each_picture_alone_has_its_own_score(scored: Scores) -> None:
 
 def test_meteor_of_captions_word_for_word_foreign_and_empty(packaged_scorer: Scorer) -> None:
     """Whole references have no fragmentation, alone and in sums with others; nothing is divided by zero."""
-    references = {1: ["a dog runs on the grass"], 2: ["a cat sat on the mat"], 3: ["two birds"], 4: ["a dog runs"], 5: ["x"]}
+    references = {
+        1: ["a dog runs on the grass"],
+        2: ["a cat sat on the mat"],
+        3: ["two birds"],
+        4: ["a dog runs"],
+        5: ["x"],
+    }
     candidates = {1: "a dog runs on the grass", 2: "the cats are sitting on a mat", 3: "", 4: "quantum zebra", 5: "x"}
     for keys in ((1,), (3,), (4,), (1, 5), (1, 2), (1, 2, 3, 4, 5)):
         scores = packaged_scorer.score({key: references[key] for key in keys}, {key: candidates[key] for key in keys})
@@ -88,7 +101,10 @@ def test_what_is_written_reads_back_the_same(scored: Scores) -> None:
     assert len(text) < 126 * 200
 
 
-@pytest.mark.parametrize("change", [("bleu_guess_1", "words"), ("image_id", "image"), (",rouge_l", ""), ("\n1,", "\n1,nan,"), ("\n1,", "\n1,1,")])
+@pytest.mark.parametrize(
+    "change",
+    [("bleu_guess_1", "words"), ("image_id", "image"), (",rouge_l", ""), ("\n1,", "\n1,nan,"), ("\n1,", "\n1,1,")],
+)
 def test_a_damaged_table_is_refused(no_java, change) -> None:
     text = score({1: ["a dog"], 2: ["a cat sits"]}, {1: "a dog", 2: "the cat"}).statistics.to_csv()
     for damaged in (text.replace(*change), "", text.splitlines()[0]):
@@ -101,5 +117,9 @@ def test_the_fingerprint_is_that_of_pictures_and_references(no_java) -> None:
     references = {1: ["a dog", "the dog runs"], 2: ["a cat"]}
     first = score(references, {1: "a", 2: "b"}).signature["fingerprint"]
     assert score({2: ["a cat"], 1: ["the dog runs", "a dog"]}, {1: "x", 2: "y"}).signature["fingerprint"] == first
-    for other in ({1: ["a dog", "the dog run"], 2: ["a cat"]}, {1: ["a dog", "the dog runs"], 3: ["a cat"]}, {1: ["a dog"], 2: ["the dog runs", "a cat"]}):
+    for other in (
+        {1: ["a dog", "the dog run"], 2: ["a cat"]},
+        {1: ["a dog", "the dog runs"], 3: ["a cat"]},
+        {1: ["a dog"], 2: ["the dog runs", "a cat"]},
+    ):
         assert score(other, dict.fromkeys(other, "a")).signature["fingerprint"] != first

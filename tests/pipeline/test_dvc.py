@@ -33,16 +33,31 @@ def test_second_repro_does_nothing_and_the_tree_is_clean(done: Workspace) -> Non
 
 
 def test_every_out_is_there_and_ignored_by_git(done: Workspace) -> None:
-    outs = ["data/scenes/images.h5", "data/scenes/captions.json", "data/scenes/skipped.csv", "data/scenes/features/squeezenet1_1.h5",
-            "data/scenes/vocab.json", "data/scenes/embeddings.npy", "models/model.safetensors", "models/config.json",
-            "results/evaluate/per_image.csv", "results/evaluate/statistics.csv", "results/evaluate/captions.json",
-            "results/report/index.html"]
+    outs = [
+        "data/scenes/images.h5",
+        "data/scenes/captions.json",
+        "data/scenes/skipped.csv",
+        "data/scenes/features/squeezenet1_1.h5",
+        "data/scenes/vocab.json",
+        "data/scenes/embeddings.npy",
+        "models/model.safetensors",
+        "models/config.json",
+        "results/evaluate/per_image.csv",
+        "results/evaluate/statistics.csv",
+        "results/evaluate/captions.json",
+        "results/report/index.html",
+    ]
     for out in outs:
         assert (done.folder / out).exists(), out
     assert done.run("git", "check-ignore", *outs).split() == outs
     assert not list(done.folder.rglob("*.partial"))
     tracked = done.run("git", "ls-files").split()
-    assert {"dvc.lock", "results/train/metrics.json", "results/train/history.csv", "results/evaluate/metrics.json"} <= set(tracked)
+    assert {
+        "dvc.lock",
+        "results/train/metrics.json",
+        "results/train/history.csv",
+        "results/evaluate/metrics.json",
+    } <= set(tracked)
 
 
 def test_another_decoder_trains_and_evaluates_only_and_back_is_restored(done: Workspace) -> None:
@@ -52,7 +67,11 @@ def test_another_decoder_trains_and_evaluates_only_and_back_is_restored(done: Wo
 
 
 def test_another_encoder_and_back_extracts_once(done: Workspace) -> None:
-    assert done.ran(done.dvc("exp", "run", "-S", "encoder=squeezenet1_0", "-S", "extract.weights=random")) == ["extract", "train", "evaluate"]
+    assert done.ran(done.dvc("exp", "run", "-S", "encoder=squeezenet1_0", "-S", "extract.weights=random")) == [
+        "extract",
+        "train",
+        "evaluate",
+    ]
     assert done.ran(done.dvc("exp", "run", "-S", "encoder=squeezenet1_1", "-S", "extract.weights=bundled")) == []
     assert done.ran(done.dvc("exp", "run", "-S", "encoder=squeezenet1_0", "-S", "extract.weights=random")) == []
     assert done.ran(done.dvc("exp", "run", "-S", "encoder=squeezenet1_1", "-S", "extract.weights=bundled")) == []
@@ -66,8 +85,12 @@ def test_another_seed_extracts_nothing(done: Workspace) -> None:
     [setting] = [setting for setting in compared["settings"] if len(setting["experiments"]) > 1]
     assert sorted(run["seed"] for run in setting["experiments"]) == [1, 2] and setting["decoder"] == "gru"
     metrics = json.loads((done.folder / "results/evaluate/metrics.json").read_text())
-    [main] = json.loads(done.run("python", "-c", "from captioner.cli import main; main()", "compare", "--json", "main"))["settings"]
-    assert {name: score["value"] for name, score in main["scores"].items()} == pytest.approx({name: metrics[name] for name in main["scores"]}, abs=2e-6)
+    [main] = json.loads(
+        done.run("python", "-c", "from captioner.cli import main; main()", "compare", "--json", "main")
+    )["settings"]
+    assert {name: score["value"] for name, score in main["scores"].items()} == pytest.approx(
+        {name: metrics[name] for name in main["scores"]}, abs=2e-6
+    )
 
 
 def test_a_runtime_parameter_runs_nothing(done: Workspace) -> None:
@@ -92,7 +115,10 @@ def test_queue_runs_every_combination(done: Workspace) -> None:
     assert len(re.findall(r"Success", status)) == 4, status
     table = json.loads(done.dvc("exp", "show", "--json"))
     runs = {
-        (run["revs"][0]["data"]["params"]["params.yaml"]["data"]["decoder"], run["revs"][0]["data"]["params"]["params.yaml"]["data"]["seed"])
+        (
+            run["revs"][0]["data"]["params"]["params.yaml"]["data"]["decoder"],
+            run["revs"][0]["data"]["params"]["params.yaml"]["data"]["seed"],
+        )
         for run in table[1]["experiments"] or []
     }
     assert {("lstm", 1), ("lstm", 2), ("gru", 1), ("gru", 2)} <= runs
@@ -115,9 +141,13 @@ def test_show_and_diffs_say_something(done: Workspace) -> None:
     page = (done.folder / "plots/index.html").read_text()
     assert "val_cross_entropy" in page and "beam_size" in page and page.count("<img") == 2
     shutil.rmtree(done.folder / "plots")
-    done.run("python", "-c", "from captioner.cli import main; main()", "report", "workspace", "main", "--out", "beside.html")
+    done.run(
+        "python", "-c", "from captioner.cli import main; main()", "report", "workspace", "main", "--out", "beside.html"
+    )
     beside = read_page((done.folder / "beside.html").read_text(), "beside")
-    assert [experiment["parameters"]["decoder"] for experiment in beside["experiments"]] == ["lstm", "gru"] and beside["pairs"]
+    assert [experiment["parameters"]["decoder"] for experiment in beside["experiments"]] == ["lstm", "gru"] and beside[
+        "pairs"
+    ]
     (done.folder / "beside.html").unlink()
     done.dvc("exp", "run", "-S", "decoder=gru")
 
@@ -130,7 +160,9 @@ def test_a_remote_spares_a_second_clone_the_work(done: Workspace, tmp_path) -> N
     clone = _clone(done, tmp_path / "clone")
     clone.dvc("pull", "--run-cache")
     assert clone.ran(clone.dvc("repro")) == []
-    assert (clone.folder / "models/model.safetensors").read_bytes() == (done.folder / "models/model.safetensors").read_bytes()
+    assert (clone.folder / "models/model.safetensors").read_bytes() == (
+        done.folder / "models/model.safetensors"
+    ).read_bytes()
     assert clone.ran(clone.dvc("exp", "run", "-S", "decoder=gru")) == ["train", "evaluate"]
 
 

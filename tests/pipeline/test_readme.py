@@ -33,7 +33,9 @@ def test_links_lead_to_files() -> None:
 def shorten_recipes(workspace: Workspace) -> None:
     """The recipes' sizes and epochs are for hours; the rest of them is kept."""
     for recipe in (workspace.folder / "recipes").iterdir():
-        recipe.write_text(re.sub(r"(hidden_size|feature_size)=\d+", r"\1=16", re.sub(r"epochs=\d+", "epochs=1", recipe.read_text())))
+        recipe.write_text(
+            re.sub(r"(hidden_size|feature_size)=\d+", r"\1=16", re.sub(r"epochs=\d+", "epochs=1", recipe.read_text()))
+        )
 
 
 @pytest.mark.parametrize("recipe", sorted((ROOT / "recipes").iterdir()), ids=lambda recipe: recipe.name)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 
@@ -18,8 +17,10 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     """COCO photos in the official layout, with ImageNet weights."""
     workspace = Workspace.create(
         tmp_path_factory.mktemp("coco") / "repository",
-        dataset="coco2017", download={"root": str(real_data("coco_mini"))}, extract={"weights": str(real_data("weights"))},
-    )  # fmt: skip
+        dataset="coco2017",
+        download={"root": str(real_data("coco_mini"))},
+        extract={"weights": str(real_data("weights"))},
+    )
     assert workspace.ran(workspace.dvc("repro")) == list(STAGES)
     return workspace
 
@@ -33,7 +34,9 @@ def test_every_photo_and_caption_arrives(finished: Workspace) -> None:
         assert sorted(ours) == sorted(image["id"] for image in told["images"])
         wanted = sorted((row["image_id"], " ".join(row["caption"].split())) for row in told["annotations"])
         assert sorted((image, " ".join(text.split())) for image in ours for text in captions.captions(image)) == wanted
-    assert sorted(images.image_ids.tolist()) == sorted(image for split in ("train", "val", "test") for image in captions.image_ids(split))
+    assert sorted(images.image_ids.tolist()) == sorted(
+        image for split in ("train", "val", "test") for image in captions.image_ids(split)
+    )
 
 
 def test_every_test_photo_is_captioned_and_scored(finished: Workspace) -> None:

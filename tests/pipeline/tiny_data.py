@@ -41,7 +41,9 @@ def coco2017(folder: Path, train: int = 20, val: int = 6) -> Path:
             name = f"{index + 1:012d}.jpg"
             for caption in _draw(folder / f"{part}2017" / name, index):
                 annotations.append({"id": len(annotations) + 1000 * index, "image_id": index + 1, "caption": caption})
-            images.append({"id": index + 1, "file_name": name, "height": 96, "width": 96, "coco_url": f"http://localhost/{name}"})
+            images.append(
+                {"id": index + 1, "file_name": name, "height": 96, "width": 96, "coco_url": f"http://localhost/{name}"}
+            )
             index += 1
         target = folder / "annotations" / f"captions_{part}2017.json"
         target.parent.mkdir(parents=True, exist_ok=True)

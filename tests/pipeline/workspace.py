@@ -21,8 +21,23 @@ TINY = {
     "runtime": {"workers": 1, "threads": 1},
 }
 STAGES = ("download", "extract", "vocab", "train", "evaluate")
-_KEPT = ("stages", "captioner", "sources", "benchmarks", "recipes", "dvc.yaml", "params.yaml", "Makefile", "pyproject.toml", "constraints.txt",
-         ".gitignore", ".dvcignore", "data/README.md", ".dvc/config", ".dvc/.gitignore")
+_KEPT = (
+    "stages",
+    "captioner",
+    "sources",
+    "benchmarks",
+    "recipes",
+    "dvc.yaml",
+    "params.yaml",
+    "Makefile",
+    "pyproject.toml",
+    "constraints.txt",
+    ".gitignore",
+    ".dvcignore",
+    "data/README.md",
+    ".dvc/config",
+    ".dvc/.gitignore",
+)
 
 
 class Workspace:
@@ -32,7 +47,7 @@ class Workspace:
         self.folder = folder
 
     @classmethod
-    def create(cls, folder: Path, **parameters: object) -> "Workspace":
+    def create(cls, folder: Path, **parameters: object) -> Workspace:
         """Copy the project to ``folder`` with the tiny parameters, updated by ``parameters``, and commit it."""
         for name in _KEPT:
             source, target = ROOT / name, folder / name
@@ -64,9 +79,17 @@ class Workspace:
     def run(self, *command: str, check: bool = True) -> str:
         """Run a command in the repository with this interpreter's programs first; its whole output."""
         folder = Path(sys.executable).parent
-        environment = {**os.environ, "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": "", "DVC_NO_ANALYTICS": "1", "COLUMNS": "400"}
+        environment = {
+            **os.environ,
+            "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}",
+            "PYTHONPATH": "",
+            "DVC_NO_ANALYTICS": "1",
+            "COLUMNS": "400",
+        }
         environment.pop("GIT_DIR", None)
-        done = subprocess.run(command, cwd=self.folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        done = subprocess.run(
+            command, cwd=self.folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
         assert not check or done.returncode == 0, f"{' '.join(command)}: {done.returncode}\n{done.stdout[-6000:]}"
         return done.stdout
 
@@ -75,7 +98,8 @@ class Workspace:
         return self.run("dvc", *arguments, check=check)
 
     def ran(self, output: str) -> list[str]:
-        """The stages that an output of ``dvc repro`` or ``dvc exp run`` shows as executed (neither unchanged nor restored)."""
+        """The stages that an output of ``dvc repro`` or ``dvc exp run`` shows as executed (neither unchanged nor
+        restored)."""
         return re.findall(r"Running stage '(\w+)'", output)
 
     def commit(self, message: str) -> None:

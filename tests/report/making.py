@@ -29,15 +29,28 @@ def experiment(captions: list[str] = CAPTIONS, scores: list[float] = SCORES) -> 
         return {"cells": base64.b64encode(cells.tobytes()).decode(), "box": [0, 0, 1, 1]}
 
     rows = [
-        {"words": text.split(), "attention": attention(text.split()), "scores": {"cider_d": score, "bleu_4": 1 - score / 4},
-         "log_probability": -1.0, "novelty": place / 2}
+        {
+            "words": text.split(),
+            "attention": attention(text.split()),
+            "scores": {"cider_d": score, "bleu_4": 1 - score / 4},
+            "log_probability": -1.0,
+            "novelty": place / 2,
+        }
         for place, (text, score) in enumerate(zip(captions, scores))
-    ]  # fmt: skip
+    ]
     return {
         "name": "net + gru, soft attention",
         "signature": {"images": 3, "references": 6, "split": "test", "beam": 3, "fingerprint": "f"},
-        "scores": {"cider_d": {"value": 1.0, "low": 0.9, "high": 1.1, "val": 1.2}, "cross_entropy": {"value": 2.0, "low": None, "high": None, "val": 2.1}},
-        "history": {"epoch": [1, 2, 3], "train_cross_entropy": [3.0, 2.5, 2.2], "val_cross_entropy": [3.1, 2.7, 2.6], "val_token_accuracy": [0.3, 0.35, 0.36]},
+        "scores": {
+            "cider_d": {"value": 1.0, "low": 0.9, "high": 1.1, "val": 1.2},
+            "cross_entropy": {"value": 2.0, "low": None, "high": None, "val": 2.1},
+        },
+        "history": {
+            "epoch": [1, 2, 3],
+            "train_cross_entropy": [3.0, 2.5, 2.2],
+            "val_cross_entropy": [3.1, 2.7, 2.6],
+            "val_token_accuracy": [0.3, 0.35, 0.36],
+        },
         "beam_sweep": {"sizes": [1, 3], "chosen": 3, "values": {"cider_d": [0.9, 1.0], "bleu_4": [0.2, 0.25]}},
         "lengths": {"generated": [0, 0, 0, 2, 0, 0, 1], "references": [0, 0, 0, 3, 3]},
         "parameters": {"decoder": "gru", "train": {"epochs": 3}},
@@ -53,7 +66,22 @@ def experiment(captions: list[str] = CAPTIONS, scores: list[float] = SCORES) -> 
 def data(**changes: Any) -> dict[str, Any]:
     names, colours = ["one.jpg", "two.jpg", f"{SCRIPT}.jpg"], [(200, 40, 40), (40, 200, 40), (40, 40, 200)]
     pictures = [
-        {"id": number, "name": name, "jpeg": jpeg(colour), "width": 60, "height": 40, "references": [f"reference {number}", "a horse </script> & more"]}
+        {
+            "id": number,
+            "name": name,
+            "jpeg": jpeg(colour),
+            "width": 60,
+            "height": 40,
+            "references": [f"reference {number}", "a horse </script> & more"],
+        }
         for number, (name, colour) in enumerate(zip(names, colours), 1)
     ]
-    return {"title": f"photos: {SCRIPT}", "dataset": "photos", "total": 9, "pictures": pictures, "experiments": [experiment()], "pairs": [], **changes}
+    return {
+        "title": f"photos: {SCRIPT}",
+        "dataset": "photos",
+        "total": 9,
+        "pictures": pictures,
+        "experiments": [experiment()],
+        "pairs": [],
+        **changes,
+    }

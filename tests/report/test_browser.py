@@ -36,7 +36,12 @@ def show(browser, tmp_path):
         said: list[str] = []
         page.on("console", lambda message: said.append(message.text))
         page.on("pageerror", lambda error: said.append(str(error)))
-        page.on("request", lambda request: said.append(request.url) if not request.url.startswith(("file://" + str(file), "data:")) else None)
+        page.on(
+            "request",
+            lambda request: (
+                said.append(request.url) if not request.url.startswith(("file://" + str(file), "data:")) else None
+            ),
+        )
         page.goto(file.as_uri())
         opened.append((page, said))
         return page
@@ -48,7 +53,8 @@ def show(browser, tmp_path):
 
 
 def shown(page) -> list[str]:
-    """The captions of the visible cards in their order; cards off the screen are not laid out, so it is not what innerText has."""
+    """The captions of the visible cards in their order; cards off the screen are not laid out, so it is not what
+    innerText has."""
     return page.locator(".card:not([hidden]) .words").all_text_contents()
 
 
@@ -65,7 +71,12 @@ def test_captions_are_text_whatever_they_say(show):
 def test_sorts(show):
     page = show(making.data())
     one, two, three = making.CAPTIONS
-    expected = {"random": [one, two, three], "best": [two, three, one], "worst": [one, three, two], "novel": [three, two, one]}
+    expected = {
+        "random": [one, two, three],
+        "best": [two, three, one],
+        "worst": [one, three, two],
+        "novel": [three, two, one],
+    }
     expected["longest"] = sorted(making.CAPTIONS, key=lambda caption: -len(caption.split()))
     assert {option.get_attribute("value") for option in page.locator("#sort option").all()} == set(expected)
     for order, captions in expected.items():
@@ -79,7 +90,14 @@ def test_sorts(show):
 
 def test_searches_words_of_captions_and_references(show):
     page = show(making.data())
-    for sought, found in (("dog", [0, 2]), ("DOG runs", [0]), ("horse", [0, 1, 2]), ("og", []), ("reference 2", [1]), ("", [0, 1, 2])):
+    for sought, found in (
+        ("dog", [0, 2]),
+        ("DOG runs", [0]),
+        ("horse", [0, 1, 2]),
+        ("og", []),
+        ("reference 2", [1]),
+        ("", [0, 1, 2]),
+    ):
         page.get_by_label("Search").fill(sought)
         assert shown(page) == [making.CAPTIONS[place] for place in found], sought
         assert page.locator("#count").inner_text() == (f"{len(found)} of 3 pictures match" if sought else "")
@@ -90,8 +108,8 @@ def light(page, card: int, corner: tuple[float, float]) -> float:
     return page.evaluate(
         """([card, x, y]) => {
             const canvas = document.querySelectorAll(".card")[card].querySelector("canvas");
-            const copy = new OffscreenCanvas(canvas.width, canvas.height).getContext("2d", { willReadFrequently: true });
-            copy.drawImage(canvas, 0, 0);
+            const copy = new OffscreenCanvas(canvas.width, canvas.height).getContext("2d", { willReadFrequently: true
+            }); copy.drawImage(canvas, 0, 0);
             const at = copy.getImageData(Math.floor(x * canvas.width), Math.floor(y * canvas.height), 1, 1);
             return 1 - at.data[3] / 255;
         }""",
@@ -140,7 +158,9 @@ def test_a_tap_shows_a_word_and_a_second_hides_it(show):
 def test_fits_the_screen_and_can_be_read(show, width, scheme):
     page = show(beside(), width=width, color_scheme=scheme)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
-    ink, paper = page.evaluate("['color', 'backgroundColor'].map((name) => getComputedStyle(document.body)[name].match(/\\d+/g).map(Number))")
+    ink, paper = page.evaluate(
+        "['color', 'backgroundColor'].map((name) => getComputedStyle(document.body)[name].match(/\\d+/g).map(Number))"
+    )
     assert (sum(ink) < sum(paper)) == (scheme == "light")
     assert contrast(ink, paper) > 7
     for image in page.locator("svg[role=img]").all():
@@ -152,7 +172,10 @@ def contrast(one: list[int], other: list[int]) -> float:
     """WCAG 2.1's contrast ratio of two colours."""
 
     def luminance(colour):
-        linear = [value / 255 / 12.92 if value / 255 <= 0.04045 else ((value / 255 + 0.055) / 1.055) ** 2.4 for value in colour[:3]]
+        linear = [
+            value / 255 / 12.92 if value / 255 <= 0.04045 else ((value / 255 + 0.055) / 1.055) ** 2.4
+            for value in colour[:3]
+        ]
         return sum(share * value for share, value in zip((0.2126, 0.7152, 0.0722), linear))
 
     bright, dark = sorted((luminance(one), luminance(other)), reverse=True)
@@ -168,7 +191,14 @@ def beside() -> dict:
 def test_side_by_side_begins_with_the_largest_difference(show):
     page = show(beside())
     assert page.get_by_label("Order").input_value() == "differ"
-    assert shown(page) == [making.CAPTIONS[1], "a bird", making.CAPTIONS[2], making.CAPTIONS[2], making.CAPTIONS[0], making.CAPTIONS[0]]
+    assert shown(page) == [
+        making.CAPTIONS[1],
+        "a bird",
+        making.CAPTIONS[2],
+        making.CAPTIONS[2],
+        making.CAPTIONS[0],
+        making.CAPTIONS[0],
+    ]
     first = page.locator(".card").first
     assert first.locator(".chip").all_text_contents() == ["A", "B"]
     first.locator(".words").nth(1).locator(".word").nth(1).hover()
@@ -180,7 +210,13 @@ def test_side_by_side_begins_with_the_largest_difference(show):
 def test_curves_are_drawn(show):
     page = show(making.data())
     titles = page.locator("figcaption").all_inner_texts()
-    assert titles == ["Cross entropy", "Token accuracy on validation", "CIDEr-D by beam size", "BLEU-4 by beam size", "Length of captions, share of each"]
+    assert titles == [
+        "Cross entropy",
+        "Token accuracy on validation",
+        "CIDEr-D by beam size",
+        "BLEU-4 by beam size",
+        "Length of captions, share of each",
+    ]
     assert page.locator(".chart").first.locator("circle").count() == 6
 
 
@@ -188,7 +224,9 @@ def test_500_pictures_load_only_where_they_are_seen(show):
     data = making.data()
     pictures = [{**data["pictures"][place % 3], "id": place} for place in range(500)]
     captions = [data["experiments"][0]["captions"][place % 3] for place in range(500)]
-    page = show(making.data(pictures=pictures, total=500, experiments=[{**data["experiments"][0], "captions": captions}]))
+    page = show(
+        making.data(pictures=pictures, total=500, experiments=[{**data["experiments"][0], "captions": captions}])
+    )
     page.locator(".card img[src]").first.wait_for()
     assert 0 < page.locator(".card img[src]").count() < 200
     begin = time.monotonic()

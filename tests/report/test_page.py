@@ -36,24 +36,40 @@ def test_data_read_back_and_no_text_becomes_markup():
     assert read_page(page, "page") == data
     tags = _Tags(page).found
     assert [tag for tag, _ in tags].count("script") == 2 and "img" not in [tag for tag, _ in tags]
-    assert "onerror=" not in re.sub(r'<script type="application/json".*?</script>', "", page, flags=re.S).replace("onerror=&quot;", "")
+    assert "onerror=" not in re.sub(r'<script type="application/json".*?</script>', "", page, flags=re.S).replace(
+        "onerror=&quot;", ""
+    )
     assert render(data) == page
 
 
 def test_the_policy_lets_in_only_what_the_page_carries():
     page = render(making.data())
     tags = _Tags(page).found
-    [policy] = [attributes["content"] for tag, attributes in tags if attributes.get("http-equiv") == "Content-Security-Policy"]
+    [policy] = [
+        attributes["content"] for tag, attributes in tags if attributes.get("http-equiv") == "Content-Security-Policy"
+    ]
     script = re.search(r"<script>(.*?)</script>", page, re.S)[1]
     style = re.search(r"<style>(.*?)</style>", page, re.S)[1]
     for name, text in (("script-src", script), ("style-src", style)):
         assert f"{name} 'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'" in policy
     assert policy.startswith("default-src 'none'; img-src data:;") and "unsafe" not in policy
-    assert not [attributes for _, attributes in tags if (attributes.get("src") or attributes.get("href") or "data:").startswith(("http", "//", "/"))]
+    assert not [
+        attributes
+        for _, attributes in tags
+        if (attributes.get("src") or attributes.get("href") or "data:").startswith(("http", "//", "/"))
+    ]
     assert "innerHTML" not in page and "document.write" not in page and "insertAdjacentHTML" not in page
 
 
-@pytest.mark.parametrize("text", ["", "<html></html>", '<script type="application/json" id="data">{</script>', '<script type="application/json" id="data">[1]</script>'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "<html></html>",
+        '<script type="application/json" id="data">{</script>',
+        '<script type="application/json" id="data">[1]</script>',
+    ],
+)
 def test_another_file_is_no_report(text):
     with pytest.raises(CaptionerError, match="x.html: no report; run"):
         read_page(text, "x.html")
@@ -64,16 +80,26 @@ def test_a_page_of_another_version_is_refused():
         read_page(render(making.data()).replace('"format_version":1', '"format_version":0'), "x.html")
 
 
-REFERENCES = {number: [text, "a red car stands on a road"] for number, text in enumerate(["a dog runs fast", "two cats sleep on a bed", "a man rides a horse"], 1)}
+REFERENCES = {
+    number: [text, "a red car stands on a road"]
+    for number, text in enumerate(["a dog runs fast", "two cats sleep on a bed", "a man rides a horse"], 1)
+}
 
 
 def source(name: str, captions: list[str], order: tuple[str, ...] | None = None, **changes) -> Source:
     scores = score(REFERENCES, dict(enumerate(captions, 1)), meteor=False)
-    page = making.data(experiments=[making.experiment(captions, [scores.per_image[number]["cider_d"] for number in (1, 2, 3)]) | changes])
+    page = making.data(
+        experiments=[
+            making.experiment(captions, [scores.per_image[number]["cider_d"] for number in (1, 2, 3)]) | changes
+        ]
+    )
     return Source(name, page, in_order(scores.statistics, order) if order else scores.statistics)
 
 
-GOOD, BAD = ["a dog runs fast", "two cats sleep on a bed", "a man rides a horse"], ["a dog runs", "cats", "a man rides a horse"]
+GOOD, BAD = (
+    ["a dog runs fast", "two cats sleep on a bed", "a man rides a horse"],
+    ["a dog runs", "cats", "a man rides a horse"],
+)
 
 
 def test_side_by_side_pairs_captions_by_picture_and_differences_by_score():
@@ -83,12 +109,20 @@ def test_side_by_side_pairs_captions_by_picture_and_differences_by_score():
     page["experiments"][0]["captions"] = page["experiments"][0]["captions"][:0:-1]
     beside = side_by_side([source("a", GOOD), second])
     assert [picture["id"] for picture in beside["pictures"]] == [2, 3]
-    assert [[" ".join(caption["words"]) for caption in experiment["captions"]] for experiment in beside["experiments"]] == [GOOD[1:], BAD[1:]]
+    assert [
+        [" ".join(caption["words"]) for caption in experiment["captions"]] for experiment in beside["experiments"]
+    ] == [GOOD[1:], BAD[1:]]
     assert [experiment["name"].split(":")[0] for experiment in beside["experiments"]] == ["a", "b"]
     [pair] = beside["pairs"]
     found = pair["differences"]["cider_d"]
-    means = [score(REFERENCES, dict(enumerate(captions, 1)), meteor=False).overall["cider_d"] for captions in (GOOD, BAD)]
-    assert found["value"] == pytest.approx(means[1] - means[0], abs=1e-6) and found["low"] <= found["value"] <= found["high"] and 0 < found["p"] <= 1
+    means = [
+        score(REFERENCES, dict(enumerate(captions, 1)), meteor=False).overall["cider_d"] for captions in (GOOD, BAD)
+    ]
+    assert (
+        found["value"] == pytest.approx(means[1] - means[0], abs=1e-6)
+        and found["low"] <= found["value"] <= found["high"]
+        and 0 < found["p"] <= 1
+    )
     assert read_page(render(beside), "beside") == beside
 
 

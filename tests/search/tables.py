@@ -17,7 +17,7 @@ A, B, C, D = 4, 5, 6, 7  # words after <pad> <start> <end> <unk>
 class TableMemory:
     numbers: Tensor  # (I,) which table each picture has
 
-    def select(self, images: Tensor) -> "TableMemory":
+    def select(self, images: Tensor) -> TableMemory:
         return TableMemory(self.numbers[images])
 
 
@@ -25,10 +25,10 @@ class TableMemory:
 class TableState:
     prefixes: Tensor  # (I, K, t), <start> included
 
-    def select(self, index: Tensor) -> "TableState":
+    def select(self, index: Tensor) -> TableState:
         return TableState(self.prefixes.gather(1, index.unsqueeze(-1).expand(-1, -1, self.prefixes.shape[-1])))
 
-    def images(self, images: Tensor) -> "TableState":
+    def images(self, images: Tensor) -> TableState:
         return TableState(self.prefixes[images])
 
 
@@ -38,7 +38,9 @@ class TableDecoder(torch.nn.Module):
     Attention of a step is (number, length of the prefix, last word), so that a test can see where it came from.
     """
 
-    def __init__(self, table: Callable[[int, tuple[int, ...]], Sequence[float] | Tensor], dtype: torch.dtype = torch.float64) -> None:
+    def __init__(
+        self, table: Callable[[int, tuple[int, ...]], Sequence[float] | Tensor], dtype: torch.dtype = torch.float64
+    ) -> None:
         super().__init__()
         self.table, self.dtype = table, dtype
         self.batches: list[int] = []  # pictures in each step
@@ -49,7 +51,9 @@ class TableDecoder(torch.nn.Module):
     def start(self, memory: TableMemory, hypotheses: int) -> TableState:
         return TableState(torch.zeros(len(memory.numbers), hypotheses, 0, dtype=torch.int64))
 
-    def step(self, words: Tensor, state: TableState, memory: TableMemory, live: Tensor | None) -> tuple[Tensor, TableState, Tensor]:
+    def step(
+        self, words: Tensor, state: TableState, memory: TableMemory, live: Tensor | None
+    ) -> tuple[Tensor, TableState, Tensor]:
         assert words.shape == state.prefixes.shape[:2] and len(words) == len(memory.numbers)
         self.batches.append(len(words))
         prefixes = torch.cat([state.prefixes, words.unsqueeze(-1)], dim=-1)
@@ -65,7 +69,9 @@ class TableDecoder(torch.nn.Module):
     def _probabilities(self, number: int, prefix: tuple[int, ...]) -> Sequence[float] | Tensor:
         if END not in prefix:
             return self.table(number, prefix)
-        tempting = torch.zeros(len(self.table(number, ())))  # were a finished hypothesis to go on, it would win for sure
+        tempting = torch.zeros(
+            len(self.table(number, ()))
+        )  # were a finished hypothesis to go on, it would win for sure
         tempting[A if len(prefix) < prefix.index(END) + 2 else END] = 1.0
         return tempting
 
@@ -76,7 +82,13 @@ def pictures(*numbers: int) -> Tensor:
 
 
 def words(
-    end: float = 0.0, a: float = 0.0, b: float = 0.0, c: float = 0.0, unk: float = 0.0, pad: float = 0.0, start: float = 0.0
+    end: float = 0.0,
+    a: float = 0.0,
+    b: float = 0.0,
+    c: float = 0.0,
+    unk: float = 0.0,
+    pad: float = 0.0,
+    start: float = 0.0,
 ) -> list[float]:
     """One row of a table: <pad> <start> <end> <unk> a b c."""
     return [pad, start, end, unk, a, b, c]

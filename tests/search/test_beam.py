@@ -27,14 +27,16 @@ def garden(_: int, prefix: tuple[int, ...]) -> list[float]:
 
 
 def test_beam_two_finds_what_greedy_misses():
-    [greedy], [beam] = (beam_search(TableDecoder(garden), pictures(0), beam_size=size, length_normalisation=0.0)[0] for size in (1, 2))
+    [greedy], [beam] = (
+        beam_search(TableDecoder(garden), pictures(0), beam_size=size, length_normalisation=0.0)[0] for size in (1, 2)
+    )
     assert greedy.tokens == (A,) and greedy.log_probability == pytest.approx(math.log(0.6 * 0.5))
     assert beam.tokens == (B, C) and beam.log_probability == pytest.approx(math.log(0.4 * 0.9))
 
 
 def trap(_: int, prefix: tuple[int, ...]) -> list[float]:
-    """Greedy: a, c, <end> = 0.40 * 0.40 * 1 = 0.16. Beam 2 keeps a (0.40) and b (0.35); b's continuations 0.35 * 0.5 = 0.175 (twice)
-    push a's best (0.16) out, and then end with probability 0.5: 0.0875."""
+    """Greedy: a, c, <end> = 0.40 * 0.40 * 1 = 0.16. Beam 2 keeps a (0.40) and b (0.35); b's continuations 0.35 * 0.5 =
+    0.175 (twice) push a's best (0.16) out, and then end with probability 0.5: 0.0875."""
     if prefix == ():
         return words(a=0.40, b=0.35, c=0.25)
     if prefix == (A,):
@@ -47,13 +49,16 @@ def trap(_: int, prefix: tuple[int, ...]) -> list[float]:
 
 
 def test_beam_two_can_be_worse_than_greedy():
-    [greedy], [beam] = (beam_search(TableDecoder(trap), pictures(0), beam_size=size, length_normalisation=0.0)[0] for size in (1, 2))
+    [greedy], [beam] = (
+        beam_search(TableDecoder(trap), pictures(0), beam_size=size, length_normalisation=0.0)[0] for size in (1, 2)
+    )
     assert greedy.tokens == (A, C) and greedy.log_probability == pytest.approx(math.log(0.16))
     assert beam.tokens == (B, A) and beam.log_probability == pytest.approx(math.log(0.0875))
 
 
 def test_length_normalisation_counts_the_end():
-    """a <end>: 0.5 * 0.6 = 0.30 over 2. b c a <end>: 0.5 * 0.8 * 0.8 * 0.9 = 0.288 over 4. Sum: the first; mean: the second."""
+    """a <end>: 0.5 * 0.6 = 0.30 over 2. b c a <end>: 0.5 * 0.8 * 0.8 * 0.9 = 0.288 over 4. Sum: the first; mean: the
+    second."""
 
     def table(_: int, prefix: tuple[int, ...]) -> list[float]:
         rows = {(): words(a=0.5 + 1e-9, b=0.5 - 1e-9), (A,): words(end=0.6, c=0.4), (B,): words(c=0.8, end=0.2)}
@@ -70,8 +75,9 @@ def test_length_normalisation_counts_the_end():
 
 
 def test_length_reward_by_hand():
-    """The same captions, log .30 with 2 words and log .288 with 4 (<end> counts): -1.204 and -1.245. A reward of .03 a word is worth more than
-    that to the longer one, a reward of .02 is not; a penalty only widens the gap. Divided by length, .05 a word more adds .10 and .20."""
+    """The same captions, log .30 with 2 words and log .288 with 4 (<end> counts): -1.204 and -1.245. A reward of .03 a
+    word is worth more than that to the longer one, a reward of .02 is not; a penalty only widens the gap. Divided by
+    length, .05 a word more adds .10 and .20."""
 
     def table(_: int, prefix: tuple[int, ...]) -> list[float]:
         rows = {(): words(a=0.5 + 1e-9, b=0.5 - 1e-9), (A,): words(end=0.6, c=0.4), (B,): words(c=0.8, end=0.2)}
@@ -81,7 +87,13 @@ def test_length_reward_by_hand():
     def best(reward: float, alpha: float = 0.0):
         decoder, features = TableDecoder(table), pictures(0)
         found = search(
-            decoder, decoder.encode(features), 1, BeamStrategy(4), Constraints(30, 1), length_normalisation=alpha, length_reward=reward
+            decoder,
+            decoder.encode(features),
+            1,
+            BeamStrategy(4),
+            Constraints(30, 1),
+            length_normalisation=alpha,
+            length_reward=reward,
         )
         return found[0][0]
 
@@ -93,10 +105,13 @@ def test_length_reward_by_hand():
 
 
 def test_greedy_by_hand():
-    """Beam 1 takes the likeliest word at every step and stops at the first <end>, though going on would score better."""
+    """Beam 1 takes the likeliest word at every step and stops at the first <end>, though going on would score
+    better."""
 
     def table(_: int, prefix: tuple[int, ...]) -> list[float]:
-        return words(a=0.7, b=0.3) if len(prefix) < 2 else words(end=0.51, a=0.49) if len(prefix) == 2 else words(end=1.0)
+        return (
+            words(a=0.7, b=0.3) if len(prefix) < 2 else words(end=0.51, a=0.49) if len(prefix) == 2 else words(end=1.0)
+        )
 
     decoder = TableDecoder(table)
     [[found]] = beam_search(decoder, pictures(0), beam_size=1, length_normalisation=5.0)
@@ -133,17 +148,24 @@ def test_a_beam_that_holds_every_prefix_is_exhaustive(seed, alpha):
     table = random_table(seed, vocabulary=7)
     longest = 4  # 3 + 9 + 27 + 81 = 120 captions of 1 to 4 words
     everything = [tokens for length in range(1, longest + 1) for tokens in itertools.product((A, B, C), repeat=length)]
-    found = beam_search(TableDecoder(table), pictures(0, 1, 2), beam_size=120, max_length=longest, length_normalisation=alpha, keep=120)
+    found = beam_search(
+        TableDecoder(table), pictures(0, 1, 2), beam_size=120, max_length=longest, length_normalisation=alpha, keep=120
+    )
     for number, hypotheses in enumerate(found):
-        scored = sorted(((log_probability(table, number, t) / (len(t) + 1) ** alpha, t) for t in everything), reverse=True)
+        scored = sorted(
+            ((log_probability(table, number, t) / (len(t) + 1) ** alpha, t) for t in everything), reverse=True
+        )
         assert [hypothesis.tokens for hypothesis in hypotheses] == [tokens for _, tokens in scored]
-        assert [hypothesis.score for hypothesis in hypotheses] == pytest.approx([score for score, _ in scored], abs=1e-12)
+        assert [hypothesis.score for hypothesis in hypotheses] == pytest.approx(
+            [score for score, _ in scored], abs=1e-12
+        )
 
 
 @pytest.mark.parametrize(("alpha", "reward"), [(0.0, 0.0), (1.0, 0.0), (3.0, 0.0), (0.0, 0.7), (0.0, -0.7), (1.0, 0.1)])
 @pytest.mark.parametrize("beam", [1, 2, 5])
 def test_stopping_early_changes_nothing(beam, alpha, reward):
-    """The best of a search that may stop early is the best of one that must fill its beam (``keep`` = all stops last)."""
+    """The best of a search that may stop early is the best of one that must fill its beam (``keep`` = all stops
+    last)."""
     table = random_table(3, vocabulary=12, end=3)
     early, late = TableDecoder(table), TableDecoder(table)
     options = {"length_normalisation": alpha, "length_reward": reward}
@@ -158,7 +180,8 @@ def test_stopping_early_changes_nothing(beam, alpha, reward):
 
 
 def test_a_sure_end_stops_the_search_at_once():
-    """<end> at 0.9 against live hypotheses below 0.1: with plain sums nothing can catch up, so one more step is not taken."""
+    """<end> at 0.9 against live hypotheses below 0.1: with plain sums nothing can catch up, so one more step is not
+    taken."""
 
     def table(_: int, prefix: tuple[int, ...]) -> list[float]:
         return words(a=0.9, b=0.1) if not prefix else words(end=0.9, a=0.06, b=0.04)
@@ -169,8 +192,8 @@ def test_a_sure_end_stops_the_search_at_once():
 
 
 def test_the_bound_under_normalisation_lets_a_late_winner_win():
-    """After `a <end>` (log 0.5 / 2) the live `b` has log 0.4; were it compared at its own length it would be dropped, but 50 sure words
-    later it scores log 0.4 / 52."""
+    """After `a <end>` (log 0.5 / 2) the live `b` has log 0.4; were it compared at its own length it would be dropped,
+    but 50 sure words later it scores log 0.4 / 52."""
 
     def table(_: int, prefix: tuple[int, ...]) -> list[float]:
         if not prefix:
@@ -186,17 +209,23 @@ def test_the_bound_under_normalisation_lets_a_late_winner_win():
 
 def test_batch_composition_and_order_change_nothing():
     table = random_table(1, vocabulary=30, end=3)
-    alone = [beam_search(TableDecoder(table), pictures(n), beam_size=4, max_length=10, keep=4, attention=True)[0] for n in range(12)]
+    alone = [
+        beam_search(TableDecoder(table), pictures(n), beam_size=4, max_length=10, keep=4, attention=True)[0]
+        for n in range(12)
+    ]
     order = [7, 3, 3, 11, 0, 5, 1, 10, 2, 4, 9, 8, 6]
     together = beam_search(TableDecoder(table), pictures(*order), beam_size=4, max_length=10, keep=4, attention=True)
     for number, hypotheses in zip(order, together, strict=True):
-        facts, expected = ([(h.tokens, h.log_probability, h.score) for h in found] for found in (hypotheses, alone[number]))
+        facts, expected = (
+            [(h.tokens, h.log_probability, h.score) for h in found] for found in (hypotheses, alone[number])
+        )
         assert facts == expected
         assert all(torch.equal(a.attention, b.attention) for a, b in zip(hypotheses, alone[number], strict=True))
 
 
 def test_done_pictures_leave_the_batch():
-    """Picture n ends after n words for sure; 8 pictures, so each is more than a sixteenth of the batch and leaves at once."""
+    """Picture n ends after n words for sure; 8 pictures, so each is more than a sixteenth of the batch and leaves at
+    once."""
 
     def table(number: int, prefix: tuple[int, ...]) -> list[float]:
         return words(end=1.0) if len(prefix) >= number else words(a=0.9, b=0.1)
@@ -218,7 +247,8 @@ def test_few_done_pictures_wait_for_company():
 
 
 def test_attention_belongs_to_each_word():
-    """The weights of word t were computed in the hypothesis that it continues: (picture, t words so far, the word before)."""
+    """The weights of word t were computed in the hypothesis that it continues: (picture, t words so far, the word
+    before)."""
     table = random_table(5, vocabulary=25, end=2)
     found = beam_search(TableDecoder(table), pictures(4, 2, 9), beam_size=5, max_length=8, keep=5, attention=True)
     for number, hypotheses in zip((4, 2, 9), found, strict=True):

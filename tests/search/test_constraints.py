@@ -18,7 +18,9 @@ def test_special_words_are_never_chosen(beam):
     """<unk>, <pad> and <start> are the likeliest words everywhere."""
 
     def table(_: int, prefix: tuple[int, ...]) -> list[float]:
-        return words(unk=0.4, pad=0.2, start=0.2, a=0.15, end=0.05) if len(prefix) < 2 else words(unk=0.5, end=0.3, a=0.2)
+        return (
+            words(unk=0.4, pad=0.2, start=0.2, a=0.15, end=0.05) if len(prefix) < 2 else words(unk=0.5, end=0.3, a=0.2)
+        )
 
     [hypotheses] = beam_search(TableDecoder(table), pictures(0), beam_size=beam, keep=beam)
     assert not {PAD, START, UNK, END} & {word for hypothesis in hypotheses for word in hypothesis.tokens}
@@ -39,7 +41,9 @@ def soon(_: int, prefix: tuple[int, ...]) -> list[float]:
 def test_longest_caption(beam):
     [[found]] = beam_search(TableDecoder(ever), pictures(0), beam_size=1, max_length=6)
     assert found.tokens == (A,) * 6
-    assert found.log_probability == pytest.approx(6 * math.log(0.5) + math.log(0.1))  # <end> is forced, and its probability counts
+    assert found.log_probability == pytest.approx(
+        6 * math.log(0.5) + math.log(0.1)
+    )  # <end> is forced, and its probability counts
     [hypotheses] = beam_search(TableDecoder(ever), pictures(0), beam_size=beam, max_length=6, keep=beam)
     assert all(1 <= len(hypothesis.tokens) <= 6 for hypothesis in hypotheses)
 
@@ -54,7 +58,8 @@ def test_shortest_caption(beam):
 
 
 def test_no_bigram_twice_by_hand():
-    """Greedy over a (0.6), b (0.3), c (0.1) at every step, no bigram twice: a a b a c a, then aa, ab, ac are used up."""
+    """Greedy over a (0.6), b (0.3), c (0.1) at every step, no bigram twice: a a b a c a, then aa, ab, ac are used
+    up."""
 
     def table(_: int, prefix: tuple[int, ...]) -> list[float]:
         return words(a=0.6, b=0.3, c=0.09, end=0.01)
@@ -68,7 +73,9 @@ def test_no_bigram_twice_by_hand():
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_no_ngram_twice(size):
     table = random_table(7, vocabulary=9, end=0.3)
-    found = beam_search(TableDecoder(table), pictures(*range(10)), beam_size=4, no_repeat_ngram=size, max_length=15, keep=4)
+    found = beam_search(
+        TableDecoder(table), pictures(*range(10)), beam_size=4, no_repeat_ngram=size, max_length=15, keep=4
+    )
     free = beam_search(TableDecoder(table), pictures(*range(10)), beam_size=4, max_length=15, keep=4)
 
     def repeats(tokens: tuple[int, ...]) -> bool:
@@ -95,12 +102,21 @@ def test_bans_are_written_in_place():
 
 @pytest.mark.parametrize("beam", [1, 3])
 def test_prefix_by_hand(beam):
-    """Greedy would say a a ..; after the forced c b the likeliest word is a, and the forced words' probabilities count."""
+    """Greedy would say a a ..; after the forced c b the likeliest word is a, and the forced words' probabilities
+    count."""
 
     def table(_: int, prefix: tuple[int, ...]) -> list[float]:
         return words(a=0.6, b=0.3, c=0.1) if len(prefix) < 3 else words(end=0.8, a=0.2)
 
-    [hypotheses] = beam_search(TableDecoder(table), pictures(0), beam_size=beam, prefix=(C, B), length_normalisation=0.0, keep=beam, max_length=3)
+    [hypotheses] = beam_search(
+        TableDecoder(table),
+        pictures(0),
+        beam_size=beam,
+        prefix=(C, B),
+        length_normalisation=0.0,
+        keep=beam,
+        max_length=3,
+    )
     assert hypotheses[0].tokens == (C, B, A)
     assert hypotheses[0].log_probability == pytest.approx(math.log(0.1 * 0.3 * 0.6 * 0.8))
     assert {h.tokens for h in hypotheses} == {(C, B, A), (C, B, B), (C, B, C)} if beam == 3 else True
@@ -109,16 +125,22 @@ def test_prefix_by_hand(beam):
 @pytest.mark.parametrize("beam", [1, 4])
 def test_a_prefix_goes_before_other_bans(beam):
     """A repeated word, and as many words as a caption may have: only <end> is left."""
-    [[found]] = beam_search(TableDecoder(ever), pictures(0), beam_size=beam, prefix=(B, B, B), no_repeat_ngram=1, max_length=3)
+    [[found]] = beam_search(
+        TableDecoder(ever), pictures(0), beam_size=beam, prefix=(B, B, B), no_repeat_ngram=1, max_length=3
+    )
     assert found.tokens == (B, B, B) and found.log_probability == pytest.approx(3 * math.log(0.4) + math.log(0.1))
-    [[found]] = beam_search(TableDecoder(ever), pictures(0), beam_size=beam, prefix=(B,), no_repeat_ngram=1, max_length=3)
+    [[found]] = beam_search(
+        TableDecoder(ever), pictures(0), beam_size=beam, prefix=(B,), no_repeat_ngram=1, max_length=3
+    )
     assert found.tokens == (B, A)  # what follows is not free of them
 
 
 def test_a_prefix_is_exhaustive_search_behind_it():
     """A beam that holds everything finds what it finds without the prefix, less the captions that begin otherwise."""
     table = random_table(5, vocabulary=7)
-    free, forced = (beam_search(TableDecoder(table), pictures(0, 1), 120, max_length=4, keep=120, prefix=p) for p in ((), (B, A)))
+    free, forced = (
+        beam_search(TableDecoder(table), pictures(0, 1), 120, max_length=4, keep=120, prefix=p) for p in ((), (B, A))
+    )
     for every, found in zip(free, forced, strict=True):
         expected = [h for h in every if h.tokens[:2] == (B, A)]
         assert [h.tokens for h in found] == [h.tokens for h in expected] and len(found) == 1 + 3 + 9

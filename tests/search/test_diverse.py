@@ -1,4 +1,5 @@
-"""Diverse beam search on tables whose answers are computed by hand, against the paper's algorithm as a loop, and its properties."""
+"""Diverse beam search on tables whose answers are computed by hand, against the paper's algorithm as a loop, and its
+properties."""
 
 from __future__ import annotations
 
@@ -17,7 +18,15 @@ def diverse(table, numbers, size, groups, penalty, keep=None, max_length=12, **m
     decoder, features = TableDecoder(table), pictures(*numbers)
     memory = decoder.encode(features)
     keep = size if keep is None else keep
-    return search(decoder, memory, len(numbers), DiverseStrategy(size, groups, penalty), Constraints(max_length, 1), keep=keep, **more)
+    return search(
+        decoder,
+        memory,
+        len(numbers),
+        DiverseStrategy(size, groups, penalty),
+        Constraints(max_length, 1),
+        keep=keep,
+        **more,
+    )
 
 
 def one_word(_: int, prefix: tuple[int, ...]) -> list[float]:
@@ -34,7 +43,8 @@ def one_word(_: int, prefix: tuple[int, ...]) -> list[float]:
     ],
 )
 def test_the_penalty_by_hand(penalty, first_words):
-    """Three groups of one. The second loses the penalty for what the first took, the third for each time that the two took it."""
+    """Three groups of one. The second loses the penalty for what the first took, the third for each time that the two
+    took it."""
     [found] = diverse(one_word, [0], 3, 3, penalty)
     assert sorted(h.tokens for h in found) == sorted((word,) for word in first_words)
     probability = {A: 0.5, B: 0.3, C: 0.2}
@@ -43,8 +53,10 @@ def test_the_penalty_by_hand(penalty, first_words):
 
 
 def test_the_penalty_is_for_the_words_of_the_same_step_alone():
-    """Group 1: a (.6), then b (.7). Group 2 is pushed to b at the first step, and nothing keeps it from a at the second, since group 1
-    took b there: a .6 against b .4 - penalty. It does not carry its first penalty on: the third words are equal and cost nothing."""
+    """Group 1: a (.6), then b (.7). Group 2 is pushed to b at the first step, and nothing keeps it from a at the
+    second, since group 1
+    took b there: a .6 against b .4 - penalty. It does not carry its first penalty on: the third words are equal and
+        cost nothing."""
 
     def table(_: int, prefix: tuple[int, ...]) -> list[float]:
         rows = {(): words(a=0.6, b=0.4), (A,): words(b=0.7, a=0.3), (B,): words(a=0.6, b=0.4)}
@@ -56,8 +68,9 @@ def test_the_penalty_is_for_the_words_of_the_same_step_alone():
 
 
 def test_the_end_is_a_word_like_any_other_and_closed_groups_say_nothing():
-    """Both groups take a at first (penalty .1). Group 1 ends (.5); group 2 finds <end> at log .5 - .1 = -.793 above b's log .4 = -.916 and
-    ends too. With .3 <end> has -.993: group 2 goes on with b and, group 1 being closed, ends unpunished."""
+    """Both groups take a at first (penalty .1). Group 1 ends (.5); group 2 finds <end> at log .5 - .1 = -.793 above b's
+    log .4 = -.916 and ends too. With .3 <end> has -.993: group 2 goes on with b and, group 1 being closed, ends
+    unpunished."""
 
     def table(_: int, prefix: tuple[int, ...]) -> list[float]:
         if not prefix:
@@ -71,8 +84,11 @@ def test_the_end_is_a_word_like_any_other_and_closed_groups_say_nothing():
     assert found[1].log_probability == pytest.approx(math.log(0.9 * 0.4 * 0.4))
 
 
-def slow(table, number: int, size: int, groups: int, penalty: float, longest: int) -> list[tuple[tuple[int, ...], float]]:
-    """Algorithm 1 of the paper with lists: at each step the groups one after another, by the augmented log-probability."""
+def slow(
+    table, number: int, size: int, groups: int, penalty: float, longest: int
+) -> list[tuple[tuple[int, ...], float]]:
+    """Algorithm 1 of the paper with lists: at each step the groups one after another, by the augmented
+    log-probability."""
     live = [[((), 0.0)] for _ in range(groups)]
     slots = [size // groups] * groups
     finished = []
@@ -82,7 +98,11 @@ def slow(table, number: int, size: int, groups: int, penalty: float, longest: in
             candidates = []
             for prefix, total in live[group]:
                 row = table(number, prefix)
-                allowed = [END] if length == longest else [w for w in range(len(row)) if w not in (PAD, START, UNK) and (length or w != END)]
+                allowed = (
+                    [END]
+                    if length == longest
+                    else [w for w in range(len(row)) if w not in (PAD, START, UNK) and (length or w != END)]
+                )
                 for word in allowed:
                     plain = total + math.log(row[word])
                     candidates.append((plain - penalty * said[word], plain, prefix, word))
@@ -130,7 +150,11 @@ def test_a_penalty_makes_captions_differ():
     table = random_table(6, vocabulary=20)
 
     def alike(found) -> int:
-        return sum(count * (count - 1) // 2 for hypotheses in found for count in Counter(h.tokens[0] for h in hypotheses).values())
+        return sum(
+            count * (count - 1) // 2
+            for hypotheses in found
+            for count in Counter(h.tokens[0] for h in hypotheses).values()
+        )
 
     assert alike(diverse(table, range(20), 4, 1, 0.0)) > 20
     assert alike(diverse(table, range(20), 4, 4, 1e3)) == 0

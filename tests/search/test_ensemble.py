@@ -29,7 +29,9 @@ def test_probabilities_are_averaged_not_their_logarithms():
     [[found]] = beam_search(Ensemble([one, two]), pictures(0), beam_size=1)
     assert found.tokens == (A,) and found.log_probability == pytest.approx(math.log(0.46))
     [hypotheses] = beam_search(Ensemble([one, two]), pictures(0), beam_size=3, keep=3, length_normalisation=0.0)
-    assert {h.tokens: h.log_probability for h in hypotheses} == pytest.approx({(A,): math.log(0.46), (B,): math.log(0.2), (C,): math.log(0.34)})
+    assert {h.tokens: h.log_probability for h in hypotheses} == pytest.approx(
+        {(A,): math.log(0.46), (B,): math.log(0.2), (C,): math.log(0.34)}
+    )
 
 
 @pytest.mark.parametrize("beam", [1, 4])
@@ -37,7 +39,14 @@ def test_same_as_the_table_of_means(beam):
     """Pictures leave the batch, hypotheses change places: every member follows."""
     tables = [random_table(seed, vocabulary=25, end=3) for seed in range(3)]
     mean = TableDecoder(lambda number, prefix: sum(table(number, prefix) for table in tables) / 3)
-    ours = beam_search(Ensemble([TableDecoder(table) for table in tables]), pictures(*range(12)), beam, max_length=10, keep=beam, attention=True)
+    ours = beam_search(
+        Ensemble([TableDecoder(table) for table in tables]),
+        pictures(*range(12)),
+        beam,
+        max_length=10,
+        keep=beam,
+        attention=True,
+    )
     theirs = beam_search(mean, pictures(*range(12)), beam, max_length=10, keep=beam, attention=True)
     for found, expected in zip(ours, theirs, strict=True):
         assert [h.tokens for h in found] == [h.tokens for h in expected]
@@ -48,7 +57,9 @@ def test_same_as_the_table_of_means(beam):
 def decoders(*kinds: tuple[str, str]) -> list[torch.nn.Module]:
     made = []
     for seed, (cell, attention) in enumerate(kinds):
-        decoder = build_decoder(DecoderConfig(cell, attention, 60, 12, 20, 9, feature_size=16, hidden_size=24, attention_size=16))
+        decoder = build_decoder(
+            DecoderConfig(cell, attention, 60, 12, 20, 9, feature_size=16, hidden_size=24, attention_size=16)
+        )
         fill(decoder, seed=seed, sharpness=6.0, end=3.0)
         made.append(decoder.eval().double())
     return made
@@ -64,10 +75,13 @@ def test_a_model_with_itself_is_the_model():
 
 @torch.no_grad()
 def test_teacher_forcing_agrees_with_steps():
-    """Different kinds of decoders; the log-probabilities that teacher forcing gives a caption are those of steps, averaged by hand."""
+    """Different kinds of decoders; the log-probabilities that teacher forcing gives a caption are those of steps,
+    averaged by hand."""
     members = decoders(("gru", "soft"), ("lstm", "dot"), ("gru", "none"))
     grids = torch.randn(2, 9, 20, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-    captions = torch.tensor([[[START, 7, 9, 11, END, 0], [START, 5, END, 0, 0, 0]], [[START, 30, 8, 7, 9, END], [START, 6, 6, END, 0, 0]]])
+    captions = torch.tensor(
+        [[[START, 7, 9, 11, END, 0], [START, 5, END, 0, 0, 0]], [[START, 30, 8, 7, 9, END], [START, 6, 6, END, 0, 0]]]
+    )
     outputs = Ensemble(members)(grids, captions)
     found = -torch.nn.functional.cross_entropy(outputs.logits, outputs.targets, reduction="none")
     for row, (caption, step) in enumerate(zip(outputs.caption.tolist(), outputs.step.tolist())):

@@ -20,7 +20,14 @@ def sample(table, numbers, samples, keep=None, max_length=12, constraints=None, 
     decoder = TableDecoder(table)
     memory = decoder.encode(pictures(*numbers))
     strategy = SamplingStrategy(samples, numbers, max_length, **options)
-    return search(decoder, memory, len(numbers), strategy, constraints or Constraints(max_length, 1), keep=samples if keep is None else keep)
+    return search(
+        decoder,
+        memory,
+        len(numbers),
+        strategy,
+        constraints or Constraints(max_length, 1),
+        keep=samples if keep is None else keep,
+    )
 
 
 def one_word(_: int, prefix: tuple[int, ...]) -> list[float]:
@@ -43,7 +50,10 @@ def one_word(_: int, prefix: tuple[int, ...]) -> list[float]:
         ({"top_p": 0.49}, {0.99: A}),
         ({"top_p": 0.0}, {0.99: A}),  # the likeliest word is always kept
         ({"top_p": 0.81}, {0.79: B, 0.81: C}),
-        ({"top_k": 2, "top_p": 0.6}, {0.0: A, 0.99: A}),  # of the two a has .625, which reaches .6; of all it has .5, which does not
+        (
+            {"top_k": 2, "top_p": 0.6},
+            {0.0: A, 0.99: A},
+        ),  # of the two a has .625, which reaches .6; of all it has .5, which does not
         ({"top_k": 2, "temperature": 0.5}, {0.73: A, 0.74: B}),  # .25 of .34 = .735
     ],
 )
@@ -55,7 +65,9 @@ def test_what_is_drawn_by_hand(monkeypatch, options, drawn):
     [found] = sample(one_word, [0], len(drawn), **options)
     assert Counter(h.tokens[0] for h in found) == Counter(drawn.values())
     probability = {A: 0.5, B: 0.3, C: 0.2}
-    for hypothesis in found:  # the model's own, neither tempered nor cut off; and of equal ones the order of the samples
+    for (
+        hypothesis
+    ) in found:  # the model's own, neither tempered nor cut off; and of equal ones the order of the samples
         assert hypothesis.log_probability == pytest.approx(math.log(probability[hypothesis.tokens[0]]))
 
 

@@ -13,7 +13,9 @@ from captioner.search import Constraints, DiverseStrategy, SamplingStrategy, bea
 from tests.evaluation.small import fill
 
 
-def sharp_decoder(cell: str, attention: str, dtype: torch.dtype, sharpness: float = 12.0, end: float = 18.0, **shape: Any):
+def sharp_decoder(
+    cell: str, attention: str, dtype: torch.dtype, sharpness: float = 12.0, end: float = 18.0, **shape: Any
+):
     config = DecoderConfig(cell, attention, 700, 12, 20, 9, feature_size=16, hidden_size=24, attention_size=16, **shape)
     decoder = build_decoder(config)
     fill(decoder, sharpness=sharpness, end=end)
@@ -24,7 +26,9 @@ def features(count: int, dtype: torch.dtype) -> torch.Tensor:
     return torch.randn(count, 9, 20, generator=torch.Generator().manual_seed(1), dtype=dtype)
 
 
-@pytest.mark.parametrize(("cell", "attention"), [("gru", "soft"), ("lstm", "soft"), ("gru", "hard"), ("gru", "none"), ("lstm", "none")])
+@pytest.mark.parametrize(
+    ("cell", "attention"), [("gru", "soft"), ("lstm", "soft"), ("gru", "hard"), ("gru", "none"), ("lstm", "none")]
+)
 @pytest.mark.parametrize("beam", [1, 5])
 def test_same_captions_as_one_picture_loops(cell, attention, beam):
     """700 words: the two-stage top-K is in use. float64: the same words, scores to rounding."""
@@ -40,7 +44,10 @@ def test_same_captions_as_one_picture_loops(cell, attention, beam):
 @pytest.mark.parametrize("beam", [1, 4])
 def test_same_captions_with_two_layers_and_tied_weights(cell, beam):
     shape = {"layers": 2, "tie_weights": True, "norm": "batch"}
-    decoder, grids = sharp_decoder(cell, "soft", torch.float64, sharpness=3.0, end=30.0, **shape), features(30, torch.float64)
+    decoder, grids = (
+        sharp_decoder(cell, "soft", torch.float64, sharpness=3.0, end=30.0, **shape),
+        features(30, torch.float64),
+    )
     ours = beam_search(decoder, grids, beam, max_length=15)
     theirs = textbook_loop(decoder, grids, beam, 15)
     assert [best.tokens for [best] in ours] == [tokens for tokens, _ in theirs]
@@ -78,10 +85,10 @@ def test_attention_is_what_the_decoder_looked_at():
             word = token
 
 
-
 @pytest.fixture(scope="module")
 def trained():
-    """A decoder trained for a moment on captions drawn from a small grammar, and pictures that it has not seen; float64."""
+    """A decoder trained for a moment on captions drawn from a small grammar, and pictures that it has not seen;
+    float64."""
     torch.manual_seed(0)
     config = DecoderConfig("gru", "soft", 24, 8, 6, 4, feature_size=12, hidden_size=24, attention_size=12, dropout=0.0)
     decoder = build_decoder(config).double().train()
@@ -98,7 +105,8 @@ def trained():
 
 
 def grammar(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pictures whose largest channel names the caption's first word; each next word is one of three after the last one."""
+    """Pictures whose largest channel names the caption's first word; each next word is one of three after the last
+    one."""
     generator = torch.Generator().manual_seed(seed)
     grids = torch.randn(count, 4, 6, generator=generator, dtype=torch.float64)
     captions = torch.zeros(count, 3, 9, dtype=torch.int64)
@@ -114,7 +122,11 @@ def grammar(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
 def test_a_trained_models_larger_beams_find_likelier_captions(trained):
     decoder, grids = trained
     mean = {
-        size: sum(best.log_probability for [best] in beam_search(decoder, grids, size, max_length=12, length_normalisation=0.0)) / len(grids)
+        size: sum(
+            best.log_probability
+            for [best] in beam_search(decoder, grids, size, max_length=12, length_normalisation=0.0)
+        )
+        / len(grids)
         for size in (1, 5)
     }
     assert mean[5] >= mean[1]
@@ -122,7 +134,8 @@ def test_a_trained_models_larger_beams_find_likelier_captions(trained):
 
 
 def test_every_strategy_runs_a_trained_model_and_ranks_by_the_models_probability(trained):
-    """No caption of theirs outdoes the one of a beam that misses next to nothing; the log-probabilities are teacher forcing's."""
+    """No caption of theirs outdoes the one of a beam that misses next to nothing; the log-probabilities are teacher
+    forcing's."""
     decoder, grids = trained
     memory = decoder.encode(grids)
     wide = beam_search(decoder, grids, 60, max_length=8, length_normalisation=0.0)

@@ -7,8 +7,9 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 import torch
 
@@ -23,7 +24,8 @@ from tests.training.small import run
 
 
 def record(folder: Path, data: dict[str, Path], parameters: Parameters) -> None:
-    """Train in float64 and leave ``rank<N>.json``: the loss of every step, a hash of the weights and hard attention's baseline after it."""
+    """Train in float64 and leave ``rank<N>.json``: the loss of every step, a hash of the weights and hard attention's
+    baseline after it."""
     module = sys.modules["captioner.training.train"]  # the package has a function of this name
     build, seen = module.build_decoder, []
 
@@ -39,7 +41,10 @@ def record(folder: Path, data: dict[str, Path], parameters: Parameters) -> None:
         return call
 
     module.build_decoder = lambda *arguments: build(*arguments).double()
-    phases.training_step, phases.self_critical_step = recorded(phases.training_step), recorded(phases.self_critical_step)
+    phases.training_step, phases.self_critical_step = (
+        recorded(phases.training_step),
+        recorded(phases.self_critical_step),
+    )
     self_critical.sample_captions = _captions_of_pictures
     run(folder, data, parameters)
     (folder / f"rank{os.environ.get('RANK', '0')}.json").write_text(json.dumps(seen))
@@ -94,15 +99,20 @@ def _operations(group: Group) -> dict[str, Any]:
     first, second, third = (torch.nn.Parameter(torch.zeros(shape)) for shape in ((2, 2), (3,), ()))
     group.flags = lambda: (rank == 2, False)
     sums = []
-    for figures in (torch.tensor(10.0**rank), torch.tensor(10.0**rank), torch.tensor([10.0**rank, rank])):  # at first the buffer is used again
+    for figures in (
+        torch.tensor(10.0**rank),
+        torch.tensor(10.0**rank),
+        torch.tensor([10.0**rank, rank]),
+    ):  # at first the buffer is used again
         first.grad = torch.tensor([[1.0, 2.0], [3.0, 4.0]]) * (rank + 1) if rank != 1 else None
         second.grad, third.grad = torch.full((3,), float(rank)), None
         figures = group.sum_gradients([first, second, third], figures)
         sums.append([figures.tolist(), first.grad.tolist(), second.grad.tolist(), third.grad.tolist(), group.carried()])
     return {
-        "sums": sums, "agree": [group.agree(rank == 1), group.agree(False)],
+        "sums": sums,
+        "agree": [group.agree(rank == 1), group.agree(False)],
         "all_reduce": group.all_reduce_(torch.tensor([rank, 1.5], dtype=torch.float64)).tolist(),
         "broadcast": group.broadcast_(torch.tensor([rank + 5])).tolist(),
         "broadcast_bytes": group.broadcast_bytes(f"from {rank}".encode() * (rank + 1)).decode(),
         "gather_bytes": [part.decode() for part in group.gather_bytes(b"x" * rank)],
-    }  # fmt: skip
+    }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 import socket
 import subprocess
@@ -59,13 +58,23 @@ class Runs:
         assert self._line() == "ready"
 
     def start(
-        self, folder: Path, data: dict[str, Path], parameters: Parameters, environment: dict[str, str] | None = None, log: Path | None = None
+        self,
+        folder: Path,
+        data: dict[str, Path],
+        parameters: Parameters,
+        environment: dict[str, str] | None = None,
+        log: Path | None = None,
     ) -> int:
         """Begin a run of ``small.run``; its process id. ``log`` takes what it says on stderr."""
         return self.call("tests.training.small", "run", (folder, data, parameters), environment, log)
 
     def call(
-        self, module: str, name: str, arguments: tuple[Any, ...], environment: dict[str, str] | None = None, log: Path | None = None
+        self,
+        module: str,
+        name: str,
+        arguments: tuple[Any, ...],
+        environment: dict[str, str] | None = None,
+        log: Path | None = None,
     ) -> int:
         """Begin any function; its process id, which stays its own until ``wait``."""
         self._send((module, name, arguments, environment or {}, log and str(log)))
@@ -98,7 +107,12 @@ def torchrun_environments(world: int) -> list[dict[str, str]]:
     """What torchrun would put into the environment of each of its processes on one machine."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    common = {"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    common = {
+        "WORLD_SIZE": str(world),
+        "LOCAL_WORLD_SIZE": str(world),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
     return [{**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(world)]
 
 

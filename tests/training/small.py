@@ -21,9 +21,16 @@ POSITIONS, CHANNELS = 4, 12
 
 
 def make_data(
-    folder: Path, images: int = 40, views: int = 1, encoder: str = "squeezenet1_1", seed: int = 0, fingerprint: str = "0" * 64, **facts: Any
+    folder: Path,
+    images: int = 40,
+    views: int = 1,
+    encoder: str = "squeezenet1_1",
+    seed: int = 0,
+    fingerprint: str = "0" * 64,
+    **facts: Any,
 ) -> dict[str, Path]:
-    """Write features, captions, vocabulary and word vectors; the keys are train's keyword arguments. A fifth of the pictures is val.
+    """Write features, captions, vocabulary and word vectors; the keys are train's keyword arguments. A fifth of the
+    pictures is val.
 
     Args:
         fingerprint: of the images file.
@@ -51,9 +58,19 @@ def make_data(
             texts.append(text)
     paths = {
         name: folder / file
-        for name, file in (("features", "f.h5"), ("captions", "captions.json"), ("vocab", "vocab.json"), ("embeddings", "e.npy"))
+        for name, file in (
+            ("features", "f.h5"),
+            ("captions", "captions.json"),
+            ("vocab", "vocab.json"),
+            ("embeddings", "e.npy"),
+        )
     }
-    write_features(paths["features"], features, [row["id"] for row in rows], {"encoder": encoder, "weights_name": "bundled", "images": fingerprint, **facts})
+    write_features(
+        paths["features"],
+        features,
+        [row["id"] for row in rows],
+        {"encoder": encoder, "weights_name": "bundled", "images": fingerprint, **facts},
+    )
     write_captions(paths["captions"], rows, annotations, {})
     words = build_vocabulary(texts).words
     vocabulary = Vocabulary(words, [0] * len(words), {"max_length": 12})
@@ -75,7 +92,13 @@ def small_parameters(
         "learning_rate": 0.01,
         "projection_learning_rate": 0.01,
     }
-    content = {"seed": seed, "decoder": decoder, "attention": attention, "encoder": encoder, "train": {**options, **train_options}}
+    content = {
+        "seed": seed,
+        "decoder": decoder,
+        "attention": attention,
+        "encoder": encoder,
+        "train": {**options, **train_options},
+    }
     return parse_parameters({**content, "runtime": {"device": "cpu", "threads": 1, "checkpoint_seconds": 60}})
 
 

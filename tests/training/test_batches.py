@@ -24,7 +24,9 @@ def table() -> CaptionTable:
 
 @pytest.mark.parametrize("captions_per_image", [0, 1, 2, 3, 100])
 @pytest.mark.parametrize("batch_size", [1, 8, 1000])
-def test_every_caption_once_an_epoch_with_its_picture(table: CaptionTable, captions_per_image: int, batch_size: int) -> None:
+def test_every_caption_once_an_epoch_with_its_picture(
+    table: CaptionTable, captions_per_image: int, batch_size: int
+) -> None:
     batches = epoch_batches(table, batch_size, captions_per_image, 3, seed=1, epoch=1)
     seen = []
     for batch in batches:
@@ -49,7 +51,9 @@ def test_every_caption_once_an_epoch_with_its_picture(table: CaptionTable, capti
 
 def test_order_depends_on_seed_and_epoch_alone(table: CaptionTable) -> None:
     def order(seed: int, epoch: int, size: int) -> list[int]:
-        return [row for batch in epoch_batches(table, 8, size, 2, seed, epoch) for row in batch.captions.ravel().tolist()]
+        return [
+            row for batch in epoch_batches(table, 8, size, 2, seed, epoch) for row in batch.captions.ravel().tolist()
+        ]
 
     for size in (0, 1):
         assert order(1, 1, size) == order(1, 1, size)
@@ -69,7 +73,11 @@ def test_validation_is_in_order_with_the_plain_view(table: CaptionTable) -> None
 
 def test_loader_reads_the_right_rows_and_trims_tokens(tmp_path: Path) -> None:
     data = make_data(tmp_path, images=20, views=2)
-    captions, vocabulary, store = CaptionSet.load(data["captions"]), Vocabulary.load(data["vocab"]), FeatureStore.open(data["features"])
+    captions, vocabulary, store = (
+        CaptionSet.load(data["captions"]),
+        Vocabulary.load(data["vocab"]),
+        FeatureStore.open(data["features"]),
+    )
     table = CaptionTable.build(captions, "train", vocabulary, 12)
     with store.reader("ram") as reader:
         loader = BatchLoader(table, store.rows(table.image_ids), reader)

@@ -51,7 +51,9 @@ def test_a_full_disk_is_one_line_and_keeps_the_states_before(tmp_path: Path, mon
 def test_optimizer_state_comes_back() -> None:
     def make() -> tuple[list[torch.Tensor], torch.optim.Optimizer]:
         parameters = [torch.ones(2, requires_grad=True), torch.ones(3, requires_grad=True)]
-        return parameters, torch.optim.Adam([{"params": parameters[:1]}, {"params": parameters[1:], "lr": 0.1}], fused=True)
+        return parameters, torch.optim.Adam(
+            [{"params": parameters[:1]}, {"params": parameters[1:], "lr": 0.1}], fused=True
+        )
 
     def step(parameters: list[torch.Tensor], optimizer: torch.optim.Optimizer, factor: float) -> None:
         for parameter in parameters:

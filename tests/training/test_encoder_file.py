@@ -32,7 +32,9 @@ def test_weights_from_a_file_are_stored_in_half_precision(tmp_path: Path) -> Non
     torch.testing.assert_close(again(pictures), own(pictures), rtol=0.01, atol=0.01)
 
 
-def test_other_weights_than_the_features_are_refused_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_weights_than_the_features_are_refused_before_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     own = build_encoder("squeezenet1_1", "random", 7)
     torch.save(own.body.state_dict(), tmp_path / "own.pth")
     data = make_data(tmp_path / "data", images=20, weights_name="file", weights_sha256="0123456789abcdef" * 4)

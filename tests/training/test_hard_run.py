@@ -35,10 +35,15 @@ def weights_of(folder: Path) -> bytes:
 
 
 @pytest.mark.parametrize(("name", "value"), [("hard_reinforce", 1.0), ("hard_entropy", 0.5)])
-def test_its_parameters_change_the_result_and_no_other_attentions(data: dict[str, Path], base: Path, tmp_path: Path, name: str, value: float) -> None:
+def test_its_parameters_change_the_result_and_no_other_attentions(
+    data: dict[str, Path], base: Path, tmp_path: Path, name: str, value: float
+) -> None:
     changed = run(tmp_path / "hard", data, small_parameters(attention="hard", **{name: value}))
     assert weights_of(changed) != weights_of(base)
-    soft = [run(tmp_path / str(len(options)), data, small_parameters(epochs=1, **options)) for options in ({}, {name: value})]
+    soft = [
+        run(tmp_path / str(len(options)), data, small_parameters(epochs=1, **options))
+        for options in ({}, {name: value})
+    ]
     assert weights_of(soft[0]) == weights_of(soft[1])
     if name == "hard_entropy":  # weights of more equal size
         assert math.log(4) - spread(changed, data) < 0.5 * (math.log(4) - spread(base, data))
@@ -64,9 +69,16 @@ def test_it_learns(data: dict[str, Path], tmp_path: Path) -> None:
 def test_resumes_exactly(data: dict[str, Path], tmp_path: Path) -> None:
     """Also into self-critical training, whose steps have no baseline of this kind."""
     parameters = small_parameters(
-        attention="hard", accumulate=2, ema=0.9, doubly_stochastic=0.1, hard_reinforce=1.0, epochs=2, scst_epochs=1, scst_learning_rate=0.01,
+        attention="hard",
+        accumulate=2,
+        ema=0.9,
+        doubly_stochastic=0.1,
+        hard_reinforce=1.0,
+        epochs=2,
+        scst_epochs=1,
+        scst_learning_rate=0.01,
         scst_samples=2,
-    )  # fmt: skip
+    )
     whole = run(tmp_path / "whole", data, parameters)
     vocabulary = len(load_model(whole / "models").vocabulary)
     baselines = [-math.log(vocabulary)]
@@ -99,13 +111,22 @@ def test_the_baseline_of_a_state_is_taken_up(data: dict[str, Path], tmp_path: Pa
 
 
 @pytest.mark.parametrize("options", [{"dropout": 0.0}, {"batch_size": 3, "captions_per_image": 1, "accumulate": 2}])
-def test_processes_have_one_baseline_and_the_same_weights(runs: Runs, data: dict[str, Path], tmp_path: Path, options: dict[str, Any]) -> None:
-    """Every caption draws here, so what goes into the baseline is known from the loss that all processes report together.
+def test_processes_have_one_baseline_and_the_same_weights(
+    runs: Runs, data: dict[str, Path], tmp_path: Path, options: dict[str, Any]
+) -> None:
+    """Every caption draws here, so what goes into the baseline is known from the loss that all processes report
+    together.
 
     In the second case a process has no share of some batches.
     """
     processes = [
-        runs.call("tests.training.parallel_tasks", "record_drawn", (tmp_path, data, small_parameters(attention="hard", epochs=2, **options)), place, tmp_path / "log")
+        runs.call(
+            "tests.training.parallel_tasks",
+            "record_drawn",
+            (tmp_path, data, small_parameters(attention="hard", epochs=2, **options)),
+            place,
+            tmp_path / "log",
+        )
         for place in torchrun_environments(3)
     ]
     assert [runs.wait(process) for process in processes] == [0] * 3, (tmp_path / "log").read_text()
@@ -118,10 +139,15 @@ def test_processes_have_one_baseline_and_the_same_weights(runs: Runs, data: dict
 
 
 def test_two_processes_resume_exactly(runs: Runs, data: dict[str, Path], tmp_path: Path) -> None:
-    parameters = with_runtime(small_parameters(attention="hard", hard_reinforce=1.0, epochs=4, patience=9), checkpoint_seconds=0)
+    parameters = with_runtime(
+        small_parameters(attention="hard", hard_reinforce=1.0, epochs=4, patience=9), checkpoint_seconds=0
+    )
 
     def start(name: str) -> list[int]:
-        return [runs.start(tmp_path / name, data, parameters, place, tmp_path / f"{name}.log") for place in torchrun_environments(2)]
+        return [
+            runs.start(tmp_path / name, data, parameters, place, tmp_path / f"{name}.log")
+            for place in torchrun_environments(2)
+        ]
 
     assert [runs.wait(process) for process in start("whole")] == [0, 0], (tmp_path / "whole.log").read_text()
     begun = start("cut")

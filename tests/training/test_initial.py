@@ -6,8 +6,9 @@ import json
 import os
 import shutil
 import signal
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,7 +31,9 @@ ALONE: dict[str, Any] = {"epochs": 0, "scst_epochs": 2, "scst_learning_rate": 3e
 @pytest.fixture(scope="module")
 def base(data: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run whose model others begin from."""
-    return run(tmp_path_factory.mktemp("base"), data, small_parameters(epochs=4, learning_rate=0.02, plateau_on="val_cider_d"))
+    return run(
+        tmp_path_factory.mktemp("base"), data, small_parameters(epochs=4, learning_rate=0.02, plateau_on="val_cider_d")
+    )
 
 
 def beginning(base: Path, **options: Any) -> Any:
@@ -63,7 +66,11 @@ def test_training_at_a_rate_of_0_leaves_the_loaded_weights(data: dict[str, Path]
         name for name in history(base)[0] if name not in ("val_bleu_4", "val_cider_d")
     ]
     found = metrics(tmp_path)
-    assert (found["best_epoch"], found["epochs"], found["stopped"]) == (0, 2, "epochs") and "train_cross_entropy" not in found
+    assert (found["best_epoch"], found["epochs"], found["stopped"]) == (
+        0,
+        2,
+        "epochs",
+    ) and "train_cross_entropy" not in found
     assert len(json.loads((tmp_path / "results/timing.json").read_text())["epoch_seconds"]) == 2
 
 
@@ -72,11 +79,15 @@ def test_tuned_word_vectors_come_along(data: dict[str, Path], tmp_path: Path) ->
     frozen = run(tmp_path / "frozen", data, beginning(tuned, epochs=1))
     assert not np.array_equal(weights(tuned)["embedding.weight"], np.load(data["embeddings"]))
     assert torch.equal(weights(frozen)["embedding.weight"], weights(tuned)["embedding.weight"])
-    assert not same(weights(frozen), weights(tuned)) and not load_model(frozen / "models").decoder.config.tune_embeddings
+    assert (
+        not same(weights(frozen), weights(tuned)) and not load_model(frozen / "models").decoder.config.tune_embeddings
+    )
 
 
 @pytest.mark.parametrize("bad", [False, True])
-def test_the_published_model_is_never_worse_than_the_loaded_one(data: dict[str, Path], base: Path, tmp_path: Path, bad: bool) -> None:
+def test_the_published_model_is_never_worse_than_the_loaded_one(
+    data: dict[str, Path], base: Path, tmp_path: Path, bad: bool
+) -> None:
     rates = {"learning_rate": 1.0, "projection_learning_rate": 1.0} if bad else {}
     run(tmp_path, data, beginning(base, **rates, epochs=3, patience=2))
     rows = history(tmp_path)
@@ -85,7 +96,9 @@ def test_the_published_model_is_never_worse_than_the_loaded_one(data: dict[str, 
     assert (best == 0) == bad and metrics(tmp_path)["best_epoch"] == best
     assert same(weights(tmp_path), weights(base)) == bad
     if bad:
-        assert metrics(tmp_path)["stopped"] == "patience" and len(rows) == 3  # the loaded weights are what it waits for to be outdone
+        assert (
+            metrics(tmp_path)["stopped"] == "patience" and len(rows) == 3
+        )  # the loaded weights are what it waits for to be outdone
 
 
 def watch(monkeypatch: pytest.MonkeyPatch, name: str, seen: Callable[[torch.nn.Module], None]) -> None:
@@ -100,20 +113,41 @@ def watch(monkeypatch: pytest.MonkeyPatch, name: str, seen: Callable[[torch.nn.M
 
 @pytest.mark.parametrize(("name", "options"), [("training_step", {"epochs": 1}), ("self_critical_step", ALONE)])
 def test_the_first_step_begins_from_the_loaded_weights(
-    data: dict[str, Path], base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, options: dict[str, Any]
+    data: dict[str, Path],
+    base: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    options: dict[str, Any],
 ) -> None:
     before: list[dict[str, torch.Tensor]] = []
-    watch(monkeypatch, name, lambda decoder: before.append({key: value.clone() for key, value in decoder.state_dict().items()}))
+    watch(
+        monkeypatch,
+        name,
+        lambda decoder: before.append({key: value.clone() for key, value in decoder.state_dict().items()}),
+    )
     run(tmp_path, data, beginning(base, **options))
     assert same(before[0], weights(base)) and not same(before[1], weights(base))
 
 
-@pytest.mark.parametrize("shape", [{"layers": 2, "tie_weights": True, "embedding_size": 6}, {"norm": "batch", "attention": "hard", "decoder": "lstm"}])
-def test_decoders_of_any_shape(data: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shape: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {"layers": 2, "tie_weights": True, "embedding_size": 6},
+        {"norm": "batch", "attention": "hard", "decoder": "lstm"},
+    ],
+)
+def test_decoders_of_any_shape(
+    data: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shape: dict[str, Any]
+) -> None:
     """Running statistics and vectors that are used twice are part of what is loaded."""
     trained = run(tmp_path / "trained", data, small_parameters(**shape, epochs=1))
     before: list[dict[str, torch.Tensor]] = []
-    watch(monkeypatch, "training_step", lambda decoder: before.append({key: value.clone() for key, value in decoder.state_dict().items()}))
+    watch(
+        monkeypatch,
+        "training_step",
+        lambda decoder: before.append({key: value.clone() for key, value in decoder.state_dict().items()}),
+    )
     run(tmp_path / "again", data, beginning(trained, **shape, epochs=1))
     assert same(before[0], load_model(trained / "models").decoder.state_dict())
     assert history(tmp_path / "again")[0]["val_cross_entropy"] == history(trained)[-1]["val_cross_entropy"]
@@ -122,7 +156,9 @@ def test_decoders_of_any_shape(data: dict[str, Path], tmp_path: Path, monkeypatc
 def test_self_critical_training_alone(data: dict[str, Path], base: Path, tmp_path: Path) -> None:
     run(tmp_path, data, beginning(base, **ALONE))
     begin, *rows = history(tmp_path)
-    assert len(rows) == 2 and all(row["train_reward"] and int(row["samples"]) == 5 * 32 and row["learning_rate"] == "0.003" for row in rows)
+    assert len(rows) == 2 and all(
+        row["train_reward"] and int(row["samples"]) == 5 * 32 and row["learning_rate"] == "0.003" for row in rows
+    )
     assert begin["val_cider_d"] == best_row(base)["val_cider_d"] and "train_cross_entropy" not in begin
     scores = [float(row["val_cider_d"]) for row in (begin, *rows)]
     found = metrics(tmp_path)
@@ -157,27 +193,50 @@ DIFFERENT = [
 
 
 @pytest.mark.parametrize(("changes", "words"), DIFFERENT)
-def test_another_decoder_is_refused(data: dict[str, Path], base: Path, tmp_path: Path, changes: dict[str, Any], words: str) -> None:
-    refused(data, tmp_path, beginning(base, **changes), f"train.init_from={base / 'models'}: its decoder has {words}, or leave it out")
+def test_another_decoder_is_refused(
+    data: dict[str, Path], base: Path, tmp_path: Path, changes: dict[str, Any], words: str
+) -> None:
+    refused(
+        data,
+        tmp_path,
+        beginning(base, **changes),
+        f"train.init_from={base / 'models'}: its decoder has {words}, or leave it out",
+    )
 
 
 def test_other_words_or_vectors_are_refused(data: dict[str, Path], base: Path, tmp_path: Path) -> None:
     words = Vocabulary.load(data["vocab"]).words
-    for number, (changed, said) in enumerate([
-        ([*words[:6], words[7], words[6], *words[8:]], f"its word 6 is {words[6]!r}, that of this vocabulary {words[7]!r}"),
-        ([*words, "zebra"], f"its vocabulary has {len(words)} words, this one {len(words) + 1}"),
-    ]):  # fmt: skip
+    for number, (changed, said) in enumerate(
+        [
+            (
+                [*words[:6], words[7], words[6], *words[8:]],
+                f"its word 6 is {words[6]!r}, that of this vocabulary {words[7]!r}",
+            ),
+            ([*words, "zebra"], f"its vocabulary has {len(words)} words, this one {len(words) + 1}"),
+        ]
+    ):
         Vocabulary(changed, [0] * len(changed), {"max_length": 12}).save(tmp_path / "vocab.json")
         np.save(tmp_path / "vectors.npy", np.zeros((len(changed), 8), np.float32))
         other = {**data, "vocab": tmp_path / "vocab.json", "embeddings": tmp_path / "vectors.npy"}
         refused(other, tmp_path / str(number), beginning(base), "train.init_from=", said, "vocab.*")
     np.save(tmp_path / "short.npy", np.load(data["embeddings"])[:, :5])
-    refused({**data, "embeddings": tmp_path / "short.npy"}, tmp_path / "short", beginning(base), "vector_size=8, not 5; set vocab.dimension=8")
+    refused(
+        {**data, "embeddings": tmp_path / "short.npy"},
+        tmp_path / "short",
+        beginning(base),
+        "vector_size=8, not 5; set vocab.dimension=8",
+    )
 
 
 def test_features_of_another_encoder_are_refused(base: Path, tmp_path: Path) -> None:
     other = make_data(tmp_path / "other", views=2, encoder="squeezenet1_0")
-    refused(other, tmp_path, beginning(base, encoder="squeezenet1_0"), "encoder is squeezenet1_0, not squeezenet1_1", "train.init_from")
+    refused(
+        other,
+        tmp_path,
+        beginning(base, encoder="squeezenet1_0"),
+        "encoder is squeezenet1_0, not squeezenet1_1",
+        "train.init_from",
+    )
     other = make_data(tmp_path / "weights", views=2, weights_sha256="ab" * 32)
     refused(other, tmp_path, beginning(base), "weights_sha256 is abababababab", str(base / "models"))
 
@@ -197,7 +256,9 @@ def test_a_folder_that_is_no_usable_model_is_refused(data: dict[str, Path], base
 def test_the_runs_own_folder_is_refused(data: dict[str, Path], base: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     shutil.copytree(base / "models", folder / "models")
-    refused(data, folder, beginning(tmp_path / "x/../run"), "this run's own model goes there", "copy the folder elsewhere")
+    refused(
+        data, folder, beginning(tmp_path / "x/../run"), "this run's own model goes there", "copy the folder elsewhere"
+    )
 
 
 def cut_at(newest: str, folder: Path, data: dict[str, Path], parameters: Any) -> None:
@@ -217,7 +278,9 @@ def test_resumes_exactly(
     assert result_bytes(run(tmp_path / "cut", data, parameters)) == whole
 
 
-def test_a_signal_in_the_first_validation(data: dict[str, Path], base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_signal_in_the_first_validation(
+    data: dict[str, Path], base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from captioner.training import validation
 
     monkeypatch.setattr(validation, "_CAPTIONS", 8)  # several batches
@@ -276,6 +339,8 @@ def test_several_processes(runs: Runs, data: dict[str, Path], base: Path, tmp_pa
     assert same(weights(tmp_path), weights(base)) and "2 processes" in (tmp_path / "log").read_text()
     other = run(tmp_path / "other", data, small_parameters(epochs=1))
     places, own = torchrun_environments(2), [beginning(base), beginning(other)]
-    processes = [runs.start(tmp_path / "no", data, own[rank], places[rank], tmp_path / f"log{rank}") for rank in range(2)]
+    processes = [
+        runs.start(tmp_path / "no", data, own[rank], places[rank], tmp_path / f"log{rank}") for rank in range(2)
+    ]
     assert [runs.wait(process) for process in processes] == [1, 1]
     assert "training process 1 of 2 (from 0) failed: other init_from" in (tmp_path / "log0").read_text()

@@ -1,4 +1,5 @@
-"""SIGKILL at random instants of a run of both phases: what goes on from there ends with the bytes of an uninterrupted run."""
+"""SIGKILL at random instants of a run of both phases: what goes on from there ends with the bytes of an uninterrupted
+run."""
 
 from __future__ import annotations
 
@@ -16,7 +17,14 @@ from tests.training.small import result_bytes, run, small_parameters, with_runti
 
 EPOCHS, CRITICAL_EPOCHS = 2, 4
 PARAMETERS = with_runtime(
-    small_parameters(epochs=EPOCHS, scst_epochs=CRITICAL_EPOCHS, learning_rate=0.02, scst_learning_rate=3e-3, patience=9, plateau_patience=0),
+    small_parameters(
+        epochs=EPOCHS,
+        scst_epochs=CRITICAL_EPOCHS,
+        learning_rate=0.02,
+        scst_learning_rate=3e-3,
+        patience=9,
+        plateau_patience=0,
+    ),
     checkpoint_seconds=0,  # a state after every step
 )
 TRAIN, CRITICAL = range(0, EPOCHS + 1), range(EPOCHS + 1, EPOCHS + CRITICAL_EPOCHS + 1)
@@ -41,7 +49,8 @@ class Victim:
         self.killed: list[tuple[int, int]] = []
 
     def kill(self, phase: range, states: int) -> None:
-        """SIGKILL it at a random instant of a phase: up to so many saved states after its beginning or after going on in it, and a moment.
+        """SIGKILL it at a random instant of a phase: up to so many saved states after its beginning or after going on
+        in it, and a moment.
 
         Where death came in another phase, or the run had ended, it does not count and all begins from nothing.
         """

@@ -31,7 +31,9 @@ def test_vocabulary_loss_is_layer_and_cross_entropy(
     logits = layer(hidden)
     each = F.cross_entropy(logits, targets, reduction="none", label_smoothing=smoothing)
     expected = (each if weights is None else each * weights).sum()
-    expected_gradients = torch.autograd.grad(factor * expected / 9, [hidden, layer.weight, layer.bias], retain_graph=True)
+    expected_gradients = torch.autograd.grad(
+        factor * expected / 9, [hidden, layer.weight, layer.bias], retain_graph=True
+    )
     loss, entropies = vocabulary_loss(layer, hidden, targets, 1 / 9, weights, smoothing)
     torch.testing.assert_close(loss, expected / 9)
     torch.testing.assert_close(entropies, F.cross_entropy(logits, targets, reduction="none").detach())
@@ -43,7 +45,8 @@ def test_vocabulary_loss_is_layer_and_cross_entropy(
 
 @pytest.mark.parametrize("block_bytes", [700, 1 << 20])
 def test_vocabulary_loss_in_bf16_is_that_of_rounded_factors(monkeypatch: pytest.MonkeyPatch, block_bytes: int) -> None:
-    """Products of numbers that bf16 holds exactly, small enough to add up exactly: the result is that of fp32, the slopes rounded."""
+    """Products of numbers that bf16 holds exactly, small enough to add up exactly: the result is that of fp32, the
+    slopes rounded."""
     monkeypatch.setattr("captioner.training.vocabulary_loss._BLOCK_BYTES", block_bytes)
     torch.manual_seed(0)
     layer = nn.Linear(6, 11)
@@ -92,7 +95,9 @@ def test_vocabulary_loss_of_extreme_logits() -> None:
 
 
 @pytest.mark.parametrize("block_bytes", [500, 1 << 20])
-def test_banned_words_are_as_if_they_were_not_in_the_vocabulary(monkeypatch: pytest.MonkeyPatch, block_bytes: int) -> None:
+def test_banned_words_are_as_if_they_were_not_in_the_vocabulary(
+    monkeypatch: pytest.MonkeyPatch, block_bytes: int
+) -> None:
     monkeypatch.setattr("captioner.training.vocabulary_loss._BLOCK_BYTES", block_bytes)
     torch.manual_seed(0)
     layer = nn.Linear(6, 11).double()
@@ -123,14 +128,20 @@ def test_doubly_stochastic_penalty_by_hand() -> None:
     per_caption = {0: [[0.5, 0.5], [1.0, 0.0]], 1: [[0.25, 0.75]], 3: [[0.0, 1.0], [0.0, 1.0]]}
     for row, (caption, step) in enumerate(zip(packing.caption.tolist(), packing.step.tolist())):
         weights[row] = torch.tensor(per_caption[caption][step])
-    expected = ((0.5**2 + 0.5**2) + (0.75**2 + 0.25**2) + (1 + 1))
+    expected = (0.5**2 + 0.5**2) + (0.75**2 + 0.25**2) + (1 + 1)
     assert attention_coverage(weights, packing).item() == pytest.approx(expected)
 
 
 def test_clipping_scales_all_gradients_to_the_largest_norm() -> None:
-    parameters = [torch.zeros(2, requires_grad=True), torch.zeros(1, requires_grad=True), torch.zeros(1, requires_grad=True)]
+    parameters = [
+        torch.zeros(2, requires_grad=True),
+        torch.zeros(1, requires_grad=True),
+        torch.zeros(1, requires_grad=True),
+    ]
     parameters[0].grad, parameters[1].grad = torch.tensor([3.0, 0.0]), torch.tensor([4.0])
     clip_gradients(parameters, 10.0)
     assert parameters[0].grad.tolist() == [3, 0] and parameters[1].grad.tolist() == [4]
     clip_gradients(parameters, 2.5)
-    assert parameters[0].grad.tolist() == pytest.approx([1.5, 0]) and parameters[1].grad.tolist() == pytest.approx([2.0])
+    assert parameters[0].grad.tolist() == pytest.approx([1.5, 0]) and parameters[1].grad.tolist() == pytest.approx(
+        [2.0]
+    )

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 import pytest
 import torch
@@ -49,28 +50,61 @@ FAULTS = {
         lambda folder: (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:-9]),
         "no readable weights",
     ),
-    "other version": (config_change(lambda content: content.update(format_version=99)), "model format 99, this program reads 2"),
+    "other version": (
+        config_change(lambda content: content.update(format_version=99)),
+        "model format 99, this program reads 2",
+    ),
     "unknown key": (config_change(lambda content: content.update(colour=1)), "'colour' is unknown"),
     "missing key": (config_change(lambda content: content.pop("encoder")), "'encoder' is missing"),
-    "unknown setting": (config_change(lambda content: content["decoder"].update(wings=8)), "unknown decoder setting wings=8"),
+    "unknown setting": (
+        config_change(lambda content: content["decoder"].update(wings=8)),
+        "unknown decoder setting wings=8",
+    ),
     "missing setting": (config_change(lambda content: content["decoder"].pop("dropout")), "dropout is missing"),
-    "mistyped setting": (config_change(lambda content: content["decoder"].update(hidden_size="many")), "hidden_size='many'"),
+    "mistyped setting": (
+        config_change(lambda content: content["decoder"].update(hidden_size="many")),
+        "hidden_size='many'",
+    ),
     "negative setting": (config_change(lambda content: content["decoder"].update(hidden_size=-1)), "hidden_size=-1"),
-    "unknown norm": (config_change(lambda content: content["decoder"].update(norm="loud")), "config.json: train.norm=loud: no such"),
-    "endless layers": (config_change(lambda content: content["decoder"].update(layers=10**9)), "layers=1000000000 is no usable int"),
+    "unknown norm": (
+        config_change(lambda content: content["decoder"].update(norm="loud")),
+        "config.json: train.norm=loud: no such",
+    ),
+    "endless layers": (
+        config_change(lambda content: content["decoder"].update(layers=10**9)),
+        "layers=1000000000 is no usable int",
+    ),
     "more layers": (config_change(lambda content: content["decoder"].update(layers=2)), "the tensor initial.bias is"),
-    "tied": (config_change(lambda content: content["decoder"].update(tie_weights=True)), "the tensor output_map.weight is missing"),
-    "unknown cell": (config_change(lambda content: content["decoder"].update(decoder="../../x")), "no such recurrent cell"),
+    "tied": (
+        config_change(lambda content: content["decoder"].update(tie_weights=True)),
+        "the tensor output_map.weight is missing",
+    ),
+    "unknown cell": (
+        config_change(lambda content: content["decoder"].update(decoder="../../x")),
+        "no such recurrent cell",
+    ),
     "fewer words": (
         config_change(lambda content: [content["vocabulary"][key].pop() for key in ("words", "counts")]),
         "words but the decoder was trained with",
     ),
-    "other grid": (config_change(lambda content: content.update(grid=[3, 3])), r"grid=\[3, 3\] does not have the decoder's 4 positions"),
-    "huge": (config_change(lambda content: content["decoder"].update(hidden_size=10**6)), "these two files are not of one model"),
-    "impossible": (config_change(lambda content: content["decoder"].update(hidden_size=10**12)), "describe no possible model"),
+    "other grid": (
+        config_change(lambda content: content.update(grid=[3, 3])),
+        r"grid=\[3, 3\] does not have the decoder's 4 positions",
+    ),
+    "huge": (
+        config_change(lambda content: content["decoder"].update(hidden_size=10**6)),
+        "these two files are not of one model",
+    ),
+    "impossible": (
+        config_change(lambda content: content["decoder"].update(hidden_size=10**12)),
+        "describe no possible model",
+    ),
     "tensor missing": (weights_change(lambda tensors: tensors.pop("word.bias")), "the tensor word.bias is missing"),
     "tensor added": (weights_change(lambda tensors: tensors.update(extra=torch.zeros(2))), "the tensor extra is"),
-    "other shape": (weights_change(lambda tensors: tensors.update({"word.bias": torch.zeros(2)})), "the tensor word.bias is"),
+    "other shape": (
+        weights_change(lambda tensors: tensors.update({"word.bias": torch.zeros(2)})),
+        "the tensor word.bias is",
+    ),
 }
 
 

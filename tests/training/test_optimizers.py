@@ -21,7 +21,9 @@ RATES = (0.01, 0.003)
 
 def make_decoder(**changes: Any) -> CaptionDecoder:
     torch.manual_seed(0)
-    config = DecoderConfig("gru", "soft", 9, 3, 4, 4, feature_size=5, hidden_size=6, attention_size=3, tune_embeddings=True, **changes)
+    config = DecoderConfig(
+        "gru", "soft", 9, 3, 4, 4, feature_size=5, hidden_size=6, attention_size=3, tune_embeddings=True, **changes
+    )
     return build_decoder(config).double()
 
 
@@ -69,7 +71,9 @@ def test_three_updates_are_the_equations(kind: str, momentum: float, decay: floa
         for name, gradient in draw_gradients(decoder, step).items():
             rate = RATES[name.partition(".")[0] in ("projection", "norm", "position")]
             decayed = not (name.endswith("bias") or name.startswith(("norm.", "embedding.", "position")))
-            expected[name] = by_hand(kind, expected[name], gradient, states[name], step, rate, decay * decayed, momentum)
+            expected[name] = by_hand(
+                kind, expected[name], gradient, states[name], step, rate, decay * decayed, momentum
+            )
         optimizer.step()
     for name, parameter in decoder.named_parameters():
         torch.testing.assert_close(parameter.detach(), expected[name], rtol=1e-11, atol=1e-13)
@@ -80,11 +84,16 @@ def test_what_is_decayed() -> None:
     names = {id(parameter): name for name, parameter in decoder.named_parameters()}
     groups = parameter_groups(decoder, 0.1)
     assert [(group["part"], group["weight_decay"]) for group in groups] == [
-        ("decoder", 0.1), ("decoder", 0.0), ("projection", 0.1), ("projection", 0.0),
-    ]  # fmt: skip
+        ("decoder", 0.1),
+        ("decoder", 0.0),
+        ("projection", 0.1),
+        ("projection", 0.0),
+    ]
     found = [{names[id(parameter)] for parameter in group["params"]} for group in groups]
     assert found[2] == {"projection.weight"} and found[3] == {"projection.bias", "norm.weight", "norm.bias", "position"}
-    assert {"vocabulary.weight", "recurrent.weight", "attention.score"} <= found[0] and not any("bias" in name for name in found[0])
+    assert {"vocabulary.weight", "recurrent.weight", "attention.score"} <= found[0] and not any(
+        "bias" in name for name in found[0]
+    )
     assert {"embedding.weight", "vocabulary.bias"} <= found[1]
     assert sum(map(len, found)) == len(names)
     assert [group["part"] for group in parameter_groups(decoder, 0.0)] == ["decoder", "projection"]
@@ -103,12 +112,18 @@ def test_a_tied_weight_is_updated_once_and_not_decayed() -> None:
     assert found[3] == {"projection.bias", "norm.weight", "norm.bias", "position"}
     frozen = make_decoder(tie_weights=True)
     frozen.embedding.weight.requires_grad_(False)
-    assert all(parameter is not frozen.vocabulary.weight for group in parameter_groups(frozen, 0.0) for parameter in group["params"])
+    assert all(
+        parameter is not frozen.vocabulary.weight
+        for group in parameter_groups(frozen, 0.0)
+        for parameter in group["params"]
+    )
 
 
 def test_momentum_of_an_optimiser_without_one_is_refused() -> None:
     for kind in ("adam", "adamw", "adagrad"):
-        with pytest.raises(CaptionerError, match=f"train.momentum=0.9: train.optimizer={kind} has no such momentum.*sgd or rmsprop"):
+        with pytest.raises(
+            CaptionerError, match=f"train.momentum=0.9: train.optimizer={kind} has no such momentum.*sgd or rmsprop"
+        ):
             build_optimizer(make_decoder(), TrainParameters(optimizer=kind, momentum=0.9))
 
 

@@ -6,8 +6,9 @@ import importlib
 import io
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -40,7 +41,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture
 def watch(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Have a function called with the decoder, the optimiser and the batches after every step, and one with the decoder before."""
+    """Have a function called with the decoder, the optimiser and the batches after every step, and one with the decoder
+    before."""
 
     def start(seen: Callable[..., None], before: Callable[..., None] = lambda decoder: None) -> None:
         def step(decoder: Any, optimizer: Any, batches: Any, *rest: Any) -> Any:
@@ -76,8 +78,17 @@ def test_rates_of_every_step_by_hand(data: dict[str, Path], tmp_path: Path, watc
     rates: list[tuple[float, float]] = []
     watch(lambda _, optimizer, __: rates.append(tuple(group["lr"] for group in optimizer.param_groups)))
     figures([3, 2, 2.5, 1, 1.5])
-    options = {"warmup_steps": 9, "step_every": 4, "step_factor": 0.9, "cosine": True, "plateau_patience": 0, "plateau_factor": 0.5}
-    rows = history_numbers(run(tmp_path, data, small_parameters(**options, epochs=5, learning_rate=0.3, projection_learning_rate=0.03)))
+    options = {
+        "warmup_steps": 9,
+        "step_every": 4,
+        "step_factor": 0.9,
+        "cosine": True,
+        "plateau_patience": 0,
+        "plateau_factor": 0.5,
+    }
+    rows = history_numbers(
+        run(tmp_path, data, small_parameters(**options, epochs=5, learning_rate=0.3, projection_learning_rate=0.03))
+    )
     steps, step = batches_of(data, 5), 0
     assert len(rates) == sum(steps) and len(rows) == 5
     for epoch, plateau in enumerate([1, 1, 1, 0.5, 0.5]):
@@ -131,24 +142,36 @@ def test_averaged_weights_are_validated_and_published(data: dict[str, Path], tmp
     assert torch.equal(before[steps[0]], after[steps[0] - 1])  # the second epoch goes on from the weights themselves
     store = FeatureStore.open(data["features"])
     with store.reader() as reader:
-        found = split_figures(model.decoder, store, reader, CaptionSet.load(data["captions"]), "val", model.vocabulary, 12)
+        found = split_figures(
+            model.decoder, store, reader, CaptionSet.load(data["captions"]), "val", model.vocabulary, 12
+        )
     assert found["cross_entropy"] == pytest.approx(metrics(tmp_path)["val_cross_entropy"], abs=2e-6)
 
 
-def test_the_best_epoch_by_another_figure(data: dict[str, Path], tmp_path: Path, watch: Callable, figures: Callable) -> None:
+def test_the_best_epoch_by_another_figure(
+    data: dict[str, Path], tmp_path: Path, watch: Callable, figures: Callable
+) -> None:
     after: list[torch.Tensor] = []
     watch(lambda decoder, *_: after.append(decoder.word.weight.detach().clone()))
     figures([5, 4, 3, 2, 1, 0.5, 0.4], [0.2, 0.3, 0.1, 0.25, 0.3, 0.1, 0.1])
     folder = run(tmp_path / "a", data, small_parameters(epochs=7, select_by="val_token_accuracy", patience=3))
-    assert len(history_numbers(folder)) == 5 and metrics(folder)["best_epoch"] == 2 and metrics(folder)["stopped"] == "patience"
+    assert (
+        len(history_numbers(folder)) == 5
+        and metrics(folder)["best_epoch"] == 2
+        and metrics(folder)["stopped"] == "patience"
+    )
     assert torch.equal(load_model(folder / "models").decoder.word.weight, after[sum(batches_of(data, 2)) - 1])
     figures([5, 4, 3, 2, 1], [0.2, 0.3, 0.1, 0.25, 0.3])
     whole = run(tmp_path / "b", data, small_parameters(epochs=5, patience=3))
     assert metrics(whole)["best_epoch"] == 5 and metrics(whole)["stopped"] == "epochs"
 
 
-@pytest.mark.parametrize(("allowed", "epochs", "stopped"), [(0, 6, "epochs"), (1, 2, "gap"), (2, 5, "gap"), (3, 6, "epochs")])
-def test_a_growing_gap_ends_training(data: dict[str, Path], tmp_path: Path, figures: Callable, allowed: int, epochs: int, stopped: str) -> None:
+@pytest.mark.parametrize(
+    ("allowed", "epochs", "stopped"), [(0, 6, "epochs"), (1, 2, "gap"), (2, 5, "gap"), (3, 6, "epochs")]
+)
+def test_a_growing_gap_ends_training(
+    data: dict[str, Path], tmp_path: Path, figures: Callable, allowed: int, epochs: int, stopped: str
+) -> None:
     figures([10, 30, 20, 40, 60, 50])  # the training cross entropy is below 5, so that these decide
     folder = run(tmp_path, data, small_parameters(epochs=6, patience=9, gap_patience=allowed))
     assert len(history_numbers(folder)) == epochs and metrics(folder)["stopped"] == stopped
@@ -173,10 +196,16 @@ def check_scores(tmp_path: Path, **options: Any) -> None:
     assert found["best_epoch"] == max(rows, key=lambda row: row["val_cider_d"])["epoch"] and found["val_cider_d"] > 0.3
     assert rows[int(found["best_epoch"]) - 1]["val_bleu_4"] == pytest.approx(found["val_bleu_4"], rel=1e-5)
     evaluate(
-        parse_parameters({"dataset": "small", "evaluate": {"beam_sizes": [1]}, "runtime": {"device": "cpu", "threads": 1}}),
-        models=tmp_path / "models", features=data["features"], captions=data["captions"], images=tmp_path / "i.h5",
-        results=tmp_path / "evaluation", report=tmp_path / "report.html",
-    )  # fmt: skip
+        parse_parameters(
+            {"dataset": "small", "evaluate": {"beam_sizes": [1]}, "runtime": {"device": "cpu", "threads": 1}}
+        ),
+        models=tmp_path / "models",
+        features=data["features"],
+        captions=data["captions"],
+        images=tmp_path / "i.h5",
+        results=tmp_path / "evaluation",
+        report=tmp_path / "report.html",
+    )
     scores = json.loads((tmp_path / "evaluation/metrics.json").read_text())
     assert found["val_cider_d"] == pytest.approx(scores["val_cider_d"], abs=1e-6)
     assert found["val_bleu_4"] == pytest.approx(scores["val_bleu_4"], abs=1e-6)
@@ -193,13 +222,26 @@ def test_scores_of_validation_are_those_of_evaluate_with_java(tmp_path: Path) ->
 
 
 def test_columns_are_those_that_were_computed(data: dict[str, Path], tmp_path: Path, no_java: None) -> None:
-    usual = ["epoch", "learning_rate", "projection_learning_rate", "train_cross_entropy", "val_cross_entropy", "val_token_accuracy"]
+    usual = [
+        "epoch",
+        "learning_rate",
+        "projection_learning_rate",
+        "train_cross_entropy",
+        "val_cross_entropy",
+        "val_token_accuracy",
+    ]
     assert list(history_numbers(run(tmp_path / "a", data, small_parameters(epochs=1)))[0]) == [*usual, "tokens"]
     scored = run(tmp_path / "b", data, small_parameters(epochs=1, plateau_on="val_bleu_4"))
     assert list(history_numbers(scored)[0]) == [*usual, "val_bleu_4", "val_cider_d", "tokens"]
 
 
-@pytest.mark.parametrize("options, name", [({"select_by": "val_cider_d"}, "select_by=val_cider_d"), ({"plateau_on": ["val_bleu_4"]}, "plateau_on=val_bleu_4")])
+@pytest.mark.parametrize(
+    "options, name",
+    [
+        ({"select_by": "val_cider_d"}, "select_by=val_cider_d"),
+        ({"plateau_on": ["val_bleu_4"]}, "plateau_on=val_bleu_4"),
+    ],
+)
 def test_scores_without_pycocoevalcap_are_refused_by_name(
     data: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], name: str
 ) -> None:
@@ -212,9 +254,18 @@ def test_scores_without_pycocoevalcap_are_refused_by_name(
 @pytest.mark.parametrize("kind", ["adam", "adamw", "sgd", "rmsprop", "adagrad"])
 def test_resumes_exactly_with_every_optimiser(data: dict[str, Path], tmp_path: Path, kind: str) -> None:
     parameters = small_parameters(
-        optimizer=kind, momentum=0.5 if kind in ("sgd", "rmsprop") else 0.0, weight_decay=0.01, accumulate=2, ema=0.9, warmup_steps=4,
-        step_every=3, cosine=True, plateau_on=["val_cross_entropy", "val_token_accuracy"], plateau_patience=0, gap_patience=3,
-    )  # fmt: skip
+        optimizer=kind,
+        momentum=0.5 if kind in ("sgd", "rmsprop") else 0.0,
+        weight_decay=0.01,
+        accumulate=2,
+        ema=0.9,
+        warmup_steps=4,
+        step_every=3,
+        cosine=True,
+        plateau_on=["val_cross_entropy", "val_token_accuracy"],
+        plateau_patience=0,
+        gap_patience=3,
+    )
     whole = run(tmp_path / "whole", data, parameters)
     parameters = with_runtime(parameters, checkpoint_seconds=0)
     for saves in (2, 4, 6):  # in the first epoch, after it, in the second
@@ -231,7 +282,9 @@ def two_phases(options: TrainParameters, *_: object) -> list[Phase]:
     ]
 
 
-def test_phases_follow_one_another_and_resume_exactly(data: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_phases_follow_one_another_and_resume_exactly(
+    data: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(importlib.import_module("captioner.training.train"), "build_phases", two_phases)
     parameters = small_parameters(ema=0.5, patience=5)
     rows = history_numbers(run(tmp_path / "whole", data, parameters))
@@ -246,7 +299,13 @@ def test_phases_follow_one_another_and_resume_exactly(data: dict[str, Path], tmp
 
 @pytest.mark.parametrize(("accuracies", "best"), [([0.3, 0.2, 0.4, 0.2, 0.1], 2), ([0.3, 0.2, 0.4, 0.1, 0.3], 5)])
 def test_a_phase_begins_from_the_best_weights(
-    data: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, watch: Callable, figures: Callable, accuracies: list[float], best: int
+    data: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    watch: Callable,
+    figures: Callable,
+    accuracies: list[float],
+    best: int,
 ) -> None:
     """The best by cross entropy (epoch 2) is what the second phase begins from, and must outdo by accuracy (0.2)."""
     before: list[torch.Tensor] = []
@@ -277,7 +336,9 @@ def stop_after(folder: Path, steps: int) -> Callable[..., None]:
 
 
 @pytest.mark.parametrize("steps", [8, 12])
-def test_a_stop_file_publishes_the_best_model_so_far(data: dict[str, Path], tmp_path: Path, watch: Callable, steps: int) -> None:
+def test_a_stop_file_publishes_the_best_model_so_far(
+    data: dict[str, Path], tmp_path: Path, watch: Callable, steps: int
+) -> None:
     """Within the second epoch, or after its last step."""
     whole = run(tmp_path / "whole", data, small_parameters(epochs=1))
     watch(stop_after(tmp_path / "cut", steps))

@@ -11,8 +11,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Callable
 
 import numpy as np
 import pytest
@@ -57,7 +57,8 @@ def table(lengths: list[int]) -> CaptionTable:
 
 
 def test_shares_by_hand() -> None:
-    """7 tokens (picture 2) to the first; 5 and 4 (3 and 1) to the second; 3 (4) to the first, and 3 (0) to the second, which has 9 against 10."""
+    """7 tokens (picture 2) to the first; 5 and 4 (3 and 1) to the second; 3 (4) to the first, and 3 (0) to the second,
+    which has 9 against 10."""
     batch = Batch(np.array([4, 0, 2, 1, 3]), np.array([[4], [0], [2], [1], [3]]), np.array([1, 0, 0, 1, 0]))
     captions = table([3, 4, 7, 5, 3])
     first, second = (share(batch, captions, rank, 2) for rank in range(2))
@@ -81,19 +82,24 @@ def test_shares_are_the_batch_and_balanced(data: dict[str, Path]) -> None:
             place = {image: row for row, image in enumerate(batch.images.tolist())}
             for part in parts:  # a picture keeps its captions and its view
                 rows = [place[image] for image in part.images.tolist()]
-                assert np.array_equal(part.captions, batch.captions[rows]) and np.array_equal(part.views, batch.views[rows])
+                assert np.array_equal(part.captions, batch.captions[rows]) and np.array_equal(
+                    part.views, batch.views[rows]
+                )
             work = [inputs.train.targets[part.captions].sum() for part in parts]
             assert max(work) - min(work) <= inputs.train.targets[batch.captions].sum(1).max()
 
 
 def test_operations_of_a_group_by_hand(runs: Runs, tmp_path: Path) -> None:
     processes = [
-        runs.call("tests.training.parallel_tasks", "operate", (tmp_path,), place, tmp_path / "log") for place in torchrun_environments(3)
+        runs.call("tests.training.parallel_tasks", "operate", (tmp_path,), place, tmp_path / "log")
+        for place in torchrun_environments(3)
     ]
     assert [runs.wait(process) for process in processes] == [0] * 3, (tmp_path / "log").read_text()
     for rank in range(3):
         found = json.loads((tmp_path / f"rank{rank}.json").read_text())
-        assert found["sums"] == [[figures, [[4, 8], [12, 16]], [3, 3, 3], 0, [True, False]] for figures in (111.0, 111.0, [111.0, 3.0])]
+        assert found["sums"] == [
+            [figures, [[4, 8], [12, 16]], [3, 3, 3], 0, [True, False]] for figures in (111.0, 111.0, [111.0, 3.0])
+        ]
         assert found["agree"] == [True, False] and found["all_reduce"] == [3, 4.5] and found["broadcast"] == [5]
         assert found["broadcast_bytes"] == "from 0" and found["gather_bytes"] == ["", "x", "xx"]
 
@@ -117,17 +123,42 @@ def test_a_process_takes_its_own_generator_from_a_state() -> None:
 
 CASES = {
     "whole pictures": {"dropout": 0.0, "doubly_stochastic": 1.0, "label_smoothing": 0.1, "epochs": 3, "clip": 0.5},
-    "empty shares": {"dropout": 0.0, "optimizer": "sgd", "learning_rate": 0.1, "projection_learning_rate": 0.1,
-                     "batch_size": 3, "captions_per_image": 1, "accumulate": 2, "epochs": 2, "ema": 0.9},
-    "batch norm": {"dropout": 0.0, "norm": "batch", "batch_size": 3, "captions_per_image": 1, "accumulate": 2, "epochs": 1, "ema": 0.9,
-                   "layers": 2, "tie_weights": True, "tune_embeddings": True, "optimizer": "sgd", "learning_rate": 0.1,
-                   "projection_learning_rate": 0.1, "scst_epochs": 1, "scst_learning_rate": 0.01},
+    "empty shares": {
+        "dropout": 0.0,
+        "optimizer": "sgd",
+        "learning_rate": 0.1,
+        "projection_learning_rate": 0.1,
+        "batch_size": 3,
+        "captions_per_image": 1,
+        "accumulate": 2,
+        "epochs": 2,
+        "ema": 0.9,
+    },
+    "batch norm": {
+        "dropout": 0.0,
+        "norm": "batch",
+        "batch_size": 3,
+        "captions_per_image": 1,
+        "accumulate": 2,
+        "epochs": 1,
+        "ema": 0.9,
+        "layers": 2,
+        "tie_weights": True,
+        "tune_embeddings": True,
+        "optimizer": "sgd",
+        "learning_rate": 0.1,
+        "projection_learning_rate": 0.1,
+        "scst_epochs": 1,
+        "scst_learning_rate": 0.01,
+    },
     "self-critical": {"dropout": 0.0, "epochs": 1, "scst_epochs": 2, "scst_learning_rate": 0.01, "clip": 0.01},
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_losses_do_not_depend_on_the_number_of_processes(runs: Runs, data: dict[str, Path], tmp_path: Path, case: str) -> None:
+def test_losses_do_not_depend_on_the_number_of_processes(
+    runs: Runs, data: dict[str, Path], tmp_path: Path, case: str
+) -> None:
     """In float64, where what is left is rounding. The norm is clipped, so it must be that of the summed gradient."""
     parameters = small_parameters(**CASES[case])
     losses, figures = {}, {}
@@ -143,7 +174,9 @@ def test_losses_do_not_depend_on_the_number_of_processes(runs: Runs, data: dict[
         assert all(steps == seen[0] for steps in seen)  # weights too, bit by bit, after each step
         losses[world] = [loss for loss, *_ in seen[0]]
         with open(folder / "results/history.csv") as file:
-            figures[world] = [{name: float(value or "nan") for name, value in row.items()} for row in csv.DictReader(file)]
+            figures[world] = [
+                {name: float(value or "nan") for name, value in row.items()} for row in csv.DictReader(file)
+            ]
     assert len(losses[1]) >= 20 and len(set(losses[1])) > 10
     for world in (2, 4):
         assert losses[world] == pytest.approx(losses[1], abs=1e-5, rel=0)
@@ -178,15 +211,28 @@ def test_torchrun_gives_the_same_bytes(data: dict[str, Path], whole: Path, tmp_p
         "run(Path(folder), {name: Path(path) for name, path in data.items()}, parse_parameters(content))\n"
     )
     task = json.dumps([str(tmp_path), {name: str(path) for name, path in data.items()}, parameters_content(PARAMETERS)])
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script), task]
-    finished = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120)
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        str(script),
+        task,
+    ]
+    finished = subprocess.run(
+        command, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120
+    )
     assert finished.returncode == 0, finished.stderr
     assert result_bytes(tmp_path) == result_bytes(whole)
 
 
 def errors(log: Path) -> list[str]:
     """What was said of faults; a run's progress left out."""
-    return [line for line in log.read_text().splitlines() if "Error" in line or "Interrupted" in line or "Traceback" in line]
+    return [
+        line for line in log.read_text().splitlines() if "Error" in line or "Interrupted" in line or "Traceback" in line
+    ]
 
 
 def begin(runs: Runs, data: dict[str, Path], folder: Path) -> tuple[int, int]:
@@ -203,7 +249,9 @@ def go_on(runs: Runs, data: dict[str, Path], folder: Path, parameters: Parameter
     assert "going on with unfinished work" in (folder / "again").read_text()
 
 
-def test_a_killed_process_is_named_and_the_next_run_goes_on(runs: Runs, data: dict[str, Path], whole: Path, tmp_path: Path) -> None:
+def test_a_killed_process_is_named_and_the_next_run_goes_on(
+    runs: Runs, data: dict[str, Path], whole: Path, tmp_path: Path
+) -> None:
     leader, other = begin(runs, data, tmp_path)
     began = time.monotonic()
     os.kill(other, signal.SIGKILL)
@@ -226,7 +274,9 @@ def test_all_killed_and_resumed(runs: Runs, data: dict[str, Path], whole: Path, 
 
 
 @pytest.mark.parametrize("target", ["rank 0", "rank 1"])
-def test_a_signal_to_any_process_saves_and_ends_all(runs: Runs, data: dict[str, Path], whole: Path, tmp_path: Path, target: str) -> None:
+def test_a_signal_to_any_process_saves_and_ends_all(
+    runs: Runs, data: dict[str, Path], whole: Path, tmp_path: Path, target: str
+) -> None:
     leader, other = begin(runs, data, tmp_path)
     os.kill(leader if target == "rank 0" else other, signal.SIGTERM)
     assert runs.wait(leader) == 130
@@ -243,7 +293,8 @@ def test_a_signal_to_any_process_saves_and_ends_all(runs: Runs, data: dict[str, 
 
 def test_under_torchrun_the_others_end_with_rank_0(runs: Runs, data: dict[str, Path], tmp_path: Path) -> None:
     processes = [
-        runs.start(tmp_path, data, PARAMETERS, place, tmp_path / f"log{rank}") for rank, place in enumerate(torchrun_environments(2))
+        runs.start(tmp_path, data, PARAMETERS, place, tmp_path / f"log{rank}")
+        for rank, place in enumerate(torchrun_environments(2))
     ]
     assert until(lambda: bool(list(tmp_path.glob("models.partial/*.state"))))
     os.kill(processes[0], signal.SIGKILL)
@@ -254,16 +305,24 @@ def test_under_torchrun_the_others_end_with_rank_0(runs: Runs, data: dict[str, P
 def test_other_inputs_in_another_process_are_refused(runs: Runs, data: dict[str, Path], tmp_path: Path) -> None:
     other = make_data(tmp_path / "other", views=2, seed=3)
     places = torchrun_environments(2)
-    processes = [runs.start(tmp_path, files, PARAMETERS, places[rank], tmp_path / f"log{rank}") for rank, files in enumerate((data, other))]
+    processes = [
+        runs.start(tmp_path, files, PARAMETERS, places[rank], tmp_path / f"log{rank}")
+        for rank, files in enumerate((data, other))
+    ]
     assert [runs.wait(process) for process in processes] == [1, 1]
-    assert "training process 1 of 2 (from 0) failed: other captions, embeddings, vocabulary" in (tmp_path / "log0").read_text()
+    assert (
+        "training process 1 of 2 (from 0) failed: other captions, embeddings, vocabulary"
+        in (tmp_path / "log0").read_text()
+    )
     assert (tmp_path / "log1").read_text() == ""
 
 
 def test_what_another_process_cannot_read_is_said_by_rank_0(runs: Runs, data: dict[str, Path], tmp_path: Path) -> None:
     places = torchrun_environments(2)
     files = [data, {**data, "vocab": tmp_path / "absent.json"}]
-    processes = [runs.start(tmp_path, files[rank], PARAMETERS, places[rank], tmp_path / f"log{rank}") for rank in range(2)]
+    processes = [
+        runs.start(tmp_path, files[rank], PARAMETERS, places[rank], tmp_path / f"log{rank}") for rank in range(2)
+    ]
     assert [runs.wait(process) for process in processes] == [1, 1]
     (line,) = errors(tmp_path / "log0")
     assert "training process 1 of 2 (from 0) failed:" in line and "absent.json" in line
@@ -273,7 +332,9 @@ def test_what_another_process_cannot_read_is_said_by_rank_0(runs: Runs, data: di
 def test_the_others_end_where_rank_0_does_not_begin(runs: Runs, data: dict[str, Path], tmp_path: Path) -> None:
     places = torchrun_environments(2)
     files = [{**data, "vocab": tmp_path / "absent.json"}, data]
-    processes = [runs.start(tmp_path, files[rank], PARAMETERS, places[rank], tmp_path / f"log{rank}") for rank in range(2)]
+    processes = [
+        runs.start(tmp_path, files[rank], PARAMETERS, places[rank], tmp_path / f"log{rank}") for rank in range(2)
+    ]
     assert [runs.wait(process) for process in processes] == [1, 1]
     assert "absent.json" in (tmp_path / "log0").read_text()
     assert "CaptionerError: process 0 cannot be reached any more" in (tmp_path / "log1").read_text()
@@ -314,7 +375,9 @@ def test_a_loss_that_is_not_finite_ends_all(runs: Runs, data: dict[str, Path], t
     assert "training: the loss is" in line and "at epoch 1, step" in line
 
 
-def test_a_process_that_does_not_start_is_an_error(data: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_does_not_start_is_an_error(
+    data: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(CaptionerError, match="training process 1 of 2 ended with status 1"):
         run(tmp_path, data, PARAMETERS)

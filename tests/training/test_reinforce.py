@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import Iterator
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -21,16 +21,20 @@ from tests.decoder.slow import slow_logits
 
 VOCABULARY, CHANNELS, POSITIONS = 9, 5, 3
 CAPTION = torch.tensor([START, 6, 4, END])
-RAGGED = torch.tensor([
-    [[START, 5, 6, END, 0, 0], [START, 4, END, 0, 0, 0], [START, 7, 8, 4, END, 0]],
-    [[START, 8, 4, 6, 5, END], [0] * 6, [0] * 6],
-    [[START, 7, END, 0, 0, 0], [START, 4, 4, END, 0, 0], [0] * 6],
-])  # fmt: skip
+RAGGED = torch.tensor(
+    [
+        [[START, 5, 6, END, 0, 0], [START, 4, END, 0, 0, 0], [START, 7, 8, 4, END, 0]],
+        [[START, 8, 4, 6, 5, END], [0] * 6, [0] * 6],
+        [[START, 7, END, 0, 0, 0], [START, 4, 4, END, 0, 0], [0] * 6],
+    ]
+)
 
 
 def make_decoder(cell: str = "gru") -> CaptionDecoder:
     torch.manual_seed(0)
-    settings = DecoderConfig(cell, "hard", VOCABULARY, 3, CHANNELS, POSITIONS, feature_size=4, hidden_size=5, attention_size=3, dropout=0.0)
+    settings = DecoderConfig(
+        cell, "hard", VOCABULARY, 3, CHANNELS, POSITIONS, feature_size=4, hidden_size=5, attention_size=3, dropout=0.0
+    )
     decoder = build_decoder(settings).double()
     for parameter in decoder.parameters():
         torch.nn.init.normal_(parameter, std=0.7)
@@ -61,11 +65,18 @@ def step_gradient(
     return torch.cat([parameter.grad.flatten() for parameter in trained(decoder)]), reinforce, total.item()
 
 
-def path_terms(decoder: CaptionDecoder, features: Tensor, caption: Tensor, path: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
-    """log p(word t | s) and log p(s_t), (n,) each, and the entropy of alpha summed over the words, from the slow decoder."""
+def path_terms(
+    decoder: CaptionDecoder, features: Tensor, caption: Tensor, path: tuple[int, ...]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """log p(word t | s) and log p(s_t), (n,) each, and the entropy of alpha summed over the words, from the slow
+    decoder."""
     logits, alpha = slow_logits(decoder, features, caption, path)
     words = torch.stack([torch.log_softmax(row, 0)[word] for row, word in zip(logits, caption[1:])])
-    return words, torch.stack([row[s].log() for row, s in zip(alpha, path)]), -sum((row * row.log()).sum() for row in alpha)
+    return (
+        words,
+        torch.stack([row[s].log() for row, s in zip(alpha, path)]),
+        -sum((row * row.log()).sum() for row in alpha),
+    )
 
 
 @pytest.fixture
@@ -78,8 +89,12 @@ def looking(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
 
 
 @pytest.mark.parametrize("cell", ["gru", "lstm"])
-@pytest.mark.parametrize(("reward", "entropy", "baseline"), [(1.0, 0.0, 0.0), (1.0, 0.0, -2.5), (1.0, 0.3, 1.7), (0.4, 0.1, -2.0)])
-def test_expected_gradient_is_that_of_the_bound(looking: list[int], cell: str, reward: float, entropy: float, baseline: float) -> None:
+@pytest.mark.parametrize(
+    ("reward", "entropy", "baseline"), [(1.0, 0.0, 0.0), (1.0, 0.0, -2.5), (1.0, 0.3, 1.7), (0.4, 0.1, -2.0)]
+)
+def test_expected_gradient_is_that_of_the_bound(
+    looking: list[int], cell: str, reward: float, entropy: float, baseline: float
+) -> None:
     """Every path weighted with its probability: no chance is left, and the baseline makes no difference.
 
     The bound is sum over s of p(s) log p(y | s); with lambda_r = 1 both of its terms have their full weight.
@@ -101,14 +116,18 @@ def test_expected_gradient_is_that_of_the_bound(looking: list[int], cell: str, r
     if (reward, entropy) == (1.0, 0.0):  # and that is the bound itself, differentiated as it stands
         bound = sum(
             choices.sum().exp() * words.sum()
-            for words, choices, _ in (path_terms(decoder, features[0], CAPTION, path) for path in itertools.product(range(POSITIONS), repeat=3))
+            for words, choices, _ in (
+                path_terms(decoder, features[0], CAPTION, path)
+                for path in itertools.product(range(POSITIONS), repeat=3)
+            )
         )
         torch.testing.assert_close(found, gradient_of(bound, decoder), rtol=1e-9, atol=1e-11)
 
 
 @pytest.mark.parametrize("split", [(3,), (1, 2), (1, 1, 1)])
 def test_one_draw_by_hand(split: tuple[int, ...]) -> None:
-    """Ragged captions in one batch or in several of a step, some with the expected value: the terms caption by caption."""
+    """Ragged captions in one batch or in several of a step, some with the expected value: the terms caption by
+    caption."""
     decoder, features, baseline = make_decoder("lstm"), make_features(3), -1.5
     options = TrainParameters(hard_reinforce=0.8, hard_entropy=0.05, clip=0)
     batches = list(zip(features.split(split), RAGGED.split(split)))
@@ -117,7 +136,12 @@ def test_one_draw_by_hand(split: tuple[int, ...]) -> None:
     for part, tokens in batches:
         _, _, packing, positions = decoder.hidden(part, tokens)
         first = sum(len(before) for before, _ in batches[: len(paths)])
-        paths.append({number + 3 * first: positions[packing.caption == number].tolist() for number in packing.caption.unique().tolist()})
+        paths.append(
+            {
+                number + 3 * first: positions[packing.caption == number].tolist()
+                for number in packing.caption.unique().tolist()
+            }
+        )
     torch.manual_seed(1)
     gradient, reinforce, total = step_gradient(decoder, batches, options, baseline)
 
@@ -144,9 +168,13 @@ def test_the_baseline_begins_with_a_guess_and_stays_where_nothing_was_drawn(monk
     reinforce = Reinforce(decoder, TrainParameters())
     assert reinforce.state["baseline"].item() == pytest.approx(-math.log(VOCABULARY))
     monkeypatch.setattr(hard, "EXPECTED_SHARE", 1.0)
-    gradient, reinforce, _ = step_gradient(decoder, [(make_features(3), RAGGED)], TrainParameters(hard_entropy=0.0, clip=0), -3.0)
+    gradient, reinforce, _ = step_gradient(
+        decoder, [(make_features(3), RAGGED)], TrainParameters(hard_entropy=0.0, clip=0), -3.0
+    )
     assert reinforce.state["baseline"].item() == -3.0
-    other, _, _ = step_gradient(decoder, [(make_features(3), RAGGED)], TrainParameters(hard_entropy=0.0, hard_reinforce=0.0, clip=0), 7.0)
+    other, _, _ = step_gradient(
+        decoder, [(make_features(3), RAGGED)], TrainParameters(hard_entropy=0.0, hard_reinforce=0.0, clip=0), 7.0
+    )
     assert torch.equal(gradient, other)  # nothing to reinforce, whatever the baseline
 
 
@@ -175,7 +203,14 @@ def test_self_critical_training_leaves_the_scores_as_they_are() -> None:
     optimizer = torch.optim.Adam(trained(decoder), lr=0.01)
     torch.manual_seed(0)
     for _ in range(3):
-        self_critical_step(lambda captions, _: (captions == END).any(-1) * 1.0, 3, decoder, optimizer, [(make_features(3), RAGGED)], TrainParameters())
+        self_critical_step(
+            lambda captions, _: (captions == END).any(-1) * 1.0,
+            3,
+            decoder,
+            optimizer,
+            [(make_features(3), RAGGED)],
+            TrainParameters(),
+        )
     changed = {name for name, parameter in decoder.named_parameters() if not torch.equal(parameter, before[name])}
     assert set(before) - changed == {"attention.score", "attention.key.weight", "embedding.weight"}
     rows = (decoder.recurrent.weight != before["recurrent.weight"]).any(1)
@@ -187,12 +222,28 @@ def test_it_learns_to_look_where_the_word_is(monkeypatch: pytest.MonkeyPatch, re
     """From drawn positions alone: one cell of a picture shows the word, another one a wrong word without the mark."""
     monkeypatch.setattr(hard, "EXPECTED_SHARE", 0.0)
     torch.manual_seed(0)
-    settings = DecoderConfig("gru", "hard", VOCABULARY, 4, 6, 6, feature_size=12, hidden_size=16, attention_size=8, position="none", dropout=0.0)
+    settings = DecoderConfig(
+        "gru",
+        "hard",
+        VOCABULARY,
+        4,
+        6,
+        6,
+        feature_size=12,
+        hidden_size=16,
+        attention_size=8,
+        position="none",
+        dropout=0.0,
+    )
     decoder, options = build_decoder(settings), TrainParameters(hard_reinforce=reward)
     optimizer, reinforce = torch.optim.Adam(trained(decoder), lr=0.01), Reinforce(decoder, options)
 
     def draw(images: int) -> tuple[Tensor, Tensor, Tensor]:
-        features, place, word = torch.randn(images, 6, 6) * 0.3, torch.randint(6, (images,)), torch.randint(4, VOCABULARY, (images,))
+        features, place, word = (
+            torch.randn(images, 6, 6) * 0.3,
+            torch.randint(6, (images,)),
+            torch.randint(4, VOCABULARY, (images,)),
+        )
         rows = torch.arange(images)
         features[rows, place, word - 4] += 2
         features[rows, place, 5] += 2

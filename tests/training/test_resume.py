@@ -1,4 +1,5 @@
-"""Interrupted, cut off, refused (killed: see test_kills): a run that was stopped ends with the bytes of one that was not."""
+"""Interrupted, cut off, refused (killed: see test_kills): a run that was stopped ends with the bytes of one that was
+not."""
 
 from __future__ import annotations
 
@@ -17,7 +18,9 @@ from tests.training.cuts import power_cut
 from tests.training.runs import Runs
 from tests.training.small import result_bytes, run, small_parameters, with_runtime
 
-PARAMETERS = with_runtime(small_parameters(epochs=4, patience=2, plateau_patience=0), checkpoint_seconds=0)  # a state after every step
+PARAMETERS = with_runtime(
+    small_parameters(epochs=4, patience=2, plateau_patience=0), checkpoint_seconds=0
+)  # a state after every step
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +30,9 @@ def whole(data: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 @pytest.mark.parametrize("stop_after", [1, 5, 8])
-def test_resumes_exactly_from_every_kind_of_place(data: dict[str, Path], whole: Path, tmp_path: Path, stop_after: int) -> None:
+def test_resumes_exactly_from_every_kind_of_place(
+    data: dict[str, Path], whole: Path, tmp_path: Path, stop_after: int
+) -> None:
     """Stopped after so many saved states (in the first epoch, after it, in a later one), with the newest state torn."""
     with power_cut(stop_after):
         run(tmp_path, data, PARAMETERS)
@@ -68,7 +73,9 @@ def test_stopped_while_publishing_trains_nothing_again(
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("where", ["captioner.training.phases.training_step", "captioner.training.validation.correct_tokens"])
+@pytest.mark.parametrize(
+    "where", ["captioner.training.phases.training_step", "captioner.training.validation.correct_tokens"]
+)
 def test_a_signal_finishes_the_step_and_saves(
     data: dict[str, Path], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, where: str
 ) -> None:
@@ -89,7 +96,9 @@ def test_a_signal_finishes_the_step_and_saves(
     assert error.value.exit_code != 0
     monkeypatch.undo()
     _, state = load_state(tmp_path / "models.partial")
-    assert (state["epoch"], state["step"]) == ((1, 3) if "step" in where else (2, 0))  # all of a small validation split is one batch
+    assert (state["epoch"], state["step"]) == (
+        (1, 3) if "step" in where else (2, 0)
+    )  # all of a small validation split is one batch
     run(tmp_path, data, parameters)
     assert result_bytes(tmp_path) == result_bytes(whole)
 

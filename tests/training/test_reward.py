@@ -20,7 +20,10 @@ A, B, C, D = 4, 5, 6, 65535
 
 def table(captions: list[list[list[int]]]) -> np.ndarray:
     """Words of captions (with END or without) of each picture -> (I, K, T + 1) rows, PAD where a picture has fewer."""
-    tokens = np.zeros((len(captions), max(map(len, captions)), 1 + max(len(one) for group in captions for one in group)), dtype=np.int64)
+    tokens = np.zeros(
+        (len(captions), max(map(len, captions)), 1 + max(len(one) for group in captions for one in group)),
+        dtype=np.int64,
+    )
     for i, group in enumerate(captions):
         for k, one in enumerate(group):
             tokens[i, k, : len(one) + 1] = [START, *one]
@@ -37,12 +40,15 @@ def caption_table(references: list[list[list[int]]]) -> CaptionTable:
 def random_captions(
     generator: np.random.Generator, images: int, low: int, high: int, shortest: int, longest: int, words: int
 ) -> list[list[list[int]]]:
-    """Between low and high captions a picture; few words, so that n-grams repeat within a caption; a tenth lacks END."""
+    """Between low and high captions a picture; few words, so that n-grams repeat within a caption; a tenth lacks
+    END."""
     groups = []
     for _ in range(images):
         group = []
         for _ in range(generator.integers(low, high + 1)):
-            own = generator.choice([A, B, C, D, *range(100, 100 + words)], generator.integers(shortest, longest + 1)).tolist()
+            own = generator.choice(
+                [A, B, C, D, *range(100, 100 + words)], generator.integers(shortest, longest + 1)
+            ).tolist()
             group.append(own if own and generator.random() < 0.1 else [*own, END])
         groups.append(group)
     return groups
@@ -64,7 +70,8 @@ def theirs(captions: list[list[list[int]]], references: list[list[list[int]]], s
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("words", [0, 3, 40])
 def test_equals_pycocoevalcap(seed: int, words: int) -> None:
-    """Words that repeat, empty captions, captions of one word, captions and references shorter than n, unequal numbers of references."""
+    """Words that repeat, empty captions, captions of one word, captions and references shorter than n, unequal numbers
+    of references."""
     generator = np.random.default_rng([seed, words])
     references = random_captions(generator, 12, 1, 5, 1, 9, words)
     captions = random_captions(generator, 12, 4, 4, 0, 11, words)
@@ -97,7 +104,8 @@ def test_cider_d_by_hand() -> None:
     references = [[[A, END]], [[B, END]]]
     reward = CaptionReward(caption_table(references))
     found = reward(table([[[A, END], [A, A, END], [B, END], [END]]]), table(references[:1]))
-    # [A, A, END] holds A twice (cosine 2 clipped to 1, over 2 * 1), AA and A END (cosine 1 / sqrt(2)), and is one bigram longer
+    # [A, A, END] holds A twice (cosine 2 clipped to 1, over 2 * 1), AA and A END (cosine 1 / sqrt(2)), and is one
+    # bigram longer
     second = 10 / 4 * (1 / 2 + 1 / math.sqrt(2)) * math.exp(-1 / 72)
     assert found[0].tolist() == pytest.approx([10 / 4 * 2, second, 0, 0])
 

@@ -14,7 +14,14 @@ from captioner.training.schedule import Patience, Plateau, growing_gaps, lower_i
 
 def test_patience_counts_epochs_without_a_new_best() -> None:
     patience = Patience(2)
-    assert [patience.update(value) for value in (3.0, 2.0, 2.0, 1.5, 1.6, 1.7)] == [True, True, False, True, False, False]
+    assert [patience.update(value) for value in (3.0, 2.0, 2.0, 1.5, 1.6, 1.7)] == [
+        True,
+        True,
+        False,
+        True,
+        False,
+        False,
+    ]
     assert patience.best == 1.5 and patience.waited == 2
     other = Patience(2)
     other.restore(patience.state())
@@ -46,7 +53,9 @@ def test_scales_of_steps_by_hand() -> None:
     assert scales(7, step_every=3, step_factor=0.5) == [1, 1, 1, 0.5, 0.5, 0.5, 0.25]
     assert scales(4, step_every=1, step_factor=0.0) == [1, 0, 0, 0]
     root = math.sqrt(0.5)
-    assert scales(8, cosine=True)[::2] == pytest.approx([1, (1 + root) / 2, 0.5, (1 - root) / 2])  # cos of 0, 45, 90, 135 degrees
+    assert scales(8, cosine=True)[::2] == pytest.approx(
+        [1, (1 + root) / 2, 0.5, (1 - root) / 2]
+    )  # cos of 0, 45, 90, 135 degrees
     assert step_scale(TrainParameters(cosine=True), 8, 1.0) == pytest.approx(0, abs=1e-15)
 
 
@@ -78,7 +87,9 @@ def test_more_accuracy_is_better_and_less_cross_entropy() -> None:
 )
 def test_shares_of_scheduled_sampling_by_hand(kind: str, quarters: list[float]) -> None:
     options = TrainParameters(sampling=kind, sampling_start=3, sampling_epochs=4, sampling_rate=0.6)
-    assert [sampled_share(options, epochs) for epochs in (2, 3, 4, 5, 6)] == pytest.approx([0.6 * share for share in quarters])
+    assert [sampled_share(options, epochs) for epochs in (2, 3, 4, 5, 6)] == pytest.approx(
+        [0.6 * share for share in quarters]
+    )
     assert [sampled_share(options, epochs) for epochs in (0, 1.5, 2)] == [0, 0, 0]
     assert sampled_share(options, 6) == sampled_share(options, 6.5) == sampled_share(options, 99) == pytest.approx(0.6)
     shares = [sampled_share(options, 2 + step / 50) for step in range(201)]
@@ -92,7 +103,10 @@ def test_shares_are_the_papers() -> None:
     n, steps = 40, range(41)
 
     def shares(kind: str, rate: float) -> list[float]:
-        return [sampled_share(TrainParameters(sampling=kind, sampling_epochs=2, sampling_rate=rate), 2 * i / n) for i in steps]
+        return [
+            sampled_share(TrainParameters(sampling=kind, sampling_epochs=2, sampling_rate=rate), 2 * i / n)
+            for i in steps
+        ]
 
     assert shares("linear", 0.7) == pytest.approx([1 - max(1 - 0.7, 1 - 0.7 / n * i) for i in steps], abs=1e-12)
     k = 0.01 ** (1 / n)

@@ -56,7 +56,7 @@ def saying(following: dict[int, int], words: int = 30) -> Any:
 
 def test_everything_is_replaced_by_what_the_decoder_says() -> None:
     tokens = torch.tensor([[[START, 4, 5, 6, END], [START, 7, END, PAD, PAD]], [[START, 4, 4, END, PAD], [PAD] * 5]])
-    decoder = saying({word: 9 for word in range(30)})
+    decoder = saying(dict.fromkeys(range(30), 9))
     mixed = mix_inputs(decoder, torch.zeros(2, 1, 1), tokens, 1.0)
     # START stays, and so does what does not go in: the END of a caption and what follows it
     assert mixed.tolist() == [[[START, 9, 9, 9], [START, 9, END, PAD]], [[START, 9, 9, END], [PAD] * 4]]
@@ -123,7 +123,9 @@ def test_words_are_drawn_as_often_as_they_are_likely(cell: str) -> None:
                 likely *= share * own[place, possible.index(word)].item() + (1 - share) * (word == true[place])
             deviations.append((found.pop(words, 0) - count * likely) / (count * likely * (1 - likely)) ** 0.5)
     assert not found
-    assert max(map(abs, deviations)) < 4 and sum(value**2 for value in deviations) < 54  # chi-square, 26 degrees of freedom: once in 1,000
+    assert (
+        max(map(abs, deviations)) < 4 and sum(value**2 for value in deviations) < 54
+    )  # chi-square, 26 degrees of freedom: once in 1,000
 
 
 def one_step(decoder: CaptionDecoder, features: Tensor, tokens: Tensor, sampled: float) -> tuple[float, list[Tensor]]:
@@ -141,7 +143,11 @@ def one_step(decoder: CaptionDecoder, features: Tensor, tokens: Tensor, sampled:
 @pytest.mark.parametrize(("cell", "shape"), [("gru", {}), ("lstm", {}), ("lstm", {"layers": 2, "tie_weights": True})])
 def test_what_is_learned_is_the_caption_after_the_words_that_went_in(cell: str, shape: dict[str, Any]) -> None:
     """Loss and gradients of a step, against the equations for each caption with the mixed words in its place."""
-    decoder, features, tokens = make_decoder(cell, **shape).train(), make_features(3), make_tokens([[4, 1], [7, -1], [2, 5]])
+    decoder, features, tokens = (
+        make_decoder(cell, **shape).train(),
+        make_features(3),
+        make_tokens([[4, 1], [7, -1], [2, 5]]),
+    )
     torch.manual_seed(5)
     mixed = mix_inputs(decoder, features, tokens, 0.6)
     assert 3 <= int((mixed != tokens[..., :-1]).sum()) < 16
@@ -152,9 +158,14 @@ def test_what_is_learned_is_the_caption_after_the_words_that_went_in(cell: str, 
         caption = tokens[i, k][tokens[i, k] != PAD]
         if len(caption):
             entering = torch.cat([mixed[i, k, : len(caption) - 1], caption[-1:]])
-            entropy = entropy + F.cross_entropy(slow_logits(decoder, features[i], entering)[0], caption[1:], reduction="sum")
+            entropy = entropy + F.cross_entropy(
+                slow_logits(decoder, features[i], entering)[0], caption[1:], reduction="sum"
+            )
     assert total == pytest.approx(entropy.item(), rel=1e-12)
-    expected = torch.autograd.grad(entropy / int((tokens > START).sum()), [parameter for parameter in decoder.parameters() if parameter.requires_grad])
+    expected = torch.autograd.grad(
+        entropy / int((tokens > START).sum()),
+        [parameter for parameter in decoder.parameters() if parameter.requires_grad],
+    )
     for one, two in zip(gradients, expected, strict=True):
         torch.testing.assert_close(one, two, rtol=1e-9, atol=1e-12)
     assert one_step(decoder, features, tokens, 0.0)[0] != pytest.approx(total, rel=1e-3)
@@ -167,7 +178,13 @@ def test_nothing_is_drawn_where_the_share_is_0() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-OPTIONS: dict[str, Any] = {"epochs": 4, "sampling": "linear", "sampling_start": 2, "sampling_epochs": 2, "sampling_rate": 0.5}
+OPTIONS: dict[str, Any] = {
+    "epochs": 4,
+    "sampling": "linear",
+    "sampling_start": 2,
+    "sampling_epochs": 2,
+    "sampling_rate": 0.5,
+}
 
 
 @pytest.fixture(scope="module")
@@ -184,9 +201,17 @@ def test_a_final_share_of_0_is_teacher_forcing(data: dict[str, Path], tmp_path: 
 
 @pytest.mark.parametrize(
     "changes",
-    [{"sampling": "exponential"}, {"sampling": "inverse_sigmoid"}, {"sampling_epochs": 3}, {"sampling_rate": 0.9}, {"sampling_start": 3}],
+    [
+        {"sampling": "exponential"},
+        {"sampling": "inverse_sigmoid"},
+        {"sampling_epochs": 3},
+        {"sampling_rate": 0.9},
+        {"sampling_start": 3},
+    ],
 )
-def test_every_parameter_changes_the_result(data: dict[str, Path], whole: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
+def test_every_parameter_changes_the_result(
+    data: dict[str, Path], whole: Path, tmp_path: Path, changes: dict[str, Any]
+) -> None:
     rows, usual = history(run(tmp_path, data, small_parameters(**{**OPTIONS, **changes}))), history(whole)
     assert rows[0] == usual[0] and rows[1]["val_cross_entropy"] != usual[1]["val_cross_entropy"]
 
@@ -203,11 +228,15 @@ def watch(monkeypatch: pytest.MonkeyPatch, name: str) -> list[float]:
     return seen
 
 
-def test_shares_of_the_steps_of_a_run(data: dict[str, Path], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shares_of_the_steps_of_a_run(
+    data: dict[str, Path], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """0 in the first epoch, to 0.5 in the next two, step by step; nothing in self-critical training."""
     seen, critical = watch(monkeypatch, "training_step"), watch(monkeypatch, "self_critical_step")
     run(tmp_path, data, small_parameters(**OPTIONS, scst_epochs=1))
-    table = load_inputs(small_parameters(), *(data[name] for name in ("features", "captions", "vocab", "embeddings"))).train
+    table = load_inputs(
+        small_parameters(), *(data[name] for name in ("features", "captions", "vocab", "embeddings"))
+    ).train
     steps = [len(epoch_batches(table, 16, 0, 2, seed=1, epoch=epoch)) for epoch in range(1, 5)]
     rising = [(epoch + step / steps[1 + epoch]) / 2 * 0.5 for epoch in range(2) for step in range(steps[1 + epoch])]
     assert seen == pytest.approx([0.0] * steps[0] + rising + [0.5] * steps[3]) and min(steps) > 3
@@ -228,6 +257,8 @@ def test_resumes_exactly(data: dict[str, Path], tmp_path: Path, newest: str) -> 
 
 
 def test_a_start_after_the_last_epoch_is_refused(data: dict[str, Path], tmp_path: Path) -> None:
-    with pytest.raises(CaptionerError, match=r"train.sampling_start=5: there are only train.epochs=4 epochs; .* train.sampling=none"):
+    with pytest.raises(
+        CaptionerError, match=r"train.sampling_start=5: there are only train.epochs=4 epochs; .* train.sampling=none"
+    ):
         run(tmp_path, data, small_parameters(**{**OPTIONS, "sampling_start": 5}))
     run(tmp_path, data, small_parameters(epochs=1, sampling_start=5))  # where nothing is sampled it says nothing

@@ -20,12 +20,27 @@ from captioner.vocabulary.vocabulary import END, PAD, START, UNK
 VOCABULARY, CHANNELS, POSITIONS, LONGEST = 6, 5, 4, 3
 WORDS = (4, 5)
 # every caption: up to two words and END, or three words without it
-CAPTIONS = [(*words, END) for n in range(LONGEST) for words in itertools.product(WORDS, repeat=n)] + list(itertools.product(WORDS, repeat=LONGEST))
+CAPTIONS = [(*words, END) for n in range(LONGEST) for words in itertools.product(WORDS, repeat=n)] + list(
+    itertools.product(WORDS, repeat=LONGEST)
+)
 
 
-def make_decoder(cell: str = "lstm", seed: int = 0, dropout: float = 0.0, vocabulary: int = VOCABULARY) -> CaptionDecoder:
+def make_decoder(
+    cell: str = "lstm", seed: int = 0, dropout: float = 0.0, vocabulary: int = VOCABULARY
+) -> CaptionDecoder:
     torch.manual_seed(seed)
-    settings = DecoderConfig(cell, "soft", vocabulary, 3, CHANNELS, POSITIONS, feature_size=4, hidden_size=5, attention_size=3, dropout=dropout)
+    settings = DecoderConfig(
+        cell,
+        "soft",
+        vocabulary,
+        3,
+        CHANNELS,
+        POSITIONS,
+        feature_size=4,
+        hidden_size=5,
+        attention_size=3,
+        dropout=dropout,
+    )
     decoder = build_decoder(settings).double()
     for parameter in decoder.parameters():
         torch.nn.init.normal_(parameter, std=0.7)
@@ -101,14 +116,20 @@ def test_captions_are_drawn_as_often_as_they_are_likely(cell: str) -> None:
     tokens = sample_captions(decoder, features, samples, LONGEST)
     assert tokens.shape == (2, samples, LONGEST + 1) and tokens.dtype == torch.int64
     for i in range(2):
-        counts = {caption: 0 for caption in CAPTIONS}
+        counts = dict.fromkeys(CAPTIONS, 0)
         for tokens_of in tokens[i].tolist():
             counts[caption_of(tokens_of)] += 1  # a KeyError: no caption
             assert tokens_of == row(caption_of(tokens_of))
-        likely = torch.stack([log_probability(decoder, features[i : i + 1], caption) for caption in CAPTIONS]).exp().detach()
+        likely = (
+            torch.stack([log_probability(decoder, features[i : i + 1], caption) for caption in CAPTIONS]).exp().detach()
+        )
         assert likely.sum().item() == pytest.approx(1)
-        deviation = (torch.tensor([counts[caption] for caption in CAPTIONS]) - samples * likely) / (samples * likely * (1 - likely)).sqrt()
-        assert deviation.abs().max() < 4 and (deviation**2).sum() < 36  # chi-square with 14 degrees of freedom passes 36 once in 1,000
+        deviation = (torch.tensor([counts[caption] for caption in CAPTIONS]) - samples * likely) / (
+            samples * likely * (1 - likely)
+        ).sqrt()
+        assert (
+            deviation.abs().max() < 4 and (deviation**2).sum() < 36
+        )  # chi-square with 14 degrees of freedom passes 36 once in 1,000
 
 
 @pytest.mark.parametrize("baseline", ["mean", "greedy"])
@@ -116,12 +137,17 @@ def test_expected_gradient_is_that_of_the_expected_reward(monkeypatch: pytest.Mo
     """Every pair of captions that could be drawn, weighted with its probability: no chance is left in it."""
     decoder, features = make_decoder(), make_features(1)
     options = TrainParameters(scst_samples=2, scst_baseline=baseline)
-    greedy, likely = greedy_caption(decoder, features), [log_probability(decoder, features, one).exp().item() for one in CAPTIONS]
+    greedy, likely = (
+        greedy_caption(decoder, features),
+        [log_probability(decoder, features, one).exp().item() for one in CAPTIONS],
+    )
     total = torch.zeros(())
     for (one, p), (two, q) in itertools.product(zip(CAPTIONS, likely), repeat=2):
         drawn = [row(one), row(two), *([row(greedy)] if baseline == "greedy" else [])]
         monkeypatch.setattr(self_critical, "sample_captions", lambda *_, **__: torch.tensor([drawn]))
-        tokens, advantages, rewards = sample_advantages(decoder, features, torch.zeros(1, 1, 1, dtype=torch.int64), worth, LONGEST, options)
+        tokens, advantages, rewards = sample_advantages(
+            decoder, features, torch.zeros(1, 1, 1, dtype=torch.int64), worth, LONGEST, options
+        )
         assert rewards[0].tolist() == pytest.approx(rewards_of([one, two], 0))
         loss = policy_loss(decoder, features, tokens, advantages, 2)
         total = total - p * q * flat(torch.autograd.grad(loss, trained(decoder)))
@@ -130,7 +156,8 @@ def test_expected_gradient_is_that_of_the_expected_reward(monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("baseline", ["mean", "greedy"])
 def test_average_gradient_of_real_steps(baseline: str) -> None:
-    """The whole step with its own samples in two batches and plain gradient descent, dropout set: each entry within 4.5 of its standard errors."""
+    """The whole step with its own samples in two batches and plain gradient descent, dropout set: each entry within 4.5
+    of its standard errors."""
     decoder, features = make_decoder(dropout=0.5).train(), make_features(2)
     exact = exact_gradient(decoder.eval(), features)
     decoder.train()
@@ -138,7 +165,8 @@ def test_average_gradient_of_real_steps(baseline: str) -> None:
 
 
 def test_average_gradient_with_dropout() -> None:
-    """The mean over dropout of each caption's gradient, times how likely the whole decoder says it and how much better than expected it is."""
+    """The mean over dropout of each caption's gradient, times how likely the whole decoder says it and how much better
+    than expected it is."""
     decoder, features = make_decoder(dropout=0.5), make_features(2)
     exact = torch.zeros(())
     for i in range(2):
@@ -162,7 +190,9 @@ def assert_average_gradient(decoder: CaptionDecoder, features: Tensor, exact: Te
     torch.manual_seed(0)
     found = []
     for _ in range(200):
-        self_critical_step(worth, LONGEST, decoder, optimizer, [(many[:50], numbers[:50]), (many[50:], numbers[50:])], options)
+        self_critical_step(
+            worth, LONGEST, decoder, optimizer, [(many[:50], numbers[:50]), (many[50:], numbers[50:])], options
+        )
         found.append(flat(now.detach() - before for now, before in zip(trained(decoder), start)))
         for now, before in zip(trained(decoder), start):
             now.data.copy_(before)
@@ -196,7 +226,9 @@ def test_what_is_never_drawn_and_where_captions_end() -> None:
 
 
 @pytest.mark.parametrize(("number", "word"), [(0.0, END), (1.0, VOCABULARY - 1)])
-def test_no_random_number_draws_a_word_of_probability_0(monkeypatch: pytest.MonkeyPatch, number: float, word: int) -> None:
+def test_no_random_number_draws_a_word_of_probability_0(
+    monkeypatch: pytest.MonkeyPatch, number: float, word: int
+) -> None:
     monkeypatch.setattr(torch, "rand", lambda *size, **options: torch.full(size, number, **options))
     assert (sample_captions(make_decoder(), make_features(2), 3, 1)[:, :, 1] == word).all()
 
@@ -205,7 +237,9 @@ def test_ended_captions_are_not_computed_and_the_generator_decides() -> None:
     decoder, features = make_decoder(), make_features(4)
     decoder.vocabulary.bias.data[END] = 1.0
     rows, step = [], decoder.step
-    decoder.step = lambda words, state, memory, live=None: rows.append(4 if live is None else len(live)) or step(words, state, memory, live)
+    decoder.step = lambda words, state, memory, live=None: (
+        rows.append(4 if live is None else len(live)) or step(words, state, memory, live)
+    )
     torch.manual_seed(7)
     tokens = sample_captions(decoder, features, 6, LONGEST)
     begun = [(tokens[:, :, t] != PAD).logical_and(tokens[:, :, t] != END).sum().item() for t in range(1, LONGEST)]
@@ -238,7 +272,10 @@ def test_training_earns_a_higher_reward() -> None:
     optimizer = torch.optim.Adam(trained(decoder), lr=0.02)
     torch.manual_seed(0)
     options = TrainParameters(scst_samples=8)
-    means = [self_critical_step(worth, LONGEST, decoder, optimizer, [(features, numbers)], options)[0].item() / 16 for _ in range(150)]
+    means = [
+        self_critical_step(worth, LONGEST, decoder, optimizer, [(features, numbers)], options)[0].item() / 16
+        for _ in range(150)
+    ]
     best = sum(max(rewards_of(CAPTIONS, i)) for i in range(2)) / 2
     assert sum(means[:5]) / 5 < 0.6 * best and sum(means[-5:]) / 5 > 0.9 * best
 
@@ -259,7 +296,14 @@ def test_bf16_has_nearly_the_same_gradient() -> None:
     found = []
     for precision in ("fp32", "bf16"):
         torch.manual_seed(0)
-        self_critical_step(worth, LONGEST, decoder, optimizer, [(features, numbers)], TrainParameters(precision=precision, scst_samples=50))
+        self_critical_step(
+            worth,
+            LONGEST,
+            decoder,
+            optimizer,
+            [(features, numbers)],
+            TrainParameters(precision=precision, scst_samples=50),
+        )
         found.append([parameter.grad for parameter in trained(decoder)])
     for one, two in zip(*found):
         assert (one - two).norm() <= 0.1 * one.norm()

@@ -18,7 +18,13 @@ from captioner.vocabulary.vocabulary import PAD
 from tests.training.cuts import power_cut
 from tests.training.small import history, metrics, result_bytes, run, small_parameters, with_runtime
 
-OPTIONS: dict[str, Any] = {"epochs": 4, "scst_epochs": 2, "scst_learning_rate": 3e-3, "learning_rate": 0.02, "patience": 9}
+OPTIONS: dict[str, Any] = {
+    "epochs": 4,
+    "scst_epochs": 2,
+    "scst_learning_rate": 3e-3,
+    "learning_rate": 0.02,
+    "patience": 9,
+}
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +64,9 @@ def test_the_second_phase_begins_from_the_best_of_the_first(
     for number, row in enumerate(rows[4:]):
         results = [result for _, _, result in seen[number * len(seen) // 2 : (number + 1) * len(seen) // 2]]
         assert int(row["samples"]) == sum(count for _, count in results) == 5 * 32  # pictures of the training split
-        assert float(row["train_reward"]) == pytest.approx(sum(total.item() for total, _ in results) / (5 * 32), rel=1e-5)
+        assert float(row["train_reward"]) == pytest.approx(
+            sum(total.item() for total, _ in results) / (5 * 32), rel=1e-5
+        )
 
 
 def test_the_best_epoch_is_the_one_of_the_best_cider_d(whole: Path) -> None:
@@ -67,8 +75,13 @@ def test_the_best_epoch_is_the_one_of_the_best_cider_d(whole: Path) -> None:
     first = min(range(4), key=lambda row: float(rows[row]["val_cross_entropy"]))
     best = max((first, 4, 5), key=lambda row: float(rows[row]["val_cider_d"]))
     assert best > first  # it learned something
-    assert found["best_epoch"] == best + 1 and found["val_cider_d"] == pytest.approx(float(rows[best]["val_cider_d"]), abs=1e-5)
-    assert found["train_reward"] == pytest.approx(float(rows[best]["train_reward"]), abs=1e-5) and "train_cross_entropy" not in found
+    assert found["best_epoch"] == best + 1 and found["val_cider_d"] == pytest.approx(
+        float(rows[best]["val_cider_d"]), abs=1e-5
+    )
+    assert (
+        found["train_reward"] == pytest.approx(float(rows[best]["train_reward"]), abs=1e-5)
+        and "train_cross_entropy" not in found
+    )
 
 
 def test_rewards_of_samples_rise(data: dict[str, Path], tmp_path: Path) -> None:
@@ -77,10 +90,18 @@ def test_rewards_of_samples_rise(data: dict[str, Path], tmp_path: Path) -> None:
     assert sum(rewards[-3:]) > 1.2 * sum(rewards[:3])
 
 
-def test_rewards_see_all_references_of_a_picture(data: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rewards_see_all_references_of_a_picture(
+    data: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen = watch(monkeypatch)
-    run(tmp_path, data, small_parameters(**{**OPTIONS, "epochs": 1, "scst_epochs": 1}, captions_per_image=1, accumulate=2))
-    table = load_inputs(small_parameters(), *(data[name] for name in ("features", "captions", "vocab", "embeddings"))).train
+    run(
+        tmp_path,
+        data,
+        small_parameters(**{**OPTIONS, "epochs": 1, "scst_epochs": 1}, captions_per_image=1, accumulate=2),
+    )
+    table = load_inputs(
+        small_parameters(), *(data[name] for name in ("features", "captions", "vocab", "embeddings"))
+    ).train
     given = [references for _, batches, _ in seen for _, references in batches]
     assert max(len(batches) for _, batches, _ in seen) == 2
     assert sum(len(references) for references in given) == len(table.image_ids)
@@ -89,7 +110,8 @@ def test_rewards_see_all_references_of_a_picture(data: dict[str, Path], tmp_path
 
 @pytest.mark.parametrize("newest", ["000004-000000002", "000005-000000000", "000005-000000003", "000006-000000000"])
 def test_resumes_exactly(data: dict[str, Path], whole: Path, tmp_path: Path, newest: str) -> None:
-    """Cut in the first phase, between the phases, within and between epochs of the second: the saved state is of that epoch and step."""
+    """Cut in the first phase, between the phases, within and between epochs of the second: the saved state is of that
+    epoch and step."""
     with power_cut(newest):
         run(tmp_path, data, with_runtime(small_parameters(**OPTIONS), checkpoint_seconds=0))
     run(tmp_path, data, small_parameters(**OPTIONS))
@@ -98,7 +120,15 @@ def test_resumes_exactly(data: dict[str, Path], whole: Path, tmp_path: Path, new
 
 def test_learning_rates_fall_when_cider_d_stops_rising(data: dict[str, Path], tmp_path: Path) -> None:
     """The cross entropy, on which they fall in the first phase, says nothing here."""
-    options = {**OPTIONS, "epochs": 1, "scst_epochs": 6, "scst_learning_rate": 0.02, "plateau_patience": 0, "plateau_factor": 0.5, "gap_patience": 1}
+    options = {
+        **OPTIONS,
+        "epochs": 1,
+        "scst_epochs": 6,
+        "scst_learning_rate": 0.02,
+        "plateau_patience": 0,
+        "plateau_factor": 0.5,
+        "gap_patience": 1,
+    }
     rows = history(run(tmp_path, data, small_parameters(**options)))[1:]
     rate, best = 0.02, float("-inf")
     for row in rows:
@@ -109,7 +139,8 @@ def test_learning_rates_fall_when_cider_d_stops_rising(data: dict[str, Path], tm
 
 
 def test_a_cosine_begins_anew(data: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From the whole rate down to nothing over this phase's two epochs; history has the rate of an epoch's last step."""
+    """From the whole rate down to nothing over this phase's two epochs; history has the rate of an epoch's last
+    step."""
     seen = watch(monkeypatch)
     rows = history(run(tmp_path, data, small_parameters(**OPTIONS, cosine=True)))[4:]
     steps = len(seen)
@@ -117,7 +148,14 @@ def test_a_cosine_begins_anew(data: dict[str, Path], tmp_path: Path, monkeypatch
         assert float(row["learning_rate"]) == pytest.approx(3e-3 * (1 + math.cos(math.pi * last / steps)) / 2, rel=1e-4)
 
 
-CHANGES = {"scst_epochs": 1, "scst_samples": 2, "scst_baseline": "greedy", "scst_learning_rate": 1e-3, "scst_bleu_weight": 2.0, "scst_dropout": True}
+CHANGES = {
+    "scst_epochs": 1,
+    "scst_samples": 2,
+    "scst_baseline": "greedy",
+    "scst_learning_rate": 1e-3,
+    "scst_bleu_weight": 2.0,
+    "scst_dropout": True,
+}
 
 
 @pytest.mark.parametrize("name", CHANGES)
@@ -136,6 +174,8 @@ def test_every_parameter_changes_the_result(data: dict[str, Path], whole: Path, 
 
 def test_needs_pycocoevalcap(data: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     original = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "pycocoevalcap" else original(name, *rest))
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name == "pycocoevalcap" else original(name, *rest)
+    )
     with pytest.raises(CaptionerError, match=r"train.scst_epochs=2: .*pip install pycocoevalcap==1.2, or take 0"):
         run(tmp_path, data, small_parameters(**OPTIONS))

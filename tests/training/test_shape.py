@@ -32,9 +32,7 @@ RUNS = [({}, (2, 6, 9)), ({"ema": 0.9, "accumulate": 2}, (2, 3, 4)), ({"scst_epo
 
 
 @pytest.mark.parametrize(("options", "cuts"), RUNS)
-def test_resumes_exactly(
-    data: dict[str, Path], tmp_path: Path, options: dict[str, Any], cuts: tuple[int, ...]
-) -> None:
+def test_resumes_exactly(data: dict[str, Path], tmp_path: Path, options: dict[str, Any], cuts: tuple[int, ...]) -> None:
     parameters = small_parameters(**{**ALL, "decoder": "lstm", **options})
     whole = run(tmp_path / "whole", data, parameters)
     for saves in cuts:  # in the first epoch, in the second, in the third
@@ -46,8 +44,16 @@ def test_resumes_exactly(
 
 @pytest.mark.parametrize("decoder", ["gru", "lstm"])
 def test_learns_and_captions(data: dict[str, Path], tmp_path: Path, decoder: str) -> None:
-    """Frozen word vectors, which are the vocabulary layer's weight too: a caption has its picture's words all the same."""
-    options = {**ALL, "tune_embeddings": False, "dropout": 0.0, "hidden_size": 32, "learning_rate": 0.03, "projection_learning_rate": 0.03}
+    """Frozen word vectors, which are the vocabulary layer's weight too: a caption has its picture's words all the
+    same."""
+    options = {
+        **ALL,
+        "tune_embeddings": False,
+        "dropout": 0.0,
+        "hidden_size": 32,
+        "learning_rate": 0.03,
+        "projection_learning_rate": 0.03,
+    }
     run(tmp_path, data, small_parameters(decoder=decoder, epochs=20, patience=20, batch_size=32, **options))
     assert metrics(tmp_path)["val_cross_entropy"] < 0.9
     model = load_model(tmp_path / "models")
@@ -59,18 +65,24 @@ def test_learns_and_captions(data: dict[str, Path], tmp_path: Path, decoder: str
     images = [100 + number for number in range(40) if number % 5]
     with store.reader() as reader:
         captions = beam_search(model.decoder, reader.read(store.rows(images)), 3)
-    right = sum(set(model.vocabulary.decode(best.tokens).split()) <= set(texts[image].split()) for image, [best] in zip(images, captions))
+    right = sum(
+        set(model.vocabulary.decode(best.tokens).split()) <= set(texts[image].split())
+        for image, [best] in zip(images, captions)
+    )
     assert right >= 24  # of 32 training pictures; one would be by chance: there are 4 animals, 3 colours and 3 places
 
 
 def test_tied_and_frozen_word_vectors_stay(data: dict[str, Path], tmp_path: Path) -> None:
-    """Only the bias and the map of the vocabulary layer are learned; V times 8 numbers and no more are stored for both ends."""
+    """Only the bias and the map of the vocabulary layer are learned; V times 8 numbers and no more are stored for both
+    ends."""
     frozen = run(tmp_path / "frozen", data, small_parameters(tie_weights=True, epochs=1))
     tuned = run(tmp_path / "tuned", data, small_parameters(tie_weights=True, tune_embeddings=True, epochs=1))
     vectors = torch.from_numpy(np.load(data["embeddings"]))
     ours, theirs = (load_file(folder / "models/model.safetensors") for folder in (frozen, tuned))
     assert torch.equal(ours["embedding.weight"], vectors) and not torch.equal(theirs["embedding.weight"], vectors)
-    assert ours.keys() == theirs.keys() and "vocabulary.weight" not in ours and ours["output_map.weight"].shape == (8, 16)
+    assert (
+        ours.keys() == theirs.keys() and "vocabulary.weight" not in ours and ours["output_map.weight"].shape == (8, 16)
+    )
     assert ours["vocabulary.bias"].any()
     assert metrics(tuned)["parameters"] - metrics(frozen)["parameters"] == vectors.numel()
 
@@ -100,7 +112,9 @@ def test_running_statistics_are_averaged_with_the_weights(
         assert (published[name] - seen[-1][name]).abs().max() > 1e-4
 
 
-def test_self_critical_training_uses_the_running_statistics(data: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_self_critical_training_uses_the_running_statistics(
+    data: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     original, seen = phases.self_critical_step, []
 
     def step(reward: Any, max_length: Any, decoder: Any, *rest: Any) -> Any:
@@ -113,12 +127,17 @@ def test_self_critical_training_uses_the_running_statistics(data: dict[str, Path
 
     monkeypatch.setattr(phases, "self_critical_step", step)
     run(tmp_path, data, small_parameters(norm="batch", epochs=1, scst_epochs=1, scst_learning_rate=0.01))
-    assert seen and all({"norm.weight", "projection.weight"} <= changed and not any("running" in name for name in changed) for changed in seen)
+    assert seen and all(
+        {"norm.weight", "projection.weight"} <= changed and not any("running" in name for name in changed)
+        for changed in seen
+    )
 
 
 @pytest.mark.parametrize("norm", ["layer", "batch", "none"])
 def test_bf16(data: dict[str, Path], tmp_path: Path, norm: str) -> None:
     options = {**ALL, "norm": norm, "position": "none", "epochs": 2}
-    exact, rounded = (run(tmp_path / name, data, small_parameters(precision=name, **options)) for name in ("fp32", "bf16"))
+    exact, rounded = (
+        run(tmp_path / name, data, small_parameters(precision=name, **options)) for name in ("fp32", "bf16")
+    )
     assert metrics(rounded)["val_cross_entropy"] == pytest.approx(metrics(exact)["val_cross_entropy"], rel=0.03)
     assert result_bytes(rounded)["models/model.safetensors"] != result_bytes(exact)["models/model.safetensors"]

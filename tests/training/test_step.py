@@ -25,7 +25,11 @@ def test_halves_of_a_batch_give_its_update(penalty: float, clip: float) -> None:
     features = torch.randn(4, 4, 6, dtype=torch.float64)
     options = TrainParameters(optimizer="sgd", clip=clip, doubly_stochastic=penalty)
     whole = [(features, tokens)]
-    parts = [(features[:1], tokens[:1]), (features[1:2], tokens[1:2, :1]), (features[2:], tokens[2:])]  # of 7, 8 and 19 targets
+    parts = [
+        (features[:1], tokens[:1]),
+        (features[1:2], tokens[1:2, :1]),
+        (features[2:], tokens[2:]),
+    ]  # of 7, 8 and 19 targets
     results = []
     for batches in (whole, parts):
         mine = copy.deepcopy(decoder)
@@ -35,7 +39,9 @@ def test_halves_of_a_batch_give_its_update(penalty: float, clip: float) -> None:
         results.append((total.item(), count, [parameter.detach() for parameter in mine.parameters()]))
     outputs = decoder(features, tokens)
     assert results[0][1] == results[1][1] == len(outputs.targets)
-    assert results[0][0] == pytest.approx(F.cross_entropy(outputs.logits, outputs.targets, reduction="sum").item(), rel=1e-12)
+    assert results[0][0] == pytest.approx(
+        F.cross_entropy(outputs.logits, outputs.targets, reduction="sum").item(), rel=1e-12
+    )
     assert results[1][0] == pytest.approx(results[0][0], rel=1e-12)
     moved = 0.0
     for before, one, two in zip(decoder.parameters(), results[0][2], results[1][2]):

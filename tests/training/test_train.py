@@ -45,7 +45,9 @@ def test_learns_what_the_pictures_show(data: dict[str, Path], tmp_path: Path, de
     assert not (tmp_path / "models.partial").exists()
 
 
-@pytest.mark.parametrize("options", [{}, {"layers": 2, "norm": "batch", "embedding_size": 5, "tie_weights": True, "ema": 0.5}])
+@pytest.mark.parametrize(
+    "options", [{}, {"layers": 2, "norm": "batch", "embedding_size": 5, "tie_weights": True, "ema": 0.5}]
+)
 def test_stored_model_has_the_best_epochs_cross_entropy(
     data: dict[str, Path], base: Path, tmp_path: Path, options: dict[str, int | str | float]
 ) -> None:
@@ -94,11 +96,33 @@ def test_same_parameters_same_bytes_whatever_the_runtime(data: dict[str, Path], 
 
 
 CHANGES = {
-    "hidden_size": 20, "layers": 2, "norm": "batch", "embedding_size": 5, "tie_weights": True, "attention_size": 9, "feature_size": 13, "position": "none", "dropout": 0.0, "tune_embeddings": True,
-    "batch_size": 8, "captions_per_image": 1, "epochs": 2, "learning_rate": 0.002, "projection_learning_rate": 0.0, "clip": 0.01,
-    "doubly_stochastic": 1.0, "label_smoothing": 0.2, "optimizer": "rmsprop", "weight_decay": 0.1, "accumulate": 2, "ema": 0.9,
-    "warmup_steps": 9, "step_every": 4, "cosine": True, "precision": "bf16",
-}  # fmt: skip
+    "hidden_size": 20,
+    "layers": 2,
+    "norm": "batch",
+    "embedding_size": 5,
+    "tie_weights": True,
+    "attention_size": 9,
+    "feature_size": 13,
+    "position": "none",
+    "dropout": 0.0,
+    "tune_embeddings": True,
+    "batch_size": 8,
+    "captions_per_image": 1,
+    "epochs": 2,
+    "learning_rate": 0.002,
+    "projection_learning_rate": 0.0,
+    "clip": 0.01,
+    "doubly_stochastic": 1.0,
+    "label_smoothing": 0.2,
+    "optimizer": "rmsprop",
+    "weight_decay": 0.1,
+    "accumulate": 2,
+    "ema": 0.9,
+    "warmup_steps": 9,
+    "step_every": 4,
+    "cosine": True,
+    "precision": "bf16",
+}
 
 
 @pytest.mark.parametrize("name", CHANGES)
@@ -135,7 +159,9 @@ def test_every_parameter_changes_the_result(data: dict[str, Path], base: Path, t
     elif name == "projection_learning_rate":
         again = run(tmp_path / "longer", data, small_parameters(projection_learning_rate=0.0, epochs=1))
         start = load_model(again / "models").decoder
-        assert torch.equal(weights.projection.weight, start.projection.weight) and torch.equal(weights.position, start.position)
+        assert torch.equal(weights.projection.weight, start.projection.weight) and torch.equal(
+            weights.position, start.position
+        )
         assert not torch.equal(weights.word.weight, start.word.weight)
     elif name == "label_smoothing":  # what is reported is not smoothed: a smoothed model is less sure
         assert history_numbers(changed)[-1]["train_cross_entropy"] > history_numbers(base)[-1]["train_cross_entropy"]
@@ -154,7 +180,10 @@ def test_positions_are_of_the_grid_of_the_features(data: dict[str, Path], base: 
 
 
 def test_heads_change_the_result_of_multihead_attention(data: dict[str, Path], tmp_path: Path) -> None:
-    ours, other = (run(tmp_path / str(heads), data, small_parameters(attention="multihead", heads=heads, epochs=1)) for heads in (2, 4))
+    ours, other = (
+        run(tmp_path / str(heads), data, small_parameters(attention="multihead", heads=heads, epochs=1))
+        for heads in (2, 4)
+    )
     assert history_numbers(ours) != history_numbers(other)
     assert load_model(ours / "models").decoder.attention.heads == 2
     with pytest.raises(CaptionerError, match="train.heads=3: it does not divide train.attention_size=8"):
@@ -164,7 +193,9 @@ def test_heads_change_the_result_of_multihead_attention(data: dict[str, Path], t
 def test_schedule_parameters(data: dict[str, Path], tmp_path: Path) -> None:
     """With a learning rate far too high validation stops improving, and the three parameters say what happens then."""
     options = {"learning_rate": 0.3, "projection_learning_rate": 0.3, "epochs": 8}
-    rows = history_numbers(run(tmp_path / "a", data, small_parameters(**options, plateau_patience=0, plateau_factor=0.1, patience=2)))
+    rows = history_numbers(
+        run(tmp_path / "a", data, small_parameters(**options, plateau_patience=0, plateau_factor=0.1, patience=2))
+    )
     best, scale, waited = math.inf, 1.0, 0
     for row in rows:
         assert row["learning_rate"] == pytest.approx(0.3 * scale)
@@ -174,22 +205,44 @@ def test_schedule_parameters(data: dict[str, Path], tmp_path: Path) -> None:
         else:
             scale, waited = scale * 0.1, waited + 1
     assert scale < 1 and (len(rows) == 8 or waited == 2)
-    slower = history_numbers(run(tmp_path / "b", data, small_parameters(**options, plateau_patience=1, plateau_factor=0.1, patience=2)))
-    other = history_numbers(run(tmp_path / "c", data, small_parameters(**options, plateau_patience=0, plateau_factor=0.7, patience=2)))
-    short = history_numbers(run(tmp_path / "d", data, small_parameters(**options, plateau_patience=0, plateau_factor=0.1, patience=1)))
+    slower = history_numbers(
+        run(tmp_path / "b", data, small_parameters(**options, plateau_patience=1, plateau_factor=0.1, patience=2))
+    )
+    other = history_numbers(
+        run(tmp_path / "c", data, small_parameters(**options, plateau_patience=0, plateau_factor=0.7, patience=2))
+    )
+    short = history_numbers(
+        run(tmp_path / "d", data, small_parameters(**options, plateau_patience=0, plateau_factor=0.1, patience=1))
+    )
     rates = [[row["learning_rate"] for row in run_rows] for run_rows in (rows, slower, other)]
     assert rates[0] != rates[1] and rates[0] != rates[2]
     assert short == rows[: len(short)] and len(short) < 8
 
 
 OTHERS = {
-    "heads", "plateau_patience", "plateau_factor", "patience",  # above
-    "momentum", "step_factor", "plateau_on", "select_by", "gap_patience",  # in test_optimizers, test_schedule and test_options
-    "sampling", "sampling_start", "sampling_epochs", "sampling_rate",  # in test_scheduled_sampling
+    "heads",
+    "plateau_patience",
+    "plateau_factor",
+    "patience",  # above
+    "momentum",
+    "step_factor",
+    "plateau_on",
+    "select_by",
+    "gap_patience",  # in test_optimizers, test_schedule and test_options
+    "sampling",
+    "sampling_start",
+    "sampling_epochs",
+    "sampling_rate",  # in test_scheduled_sampling
     "init_from",  # in test_initial
-    "scst_epochs", "scst_samples", "scst_baseline", "scst_learning_rate", "scst_bleu_weight", "scst_dropout",  # in test_self_critical_run
-    "hard_reinforce", "hard_entropy",  # in test_hard_run
-}  # fmt: skip
+    "scst_epochs",
+    "scst_samples",
+    "scst_baseline",
+    "scst_learning_rate",
+    "scst_bleu_weight",
+    "scst_dropout",  # in test_self_critical_run
+    "hard_reinforce",
+    "hard_entropy",  # in test_hard_run
+}
 
 
 def test_every_train_parameter_is_tested() -> None:
@@ -227,7 +280,15 @@ def refused(data: dict[str, Path], tmp_path: Path, parameters: Parameters, *word
 
 def test_refuses_what_does_not_belong_together(data: dict[str, Path], tmp_path: Path) -> None:
     usual = small_parameters()
-    refused(data, tmp_path, small_parameters(encoder="resnet50"), "encoder=squeezenet1_1", "encoder=resnet50", "settings", "extract stage")
+    refused(
+        data,
+        tmp_path,
+        small_parameters(encoder="resnet50"),
+        "encoder=squeezenet1_1",
+        "encoder=resnet50",
+        "settings",
+        "extract stage",
+    )
     cropped = dataclasses.replace(usual, extract=dataclasses.replace(usual.extract, fit="crop"))
     refused(data, tmp_path, cropped, "fit=squash", "fit=crop")
     weights = dataclasses.replace(usual, extract=dataclasses.replace(usual.extract, weights="imagenet"))
@@ -255,7 +316,9 @@ def test_refuses_what_does_not_belong_together(data: dict[str, Path], tmp_path: 
 def test_a_loss_that_is_not_finite_names_epoch_and_step_and_keeps_the_state(tmp_path: Path) -> None:
     data = make_data(tmp_path / "data")
     parameters = small_parameters(epochs=3)
-    original = run(tmp_path / "whole", data, dataclasses.replace(parameters, train=dataclasses.replace(parameters.train, epochs=1)))
+    original = run(
+        tmp_path / "whole", data, dataclasses.replace(parameters, train=dataclasses.replace(parameters.train, epochs=1))
+    )
     raw = bytearray(data["features"].read_bytes())
     store = FeatureStore.open(data["features"])
     row = int(store.rows([101])[0])  # a training picture

@@ -19,8 +19,16 @@ TRAIN = ["a dog runs on grass", "a dog runs fast today", "a cat sits"]
 
 def _captions(folder: Path, train: list[str] = TRAIN, val: str = "zebras validate", test: str = "quokkas test") -> Path:
     texts = [*((text, "train") for text in train), (val, "val"), (test, "test")]
-    images = [{"id": row, "file_name": f"{row}.jpg", "split": split, "height": 8, "width": 8} for row, (_, split) in enumerate(texts)]
-    write_captions(folder / "captions.json", images, [{"id": row, "image_id": row, "caption": text} for row, (text, _) in enumerate(texts)], {})
+    images = [
+        {"id": row, "file_name": f"{row}.jpg", "split": split, "height": 8, "width": 8}
+        for row, (_, split) in enumerate(texts)
+    ]
+    write_captions(
+        folder / "captions.json",
+        images,
+        [{"id": row, "image_id": row, "caption": text} for row, (text, _) in enumerate(texts)],
+        {},
+    )
     return folder / "captions.json"
 
 
@@ -32,7 +40,13 @@ def _vectors(folder: Path) -> Path:
 
 def _build(folder: Path, captions: Path | None = None, **values) -> tuple[Vocabulary, np.ndarray]:
     parameters = VocabParameters(**{"min_count": 1, "vectors": str(_vectors(folder)), "dimension": 3, **values})
-    build(parameters, RuntimeParameters(download_cache=str(folder)), captions or _captions(folder), folder / "vocab.json", folder / "embeddings.npy")
+    build(
+        parameters,
+        RuntimeParameters(download_cache=str(folder)),
+        captions or _captions(folder),
+        folder / "vocab.json",
+        folder / "embeddings.npy",
+    )
     return Vocabulary.load(folder / "vocab.json"), np.load(folder / "embeddings.npy", allow_pickle=False)
 
 
@@ -48,10 +62,20 @@ def test_words_of_the_training_split_only_and_their_vectors(tmp_path: Path) -> N
 def test_coverage_is_stored_and_told(tmp_path: Path, capsys) -> None:
     vocabulary, _ = _build(tmp_path, min_count=2)
     # 13 tokens; a 3, dog 2, runs 2 are kept and all have vectors
-    assert vocabulary.facts["coverage"] == {"words": 3, "words_with_vector": 3, "tokens_with_vector": 1.0, "tokens_in_vocabulary": round(7 / 13, 6)}
+    assert vocabulary.facts["coverage"] == {
+        "words": 3,
+        "words_with_vector": 3,
+        "tokens_with_vector": 1.0,
+        "tokens_in_vocabulary": round(7 / 13, 6),
+    }
     assert "3 words seen at least 2 times in 3 captions" in capsys.readouterr().err
     vocabulary, _ = _build(tmp_path)
-    assert vocabulary.facts["coverage"] == {"words": 9, "words_with_vector": 3, "tokens_with_vector": round(7 / 13, 6), "tokens_in_vocabulary": 1.0}
+    assert vocabulary.facts["coverage"] == {
+        "words": 9,
+        "words_with_vector": 3,
+        "tokens_with_vector": round(7 / 13, 6),
+        "tokens_in_vocabulary": 1.0,
+    }
     assert "3 of 9 words known, 53.85%" in capsys.readouterr().err
 
 

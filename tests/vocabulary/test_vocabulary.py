@@ -16,7 +16,19 @@ CAPTIONS = ["A dog runs.", "A dog sleeps.", "The cat runs!", "A bird"]
 
 def test_words_stand_by_falling_count_then_alphabet() -> None:
     vocabulary = build_vocabulary(CAPTIONS, 1)
-    assert vocabulary.words == ["<pad>", "<start>", "<end>", "<unk>", "a", "dog", "runs", "bird", "cat", "sleeps", "the"]
+    assert vocabulary.words == [
+        "<pad>",
+        "<start>",
+        "<end>",
+        "<unk>",
+        "a",
+        "dog",
+        "runs",
+        "bird",
+        "cat",
+        "sleeps",
+        "the",
+    ]
     assert vocabulary.counts == [0, 0, 0, 0, 3, 2, 2, 1, 1, 1, 1]
     assert build_vocabulary(CAPTIONS, 2).words[4:] == ["a", "dog", "runs"]
     assert (PAD, START, END, UNK) == (0, 1, 2, 3)
@@ -53,7 +65,12 @@ def test_save_and_load(tmp_path: Path) -> None:
     vocabulary = Vocabulary([*SPECIALS, "café", "x"], [0, 0, 0, 0, 5, 2], {"max_length": 7, "min_count": 2})
     vocabulary.save(tmp_path / "vocab.json")
     loaded = Vocabulary.load(tmp_path / "vocab.json")
-    assert (loaded.words, loaded.counts, loaded.facts, loaded.fingerprint) == (vocabulary.words, vocabulary.counts, vocabulary.facts, vocabulary.fingerprint)
+    assert (loaded.words, loaded.counts, loaded.facts, loaded.fingerprint) == (
+        vocabulary.words,
+        vocabulary.counts,
+        vocabulary.facts,
+        vocabulary.fingerprint,
+    )
     assert loaded.max_length == 7
     loaded.save(tmp_path / "again.json")
     assert (tmp_path / "again.json").read_bytes() == (tmp_path / "vocab.json").read_bytes()
@@ -62,7 +79,10 @@ def test_save_and_load(tmp_path: Path) -> None:
 
 def test_fingerprint_follows_words_and_maximum_length_only() -> None:
     base = Vocabulary([*SPECIALS, "a", "b"], facts={"max_length": 5})
-    assert base.fingerprint == Vocabulary([*SPECIALS, "a", "b"], [0, 0, 0, 0, 9, 3], {"max_length": 5, "vectors": "none"}).fingerprint
+    assert (
+        base.fingerprint
+        == Vocabulary([*SPECIALS, "a", "b"], [0, 0, 0, 0, 9, 3], {"max_length": 5, "vectors": "none"}).fingerprint
+    )
     assert base.fingerprint != Vocabulary([*SPECIALS, "b", "a"], facts={"max_length": 5}).fingerprint
     assert base.fingerprint != Vocabulary([*SPECIALS, "a", "b"], facts={"max_length": 6}).fingerprint
 

@@ -14,9 +14,13 @@ from captioner.decoder.config import DecoderConfig
 from captioner.errors import CaptionerError
 
 ATTENTIONS = {
-    "soft": AdditiveAttention, "hard": HardAttention, "dot": DotAttention, "multihead": MultiHeadAttention, "bilinear": BilinearAttention,
+    "soft": AdditiveAttention,
+    "hard": HardAttention,
+    "dot": DotAttention,
+    "multihead": MultiHeadAttention,
+    "bilinear": BilinearAttention,
     "none": MeanFeature,
-}  # fmt: skip
+}
 
 
 class Attention(Protocol):
@@ -34,7 +38,8 @@ class Attention(Protocol):
         """What is computed once a picture: projected features (I, P, E) -> (I, P, anything)."""
 
     def __call__(self, query: Tensor, keys: Tensor, values: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
-        """Query (I, K, Q), keys, values (I, P, E), mean (I, E) -> context (I, K, E), weights (I, K, P) that add up to 1."""
+        """Query (I, K, Q), keys, values (I, P, E), mean (I, E) -> context (I, K, E), weights (I, K, P) that add up to
+        1."""
 
 
 def build_attention(config: DecoderConfig) -> Attention:
@@ -44,7 +49,9 @@ def build_attention(config: DecoderConfig) -> Attention:
         CaptionerError: there is none, or the sizes do not fit it.
     """
     if config.attention not in ATTENTIONS:
-        raise CaptionerError(f"attention={config.attention}: no such attention; it must be one of {', '.join(ATTENTIONS)}")
+        raise CaptionerError(
+            f"attention={config.attention}: no such attention; it must be one of {', '.join(ATTENTIONS)}"
+        )
     return ATTENTIONS[config.attention](config)
 
 

@@ -15,10 +15,12 @@ _CACHE_BYTES = 1 << 20  # of a core
 
 
 class AdditiveAttention(nn.Module):
-    """score = v . tanh(key + query), weights = softmax over positions, context = weighted sum of the projected features.
+    """score = v . tanh(key + query), weights = softmax over positions, context = weighted sum of the projected
+    features.
 
-    The keys belong to the picture and are computed once; the query is a product of h that the decoder computes together with the
-    cell's own. K hypotheses of a picture are a dimension of the query: its keys and features are never repeated.
+    The keys belong to the picture and are computed once; the query is a product of h that the decoder computes together
+    with the cell's own. K hypotheses of a picture are a dimension of the query: its keys and features are never
+    repeated.
     """
 
     def __init__(self, config: DecoderConfig) -> None:
@@ -44,8 +46,8 @@ class AdditiveAttention(nn.Module):
 class _TanhScores(torch.autograd.Function):
     """v . tanh(key + query), some pictures at a time and with nothing of size (I, K, P, A) kept for the backward pass.
 
-    The sum and its tanh are computed twice, in a buffer that stays in the processor's cache. Keeping them for every step is slower:
-    they would be the step's largest tensors and come back from main memory.
+    The sum and its tanh are computed twice, in a buffer that stays in the processor's cache. Keeping them for every
+    step is slower: they would be the step's largest tensors and come back from main memory.
     """
 
     @staticmethod
@@ -62,12 +64,18 @@ class _TanhScores(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         query, keys, score = ctx.saved_tensors
         buffer = _buffer(query, keys)
-        query_gradient, key_gradient, score_gradient = torch.empty_like(query), torch.empty_like(keys), torch.zeros_like(score)
+        query_gradient, key_gradient, score_gradient = (
+            torch.empty_like(query),
+            torch.empty_like(keys),
+            torch.zeros_like(score),
+        )
         for first in range(0, len(query), len(buffer)):
             part = slice(first, first + len(buffer))
             units, upstream = _units(query[part], keys[part], buffer), gradient[part]
             score_gradient += upstream.reshape(-1) @ units.view(-1, units.shape[-1])
-            torch.ops.aten.tanh_backward.grad_input(upstream.unsqueeze(-1), units, grad_input=units)  # gradient * (1 - units^2)
+            torch.ops.aten.tanh_backward.grad_input(
+                upstream.unsqueeze(-1), units, grad_input=units
+            )  # gradient * (1 - units^2)
             torch.sum(units, 2, out=query_gradient[part])
             torch.sum(units, 1, out=key_gradient[part])
         return query_gradient.mul_(score), key_gradient.mul_(score), score_gradient

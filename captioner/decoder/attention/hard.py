@@ -15,17 +15,19 @@ EXPECTED_SHARE = 0.5  # of the captions of a training step; section 4.1
 class HardAttention(AdditiveAttention):
     """The context is the feature of one position; how likely each one is, soft additive attention says.
 
-    While it is trained the position is drawn, s ~ Multinoulli(alpha), anew for every word. For half of the captions, drawn too, the
-    context is its expected value instead, the sum of alpha * feature; Xu et al. do so to lower the variance. What reaches alpha's
-    parameters through drawn positions is training's business (``captioner.training.reinforce``). A decoder that is not trained, or
-    goes word by word, looks at the likeliest position.
+    While it is trained the position is drawn, s ~ Multinoulli(alpha), anew for every word. For half of the captions,
+    drawn too, the context is its expected value instead, the sum of alpha * feature; Xu et al. do so to lower the
+    variance. What reaches alpha's parameters through drawn positions is training's business
+    (``captioner.training.reinforce``). A decoder that is not trained, or goes word by word, looks at the likeliest
+    position.
 
-    The weights are alpha in any case, not what was drawn from it: they are what a picture of the attention should show, and what the
-    doubly stochastic penalty has a gradient for.
+    The weights are alpha in any case, not what was drawn from it: they are what a picture of the attention should show,
+    and what the doubly stochastic penalty has a gradient for.
     """
 
     def forward(self, query: Tensor, keys: Tensor, values: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
-        """Query (I, K, A), keys (I, P, A), values (I, P, E) -> likeliest position's feature (I, K, E), weights alpha (I, K, P)."""
+        """Query (I, K, A), keys (I, P, A), values (I, P, E) -> likeliest position's feature (I, K, E), weights alpha
+        (I, K, P)."""
         weights = self.weights(query, keys)
         return _one_hot(weights.argmax(-1), weights) @ values, weights
 
@@ -40,7 +42,8 @@ class HardAttention(AdditiveAttention):
             expected: (I, K) bool, True where the context is its expected value.
 
         Returns:
-            Context (I, K, E), weights alpha (I, K, P), drawn positions (I, K) int64, -1 where the context is the expected value.
+            Context (I, K, E), weights alpha (I, K, P), drawn positions (I, K) int64, -1 where the context is the
+            expected value.
         """
         weights = self.weights(query, keys)
         positions = draw_positions(weights.detach())
@@ -54,5 +57,6 @@ def draw_positions(weights: Tensor) -> Tensor:
 
 
 def _one_hot(positions: Tensor, weights: Tensor) -> Tensor:
-    """Positions (I, K) -> (I, K, P) like ``weights``, 1 there and 0 elsewhere: a product with it has the same bytes at every run."""
+    """Positions (I, K) -> (I, K, P) like ``weights``, 1 there and 0 elsewhere: a product with it has the same bytes at
+    every run."""
     return torch.zeros_like(weights).scatter_(-1, positions.unsqueeze(-1), 1.0)

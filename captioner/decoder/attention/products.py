@@ -10,7 +10,8 @@ from captioner.errors import CaptionerError
 
 
 class DotAttention(nn.Module):
-    """score = query . key / sqrt(A) (Luong et al. 2015, section 3.1, with the scale of Vaswani et al. 2017, section 3.2.1)."""
+    """score = query . key / sqrt(A) (Luong et al. 2015, section 3.1, with the scale of Vaswani et al. 2017, section
+    3.2.1)."""
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
@@ -48,7 +49,8 @@ class BilinearAttention(nn.Module):
 
 
 class MultiHeadAttention(nn.Module):
-    """Scaled dot attention of several heads, each on its own share of query, key and value (Vaswani et al. 2017, section 3.2.2).
+    """Scaled dot attention of several heads, each on its own share of query, key and value (Vaswani et al. 2017,
+    section 3.2.2).
 
     Raises:
         CaptionerError: the heads do not divide the sizes.
@@ -59,7 +61,9 @@ class MultiHeadAttention(nn.Module):
         width, self.query_size, self.heads = config.feature_size, config.attention_size, config.heads
         for name, size in (("attention_size", self.query_size), ("feature_size", width)):
             if size % self.heads:
-                raise CaptionerError(f"train.heads={self.heads}: it does not divide train.{name}={size}; choose another of them")
+                raise CaptionerError(
+                    f"train.heads={self.heads}: it does not divide train.{name}={size}; choose another of them"
+                )
         self.key = nn.Linear(width, self.query_size, bias=False)
         self.value = nn.Linear(width, width, bias=False)
         self.output = nn.Linear(width, width, bias=False)
@@ -69,9 +73,12 @@ class MultiHeadAttention(nn.Module):
         return torch.cat([self.key(values), self.value(values)], -1)
 
     def forward(self, query: Tensor, keys: Tensor, values: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
-        """Query (I, K, A), keys (I, P, A + E), values (I, P, E) -> context (I, K, E), weights (I, K, P), the mean of the heads'."""
+        """Query (I, K, A), keys (I, P, A + E), values (I, P, E) -> context (I, K, E), weights (I, K, P), the mean of
+        the heads'."""
         query = self._split(query)  # (I, N, K, A / N)
-        keys, values = map(self._split, keys.split((self.query_size, values.shape[-1]), -1))  # (I, N, P, A / N), (I, N, P, E / N)
+        keys, values = map(
+            self._split, keys.split((self.query_size, values.shape[-1]), -1)
+        )  # (I, N, P, A / N), (I, N, P, E / N)
         weights = torch.softmax(query @ keys.transpose(2, 3) / query.shape[-1] ** 0.5, -1)  # (I, N, K, P)
         return self.output((weights @ values).transpose(1, 2).flatten(2)), weights.mean(1)
 

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from typing import Protocol, Sequence
+from collections.abc import Sequence
+from typing import Protocol
 
 from torch import Tensor
 

@@ -1,8 +1,10 @@
-"""Long short-term memory (Hochreiter and Schmidhuber 1997, with the forget gate of Gers et al. 2000), as torch.nn.LSTMCell."""
+"""Long short-term memory (Hochreiter and Schmidhuber 1997, with the forget gate of Gers et al. 2000), as
+torch.nn.LSTMCell."""
 
 from __future__ import annotations
 
-from typing import Any, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,7 +12,8 @@ from torch.autograd.function import once_differentiable
 
 
 class Cell:
-    """i, f, o = sigmoid; g = tanh; c' = f * c + i * g; h' = o * tanh(c'). Column blocks: i, f, o, g (one sigmoid for three)."""
+    """i, f, o = sigmoid; g = tanh; c' = f * c + i * g; h' = o * tanh(c'). Column blocks: i, f, o, g (one sigmoid for
+    three)."""
 
     gates = 4
     states = 2
@@ -42,7 +45,10 @@ class _Combine(torch.autograd.Function):
         enter, forget, out, new = gates.split(c.shape[1], 1)
         total = torch.empty_like(gates)
         enter_part, forget_part, out_part, new_part = total.split(c.shape[1], 1)
-        sigmoid_backward, tanh_backward = torch.ops.aten.sigmoid_backward.grad_input, torch.ops.aten.tanh_backward.grad_input
+        sigmoid_backward, tanh_backward = (
+            torch.ops.aten.sigmoid_backward.grad_input,
+            torch.ops.aten.tanh_backward.grad_input,
+        )
         sigmoid_backward(h_gradient * squashed, out, grad_input=out_part)
         c_gradient = c_gradient + torch.ops.aten.tanh_backward(h_gradient * out, squashed)
         sigmoid_backward(c_gradient * new, enter, grad_input=enter_part)

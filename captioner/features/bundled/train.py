@@ -110,9 +110,7 @@ class _Normed(nn.Sequential):
     def folded(self) -> nn.Conv2d:
         conv, norm = self
         scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
-        plain = nn.Conv2d(
-            conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding
-        )
+        plain = nn.Conv2d(conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding)
         plain.weight.data = conv.weight.data * scale.data[:, None, None, None]
         plain.bias.data = (norm.bias - norm.running_mean * scale).data
         return plain
@@ -179,7 +177,9 @@ def _map_loss(logits: Tensor, wanted: Tensor) -> Tensor:
     loss = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none").sum((1, 2, 3)).mean()
     # Pooling logits is pooling features, since the head is linear.
     logits, wanted = F.adaptive_avg_pool2d(logits, 7), F.adaptive_avg_pool2d(wanted, 7)
-    return 0.05 * loss + 0.15 * F.binary_cross_entropy_with_logits(logits, wanted, reduction="none").sum((1, 2, 3)).mean()
+    return (
+        0.05 * loss + 0.15 * F.binary_cross_entropy_with_logits(logits, wanted, reduction="none").sum((1, 2, 3)).mean()
+    )
 
 
 def presence(kinds: Tensor) -> Tensor:
@@ -218,14 +218,23 @@ def measure(model: nn.Module, data: tuple[Tensor, ...], batch: int = 64) -> dict
     }
 
 
-def train(data: tuple[Tensor, ...], held_out: tuple[Tensor, ...], batch: int, rate: float, seed: int,
-          steps: int, keep: Path | None) -> tuple[Trainee, dict]:
+def train(
+    data: tuple[Tensor, ...],
+    held_out: tuple[Tensor, ...],
+    batch: int,
+    rate: float,
+    seed: int,
+    steps: int,
+    keep: Path | None,
+) -> tuple[Trainee, dict]:
     """Train for ``steps`` steps of ``batch`` scenes with AdamW and one cycle of the learning rate."""
     torch.manual_seed(seed)
     random = torch.Generator().manual_seed(seed)
     model = Trainee().to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.01, betas=(0.9, 0.98))
-    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.15, anneal_strategy="cos")
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, rate, total_steps=steps, pct_start=0.15, anneal_strategy="cos"
+    )
     began, order, mean = time.monotonic(), torch.empty(0, dtype=torch.int64), 0.0
     for step in range(steps):
         if len(order) < batch:
@@ -266,7 +275,9 @@ def train(data: tuple[Tensor, ...], held_out: tuple[Tensor, ...], batch: int, ra
 @click.option("--keep", type=click.Path(path_type=Path, dir_okay=False), help="Where to save work in progress.")
 def main(seed, train_scenes, held_out, steps, batch, rate, threads, out, keep) -> None:
     if DATA_SET_SEED in (seed, seed + 1):
-        raise CaptionerError(f"--seed {seed} would train or test on the data set itself (its seed is {DATA_SET_SEED}): take 1000")
+        raise CaptionerError(
+            f"--seed {seed} would train or test on the data set itself (its seed is {DATA_SET_SEED}): take 1000"
+        )
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # every buffer is written here; filling costs time

@@ -1,1 +1,2 @@
-"""Readers of data sets, one module a layout: each makes a ``Listing`` from a manifest and a local copy or the network."""
+"""Readers of data sets, one module a layout: each makes a ``Listing`` from a manifest and a local copy or the
+network."""

@@ -25,7 +25,8 @@ def read_coco(manifest: Manifest, root: Path | None, from_urls: bool, fetch: Fet
     """The pictures of all parts of a COCO division.
 
     Args:
-        root: a local copy, complete or with some of its parts: annotations as JSON or in their zip, pictures in folders or zips.
+        root: a local copy, complete or with some of its parts: annotations as JSON or in their zip, pictures in folders
+            or zips.
         from_urls: fetch each picture from its ``coco_url``; with a ``root``, only those that it lacks.
         fetch: brings an archive of the manifest into the download cache.
 
@@ -48,7 +49,9 @@ def read_coco(manifest: Manifest, root: Path | None, from_urls: bool, fetch: Fet
         images, captions = _check(content, table, listing)
         for number, image in images.items():
             if number in found:
-                listing.skipped.append((image["file_name"], f"image id {number} is also in {found[number][2]}; the latter part counts"))
+                listing.skipped.append(
+                    (image["file_name"], f"image id {number} is also in {found[number][2]}; the latter part counts")
+                )
             found[number] = (image, captions[number], part["split"], pictures, table)
         if pictures is not None:
             named = {image["file_name"].rsplit("/", 1)[-1] for image in images.values()}
@@ -81,7 +84,9 @@ def read_coco(manifest: Manifest, root: Path | None, from_urls: bool, fetch: Fet
     return listing
 
 
-def _annotations(manifest: Manifest, root: Path | None, member: str, fetch: Fetcher) -> tuple[dict[str, Any] | None, str]:
+def _annotations(
+    manifest: Manifest, root: Path | None, member: str, fetch: Fetcher
+) -> tuple[dict[str, Any] | None, str]:
     """The JSON of one part and a name for it in messages; None where a local copy lacks it."""
     if root is not None:
         for path in (root / member, root / Path(member).name):
@@ -101,7 +106,9 @@ def _annotations(manifest: Manifest, root: Path | None, member: str, fetch: Fetc
     try:
         content = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise CaptionerError(f"{archive}: {member} is no valid JSON ({error}); delete the archive and get it again") from error
+        raise CaptionerError(
+            f"{archive}: {member} is no valid JSON ({error}); delete the archive and get it again"
+        ) from error
     return content, f"{archive}:{member}"
 
 
@@ -115,12 +122,16 @@ def _check(content: Any, table: str, listing: Listing) -> tuple[dict[int, dict[s
     """Images by id and their captions in order; what can be left out goes to ``listing.skipped``."""
     rows = [content.get(key) if isinstance(content, dict) else None for key in ("images", "annotations")]
     if not all(isinstance(part, list) and all(isinstance(row, dict) for row in part) for part in rows):
-        raise CaptionerError(f"{table}: no COCO captions file (lists 'images' and 'annotations' of objects); give captions_*.json")
+        raise CaptionerError(
+            f"{table}: no COCO captions file (lists 'images' and 'annotations' of objects); give captions_*.json"
+        )
     images: dict[int, dict[str, Any]] = {}
     for image in rows[0]:
         number, name = image.get("id"), image.get("file_name")
         if type(number) is not int or abs(number) >= 1 << 62 or not isinstance(name, str) or not name:
-            raise CaptionerError(f"{table}: an image has id {number!r} and file_name {name!r}; give the official captions_*.json")
+            raise CaptionerError(
+                f"{table}: an image has id {number!r} and file_name {name!r}; give the official captions_*.json"
+            )
         if number in images:
             if images[number]["file_name"] != name:
                 raise CaptionerError(

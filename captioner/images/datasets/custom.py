@@ -36,8 +36,8 @@ def read_custom(table: Path, root: Path | None) -> Listing:
     A ``caption`` in JSONL may also be a list of captions. Equal rows of a picture count once.
 
     Raises:
-        CaptionerError: the table is missing, broken or empty; a path leaves the folder; a split is unknown, or a picture's rows
-            have different ones.
+        CaptionerError: the table is missing, broken or empty; a path leaves the folder; a split is unknown, or a
+            picture's rows have different ones.
     """
     folder = root if root is not None else table.parent
     if root is not None and not root.is_dir():
@@ -64,7 +64,9 @@ def read_custom(table: Path, root: Path | None) -> Listing:
                 skipped.append((name, f"line {line}: empty caption"))
         split = _split(row.get("split"), where)
         if split is not None and splits.setdefault(name, split) != split:
-            raise CaptionerError(f"{where}: picture {name} is in {splits[name]} and in {split}; give all rows of a picture the same split")
+            raise CaptionerError(
+                f"{where}: picture {name} is in {splits[name]} and in {split}; give all rows of a picture the same split"
+            )
     if not captions:
         raise CaptionerError(f"{table}: no picture is listed; {_REMEDY}, one row a caption")
     records, bare = [], 0
@@ -73,7 +75,9 @@ def read_custom(table: Path, root: Path | None) -> Listing:
             bare += 1
             skipped.append((name, "no captions"))
         else:
-            records.append(ImageRecord(number, name, tuple(texts), splits.get(name), _find(folder, name), f"custom {name}"))
+            records.append(
+                ImageRecord(number, name, tuple(texts), splits.get(name), _find(folder, name), f"custom {name}")
+            )
     return Listing(records, skipped, bare, str(table))
 
 
@@ -99,7 +103,9 @@ def _rows(table: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     try:
         text = table.read_bytes().decode("utf-8-sig")
     except FileNotFoundError as error:
-        raise CaptionerError(f"{table}: not there; set download.captions to your CSV or JSONL of image,caption[,split]") from error
+        raise CaptionerError(
+            f"{table}: not there; set download.captions to your CSV or JSONL of image,caption[,split]"
+        ) from error
     except OSError as error:
         raise CaptionerError(f"{table}: cannot be read ({error.strerror}); check download.captions") from error
     except UnicodeDecodeError as error:
@@ -112,7 +118,9 @@ def _csv(table: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
     try:
         header = [name.strip().lower() for name in next(reader, [])]
         if "image" not in header or "caption" not in header:
-            raise CaptionerError(f"{table}: its first line is {','.join(header)[:80]!r}; {_REMEDY}, separated by commas")
+            raise CaptionerError(
+                f"{table}: its first line is {','.join(header)[:80]!r}; {_REMEDY}, separated by commas"
+            )
         for cells in reader:
             if cells:
                 if len(cells) > len(header):
@@ -132,7 +140,9 @@ def _jsonl(table: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise CaptionerError(f"{table}, line {number}: no valid JSON ({error}); a JSONL file has one object a line") from error
+            raise CaptionerError(
+                f"{table}, line {number}: no valid JSON ({error}); a JSONL file has one object a line"
+            ) from error
         if not isinstance(row, dict):
             raise CaptionerError(f"{table}, line {number}: no JSON object; {_REMEDY}")
         yield number, row

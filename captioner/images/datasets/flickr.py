@@ -1,7 +1,7 @@
 """Flickr8k and Flickr30k in their official layout or the common ``Images/`` + ``captions.txt``.
 
-A picture's id is the number of the photo on Flickr, with which its file name begins: it is the same in any partial copy.
-Where names are of another kind, ids are positions in the sorted list of names, from 1.
+A picture's id is the number of the photo on Flickr, with which its file name begins: it is the same in any partial
+copy. Where names are of another kind, ids are positions in the sorted list of names, from 1.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ def read_flickr(manifest: Manifest, root: Path | None) -> Listing:
     """The pictures of a local copy.
 
     Raises:
-        CaptionerError: no ``download.root``, or it lacks pictures, captions or one of several split lists; a picture is in two lists.
+        CaptionerError: no ``download.root``, or it lacks pictures, captions or one of several split lists; a picture is
+            in two lists.
     """
     if root is None:
         raise CaptionerError(
@@ -41,7 +42,9 @@ def read_flickr(manifest: Manifest, root: Path | None) -> Listing:
         )
     table = _find(root, manifest.tables)
     if table is None:
-        raise CaptionerError(f"{root}: no captions ({', '.join(manifest.tables)}); set download.root to the folder of {manifest.name}")
+        raise CaptionerError(
+            f"{root}: no captions ({', '.join(manifest.tables)}); set download.root to the folder of {manifest.name}"
+        )
     captions: dict[str, list[str]] = {}
     skipped: list[tuple[str, str]] = []
     for number, name, caption in _rows(table):
@@ -54,7 +57,9 @@ def read_flickr(manifest: Manifest, root: Path | None) -> Listing:
         else:
             skipped.append((name, f"line {number}: empty caption"))
     if not captions:
-        raise CaptionerError(f"{table}: no caption found; lines are 'name.jpg#0<tab>caption', 'name.jpg,caption' or 'name.jpg| 0| caption'")
+        raise CaptionerError(
+            f"{table}: no caption found; lines are 'name.jpg#0<tab>caption', 'name.jpg,caption' or 'name.jpg| 0| caption'"
+        )
     splits = _splits(manifest, root)
     ids = _ids(captions)
     records, bare = [], 0
@@ -68,7 +73,9 @@ def read_flickr(manifest: Manifest, root: Path | None) -> Listing:
             number = ids[name]
             photo = _PHOTO.fullmatch(name)
             key = f"flickr {photo[1]}" if photo else f"{manifest.name} {name}"
-            records.append(ImageRecord(number, name, tuple(texts), splits.get(name), pictures.source(name, str(table)), key))
+            records.append(
+                ImageRecord(number, name, tuple(texts), splits.get(name), pictures.source(name, str(table)), key)
+            )
     skipped += [(name, "no captions") for name in pictures.names() if name not in captions]
     return Listing(sorted(records, key=lambda record: record.image_id), skipped, bare, str(table))
 
@@ -76,7 +83,11 @@ def read_flickr(manifest: Manifest, root: Path | None) -> Listing:
 def _find(root: Path, names: tuple[str, ...]) -> Path | None:
     folders = [
         root,
-        *sorted(path for path in root.iterdir() if path.is_dir() and path.name.lower().endswith(("text", "captions", "annotations"))),
+        *sorted(
+            path
+            for path in root.iterdir()
+            if path.is_dir() and path.name.lower().endswith(("text", "captions", "annotations"))
+        ),
     ]
     return next((folder / name for name in names for folder in folders if (folder / name).is_file()), None)
 
@@ -102,7 +113,9 @@ def _splits(manifest: Manifest, root: Path) -> dict[str, str]:
     for split, path in lists.items():
         for name in _text(path).split():
             if splits.setdefault(name, split) != split:
-                raise CaptionerError(f"{path}: picture {name} is also in the list for {splits[name]}; a picture belongs to one split")
+                raise CaptionerError(
+                    f"{path}: picture {name} is also in the list for {splits[name]}; a picture belongs to one split"
+                )
     return splits
 
 
@@ -151,7 +164,9 @@ def _commas(table: Path, lines: list[str]) -> Iterator[tuple[int, str | None, st
         image = next((header.index(name) for name in ("image", "image_name") if name in header), None)
         caption = next((header.index(name) for name in ("caption", "comment") if name in header), None)
         if image is None or caption is None or caption != len(header) - 1:
-            raise CaptionerError(f"{table}: its first line is {','.join(header)[:80]!r} instead of image,caption; get the file again")
+            raise CaptionerError(
+                f"{table}: its first line is {','.join(header)[:80]!r} instead of image,caption; get the file again"
+            )
         for cells in reader:
             if len(cells) > caption and cells[image].strip():
                 yield reader.line_num, cells[image].strip(), clean(",".join(cells[caption:]))

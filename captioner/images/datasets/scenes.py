@@ -1,4 +1,5 @@
-"""The bundled data set of drawn scenes: ids are scene numbers; the first ones are for training, the last for the test."""
+"""The bundled data set of drawn scenes: ids are scene numbers; the first ones are for training, the last for the
+test."""
 
 from __future__ import annotations
 
@@ -17,5 +18,9 @@ def read_scenes(manifest: Manifest, seed: int, count: int) -> Listing:
     for index in range(count):
         split = "train" if index < train else "val" if index < train + val else "test"
         texts = tuple(captions(describe(seed, index)))
-        records.append(ImageRecord(index, f"scene-{index:06d}.jpg", texts, split, SceneSource(seed, index), f"scene {seed} {index}"))
+        records.append(
+            ImageRecord(
+                index, f"scene-{index:06d}.jpg", texts, split, SceneSource(seed, index), f"scene {seed} {index}"
+            )
+        )
     return Listing(records, table="scenes")

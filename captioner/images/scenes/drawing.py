@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
@@ -49,7 +49,7 @@ def _font() -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(str(path), _GLYPH_SIZE, layout_engine=ImageFont.Layout.BASIC)
 
 
-@lru_cache(maxsize=None)
+@cache
 def glyph(kind: str) -> Image.Image:
     """The inked part of a kind's glyph as a large RGBA picture."""
     canvas = Image.new("RGBA", (2 * _GLYPH_SIZE, 2 * _GLYPH_SIZE))
@@ -93,7 +93,9 @@ def _ramp() -> Image.Image:
 
 def _fade(top: tuple[int, int, int], bottom: tuple[int, int, int]) -> Image.Image:
     """A picture that fades from one colour to another, downwards."""
-    return Image.merge("RGB", [_ramp().point([a + (b - a) * i // 255 for i in range(256)]) for a, b in zip(top, bottom)])
+    return Image.merge(
+        "RGB", [_ramp().point([a + (b - a) * i // 255 for i in range(256)]) for a, b in zip(top, bottom)]
+    )
 
 
 def _clouds(rng: random.Random, pen: ImageDraw.ImageDraw, colour, most: int, lowest: int) -> None:

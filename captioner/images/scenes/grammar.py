@@ -33,7 +33,8 @@ _COUNTS = {
     2: (("two {many}", 12), ("a pair of {many}", 1)),
     3: (("three {many}", 12), ("a group of three {many}", 1)),
 }
-# a, b: the first and the second group; is: the verb for the group named first; rel: the relation of a to b, ler: of b to a.
+# a, b: the first and the second group; is: the verb for the group named first; rel: the relation of a to b, ler: of b
+# to a.
 _FRAMES = (
     ("{a} {rel} {b} {place}", 10),
     ("{a} {is_a} {rel} {b} {place}", 3),

@@ -227,7 +227,9 @@ def _cells(rows: tuple[int, ...], left: float, top: float, right: float, bottom:
     cells = []
     for r, n in enumerate(rows):
         start = left + (right - left - n * width) / 2
-        cells += [(start + c * width, top + r * height, start + (c + 1) * width, top + (r + 1) * height) for c in range(n)]
+        cells += [
+            (start + c * width, top + r * height, start + (c + 1) * width, top + (r + 1) * height) for c in range(n)
+        ]
     return cells
 
 
