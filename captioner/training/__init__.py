@@ -1,5 +1,5 @@
-"""Training of caption decoders on stored features."""
+"""Training: ``stage.train`` reads, checks and publishes; ``train.fit`` is the loop."""
 
-from captioner.training.train import train
+from captioner.training.stage import read_inputs, train
 
-__all__ = ["train"]
+__all__ = ["read_inputs", "train"]

@@ -13,7 +13,7 @@ from captioner.features.store import FeatureStore
 from captioner.fingerprint import fingerprint
 from captioner.images.captions import CaptionSet
 from captioner.parameters import Parameters
-from captioner.training.batches import CaptionTable
+from captioner.batches import CaptionTable
 from captioner.vocabulary.vocabulary import Vocabulary
 
 

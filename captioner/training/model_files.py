@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
-from captioner.decoder import CaptionDecoder, DecoderConfig, build_decoder
+from captioner.decoder import Decoder, DecoderConfig, build_decoder
 from captioner.errors import CaptionerError
 from captioner.features.store import FeatureStore
 from captioner.fingerprint import fingerprint
@@ -53,12 +53,12 @@ class Model:
         config: what ``config.json`` holds; ``KEYS`` names it.
     """
 
-    decoder: CaptionDecoder
+    decoder: Decoder
     vocabulary: Vocabulary
     config: dict[str, Any]
 
 
-def save_model(folder: Path, decoder: CaptionDecoder, vocabulary: Vocabulary, facts: dict[str, Any]) -> None:
+def save_model(folder: Path, decoder: Decoder, vocabulary: Vocabulary, facts: dict[str, Any]) -> None:
     """Write ``model.safetensors`` and ``config.json`` into ``folder``.
 
     Args:
@@ -131,7 +131,7 @@ def _check(path: Path, settings: DecoderConfig, vocabulary: Vocabulary, config: 
         )
 
 
-def _load_decoder(path: Path, settings: DecoderConfig) -> CaptionDecoder:
+def _load_decoder(path: Path, settings: DecoderConfig) -> Decoder:
     try:
         weights = load_file(path)
     except (OSError, SafetensorError) as error:

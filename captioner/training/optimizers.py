@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from captioner.decoder import CaptionDecoder
+from captioner.decoder import Decoder
 from captioner.decoder.norm import BatchNorm
 from captioner.errors import CaptionerError
 from captioner.parameters import TrainParameters
@@ -25,7 +25,7 @@ _MOMENTUM = ("sgd", "rmsprop")
 _FUSED = {"adam": ("cpu", "cuda"), "adamw": ("cpu", "cuda"), "sgd": ("cpu", "cuda"), "adagrad": ("cpu",), "rmsprop": ()}
 
 
-def build_optimizer(decoder: CaptionDecoder, parameters: TrainParameters) -> torch.optim.Optimizer:
+def build_optimizer(decoder: Decoder, parameters: TrainParameters) -> torch.optim.Optimizer:
     """The optimiser ``train.optimizer`` with the groups of ``parameter_groups``; fused into one kernel where torch can,
     else foreach.
 
@@ -42,12 +42,12 @@ def build_optimizer(decoder: CaptionDecoder, parameters: TrainParameters) -> tor
         )
     if kind in _MOMENTUM:
         options["momentum"] = parameters.momentum
-    fused = decoder.vocabulary.weight.device.type in _FUSED[kind]
+    fused = next(decoder.parameters()).device.type in _FUSED[kind]
     groups = parameter_groups(decoder, parameters.weight_decay)
     return _KINDS[kind](groups, lr=0.0, **options, **({"fused": True} if fused else {"foreach": True}))
 
 
-def parameter_groups(decoder: CaptionDecoder, weight_decay: float) -> list[dict[str, Any]]:
+def parameter_groups(decoder: Decoder, weight_decay: float) -> list[dict[str, Any]]:
     """The decoder's parameters, then the feature projection's, as groups whose key ``part`` is ``decoder`` or
     ``projection``.
 
@@ -64,7 +64,7 @@ def parameter_groups(decoder: CaptionDecoder, weight_decay: float) -> list[dict[
     spared |= {
         id(parameter)
         for name, parameter in decoder.named_parameters()
-        if name.rpartition(".")[2] in ("bias", "position")
+        if name.rpartition(".")[2] in ("bias", "tied_bias", "position")
     }
     parts: dict[str, list[nn.Parameter]] = {"decoder": [], "projection": decoder.projection_parameters()}
     parts["decoder"] = [
@@ -88,7 +88,7 @@ def set_rates(optimizer: torch.optim.Optimizer, rates: tuple[float, float]) -> N
         group["lr"] = rates[group["part"] == "projection"]
 
 
-class Average:
+class EMA:
     """Exponential moving average of weights (Polyak and Juditsky 1992), the weights themselves at first.
 
     The t-th update, from 0, keeps min(decay, (1 + t) / (10 + t)) of the average: early weights, which are far from
@@ -131,3 +131,13 @@ class Average:
     def _put(self, tensors: dict[str, Tensor]) -> None:
         for name, weight in self._weights.items():
             weight.copy_(tensors[name])
+
+
+def clip_gradients(parameters: list[Tensor], largest: float) -> None:
+    """Scale all gradients so that their common norm is at most ``largest`` (Pascanu et al. 2013, algorithm 1).
+
+    On a CPU, where a look at the norm costs nothing, gradients that need no scaling are not touched.
+    """
+    norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+    if norm.device.type != "cpu" or norm > largest:
+        torch.nn.utils.clip_grads_with_norm_(parameters, largest, norm)

@@ -1,79 +1,63 @@
-"""The phases of a training run, one after another; each begins from the best weights of the one before."""
+"""The phases of a run, each with one objective: cross entropy, then self-critical training."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from captioner.decoder import CaptionDecoder
+from captioner.batches import CaptionTable
+from captioner.cuda_graphs import GraphedModule
+from captioner.decoder import Decoder
+from captioner.decoder.norm import BatchNorm
 from captioner.errors import CaptionerError
 from captioner.parameters import TrainParameters
-from captioner.training.batches import CaptionTable
-from captioner.training.graph import StepGraph
-from captioner.training.parallel import Whole
-from captioner.training.reinforce import Reinforce
-from captioner.training.reward import CaptionReward
-from captioner.training.self_critical import self_critical_step
-from captioner.training.step import training_step
-
-Step = Callable[
-    [CaptionDecoder, torch.optim.Optimizer, Sequence[tuple[Tensor, Tensor] | None], TrainParameters, Whole],
-    tuple[Tensor, int],
-]
+from captioner.training.checkpoint import Parts, optimizer_tensors, restore_optimizer, trained_weights
+from captioner.training.distributed import Group
+from captioner.training.objectives import CrossEntropy, Objective, SelfCritical
+from captioner.training.objectives.reward import CaptionReward
+from captioner.training.optimizers import EMA, build_optimizer
+from captioner.training.schedules import EarlyStopping, Plateau
 
 
 @dataclass(frozen=True)
 class Phase:
-    """Some epochs with one kind of step.
+    """Some epochs with one objective.
 
     Attributes:
-        name: what it is called where progress is shown.
+        name: where progress is shown.
+        objective: what is minimized.
         epochs: the most.
-        step: does one step of the optimiser on this process's share of some batches, (features, tokens) each, None
-            where it has no picture of one; gives a figure summed over the step of all processes, and what it is divided
-            by for its mean.
         rates: learning rates of the decoder and of the feature projection.
-        select_by: the figure of an epoch that chooses the best one and that patience waits for.
-        figure: what the step's figure is called in the history.
-        counted: what it is divided by.
-        state: tensors by name that the step changes in place and keeps from one to the next, the same in all processes.
-        graph: what the step is done by on a GPU; it must be fitted to the batches of each epoch.
+        rate_name: the parameter that sets the first.
+        select_by: the metric of an epoch that chooses the best one and that early stopping waits for.
+        plateau_on: the metrics that lower the learning rates.
+        captions_per_image: of a batch; 0: all.
     """
 
     name: str
+    objective: Objective
     epochs: int
-    step: Step
     rates: tuple[float, float]
+    rate_name: str
     select_by: str
-    figure: str = "train_cross_entropy"
-    counted: str = "tokens"
-    state: dict[str, Tensor] = field(default_factory=dict)
-    graph: StepGraph | None = None
+    plateau_on: tuple[str, ...]
+    captions_per_image: int
 
     @property
     def teacher_forced(self) -> bool:
-        """It learns the captions themselves, by cross entropy."""
-        return self.figure == "train_cross_entropy"
-
-    @property
-    def rate_name(self) -> str:
-        """The parameter that sets the decoder's learning rate."""
-        return "learning_rate" if self.teacher_forced else "scst_learning_rate"
+        """Whether it learns the captions themselves, by cross entropy."""
+        return isinstance(self.objective, CrossEntropy)
 
 
-def build_phases(
-    options: TrainParameters, references: CaptionTable, max_length: int, decoder: CaptionDecoder
-) -> list[Phase]:
-    """Cross entropy under teacher forcing, then self-critical training; either where it has epochs.
+def build_phases(options: TrainParameters, references: CaptionTable, max_length: int, decoder: Decoder) -> list[Phase]:
+    """Cross entropy, then self-critical training; either where it has epochs.
 
     Args:
-        references: the training captions, which self-critical training rewards captions by.
+        references: the training captions, which give self-critical training its reward.
         max_length: words of its longest sample.
-        decoder: what they train, in its place.
+        decoder: what they train.
 
     Raises:
         CaptionerError: there is nothing to train, or self-critical training has nothing to begin from; scheduled
@@ -85,30 +69,102 @@ def build_phases(
         )
     if not options.epochs and options.init_from is None:
         raise CaptionerError(
-            "train.epochs=0: self-critical training begins from a trained decoder; name its folder in train.init_from, or give "
-            "train.epochs at least one epoch"
+            "train.epochs=0: self-critical training begins from a trained decoder; name its folder in "
+            "train.init_from, or give train.epochs at least one epoch"
         )
     if options.sampling != "none" and options.sampling_start > options.epochs:
         raise CaptionerError(
-            f"train.sampling_start={options.sampling_start}: there are only train.epochs={options.epochs} epochs; give an earlier one, "
-            "or set train.sampling=none"
+            f"train.sampling_start={options.sampling_start}: there are only train.epochs={options.epochs} epochs; give "
+            "an earlier one, or set train.sampling=none"
         )
     phases = []
     if options.epochs:
         rates = (options.learning_rate, options.projection_learning_rate)
-        step, state, reinforce, graph = training_step, {}, None, None
-        if decoder.config.attention == "hard":
-            reinforce = Reinforce(decoder, options)
-            step, state = partial(step, reinforce=reinforce), reinforce.state
-        if StepGraph.fits(decoder):
-            graph = StepGraph(decoder, options, reinforce)
-            step = partial(step, graph=graph)
-        phases.append(Phase("train", options.epochs, step, rates, options.select_by, state=state, graph=graph))
-    if options.scst_epochs:
-        step = partial(self_critical_step, CaptionReward(references, options.scst_bleu_weight), max_length)
-        rates = (options.scst_learning_rate, options.scst_learning_rate)
-        # judged by CIDEr-D, since the cross entropy grows meanwhile
+        objective = CrossEntropy(decoder, options)
         phases.append(
-            Phase("self-critical", options.scst_epochs, step, rates, "val_cider_d", "train_reward", "samples")
+            Phase(
+                "train",
+                objective,
+                options.epochs,
+                rates,
+                "learning_rate",
+                options.select_by,
+                options.plateau_on,
+                options.captions_per_image,
+            )
+        )
+    if options.scst_epochs:
+        reward = CaptionReward(references, options.scst_bleu_weight)
+        rates = (options.scst_learning_rate, options.scst_learning_rate)
+        # selected by CIDEr-D, since the cross entropy grows meanwhile; a reward wants all references of an image
+        phases.append(
+            Phase(
+                "self-critical",
+                SelfCritical(decoder, options, reward, max_length),
+                options.scst_epochs,
+                rates,
+                "scst_learning_rate",
+                "val_cider_d",
+                ("val_cider_d",),
+                0,
+            )
         )
     return phases
+
+
+class Learner:
+    """What a phase learns with; made anew for each phase.
+
+    Attributes:
+        model: the objective as it is called: with CUDA graphs on a GPU, in DistributedDataParallel with several ranks.
+        optimizer, ema, early_stopping, plateaus: see their classes; ``ema`` is None where ``train.ema`` is 0.
+    """
+
+    def __init__(self, phase: Phase, decoder: Decoder, options: TrainParameters, group: Group) -> None:
+        self.decoder, self.objective = decoder, phase.objective
+        has_batch_norm = any(isinstance(module, BatchNorm) for module in decoder.modules())
+        # recording runs the forward pass several times, which would change a batch norm's running statistics
+        graphs = group.device.type == "cuda" and not has_batch_norm
+        hard = decoder.config.attention == "hard"  # in self-critical training its attention has no gradient
+        self.model: nn.Module = group.wrap(GraphedModule(phase.objective, graphs), find_unused_parameters=hard)
+        self.optimizer = build_optimizer(decoder, options)
+        self.ema = EMA(trained_weights(decoder), options.ema) if options.ema else None
+        self.early_stopping = EarlyStopping(options.patience)
+        self.plateaus = {name: Plateau(options.plateau_patience, options.plateau_factor) for name in phase.plateau_on}
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """All that the optimizer updates."""
+        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+
+    def weights(self) -> dict[str, Tensor]:
+        """A copy of what is validated: the weights, or their average."""
+        weights = self.ema.tensors if self.ema else trained_weights(self.decoder)
+        return {name: tensor.detach().clone() for name, tensor in weights.items()}
+
+    def tensors(self) -> Parts:
+        """For a checkpoint."""
+        parts = {
+            "weights": trained_weights(self.decoder),
+            "optimizer": optimizer_tensors(self.optimizer),
+            "objective": self.objective.state,
+        }
+        return parts | ({"ema": self.ema.tensors} if self.ema else {})
+
+    def schedules(self) -> dict:
+        """For a checkpoint, as JSON values."""
+        plateaus = {name: plateau.state_dict() for name, plateau in self.plateaus.items()}
+        return {"early_stopping": self.early_stopping.state_dict(), "plateaus": plateaus}
+
+    @torch.no_grad()
+    def restore(self, parts: Parts, schedules: dict) -> None:
+        """Go back to what ``tensors`` and ``schedules`` gave."""
+        self.decoder.load_state_dict(parts["weights"], strict=False)  # frozen word vectors are not among them
+        restore_optimizer(self.optimizer, parts.get("optimizer", {}))
+        for name, tensor in self.objective.state.items():
+            tensor.copy_(parts["objective"][name])
+        if self.ema:
+            self.ema.restore(parts["ema"])
+        self.early_stopping.load_state_dict(schedules["early_stopping"])
+        for name, plateau in self.plateaus.items():
+            plateau.load_state_dict(schedules["plateaus"][name])

@@ -1,246 +1,283 @@
-"""The stage ``train``: features, captions and word vectors into a trained decoder."""
+"""The training loop: epochs of steps, validation after each, checkpoints from which a killed run goes on exactly."""
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import json
-import shutil
+import math
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+import click
 import torch
+from torch import Tensor
 
-from captioner.decoder import CaptionDecoder, DecoderConfig, build_decoder
-from captioner.decoder.norm import BatchNorm
-from captioner.device import prepare_device
+from captioner.batches import Batch, BatchLoader
+from captioner.decoder import Decoder
 from captioner.errors import CaptionerError
-from captioner.fingerprint import canonical_json
 from captioner.interrupts import StopSignal
-from captioner.parameters import Parameters, parameters_content, parse_parameters
-from captioner.processes import Rank, Store, Torchrun, local_world
-from captioner.sidecar import Sidecar
-from captioner.training.batches import BatchLoader
-from captioner.training.encoder_file import save_encoder
-from captioner.training.history import write_history, write_timing
-from captioner.training.initial import Initial, load_initial
-from captioner.training.inputs import Inputs, load_inputs
-from captioner.training.loop import Setting, Trainer
-from captioner.training.model_files import ENCODER, save_model
-from captioner.training.parallel import Group, following, leading, process_seed
-from captioner.training.phases import build_phases
-from captioner.training.state import trained_weights
-from captioner.training.validation import Validator
+from captioner.parameters import TrainParameters
+from captioner.progress import Progress
+from captioner.training.checkpoint import TrainState, load_checkpoint, save_checkpoint
+from captioner.training.data import GlobalBatch, epoch_batches, shard
+from captioner.training.distributed import Group
+from captioner.training.optimizers import clip_gradients, set_rates
+from captioner.training.phases import Learner, Phase
+from captioner.training.schedules import growing_gaps, lower_is_better, step_scale
+from captioner.training.validation import SCORES, Validator
 
-VERSION = 1  # raised when training gives another result for the same parameters, so that unfinished work is not mixed
+STOP_FILE = "STOP"
+_STEPS_UNREAD = 20  # reading a loss makes the processor wait for a GPU, so there several are read at once
 
 
-def train(
-    parameters: Parameters, features: Path, captions: Path, vocab: Path, embeddings: Path, models: Path, results: Path
-) -> None:
-    """Train a decoder, or go on with a run that was stopped; a killed run ends with the same bytes as an uninterrupted
-    one.
+@dataclass(frozen=True)
+class TrainContext:
+    """What a run works on, and where.
 
-    Several processes share each step, where torchrun started them or ``runtime`` asks for them; rank 0 alone writes.
+    Attributes:
+        loader: reads the training batches.
+        validator: measures the decoder after each epoch.
+        group: the ranks that train together, each on its shard of every batch, with the same weights.
+        seed: of the order of the images.
+        views: stored views of an image.
+        folder: for checkpoints; a file ``STOP`` there ends training after the current step.
+        checkpoint_seconds: between checkpoints within an epoch.
+        initialized: the decoder is trained already; before the first epoch it is the best so far.
+    """
 
-    Args:
-        parameters: all of them; ``train``, ``decoder``, ``attention``, ``seed`` decide the result.
-        features, captions, vocab, embeddings: inputs.
-        models: folder to make, with ``model.safetensors`` and ``config.json``; unfinished work is in
-            ``<models>.partial``; a file ``STOP`` made there ends training after the step at work, with the best model
-            so far.
-        results: folder for ``history.csv``, ``metrics.json`` and ``timing.json``.
+    loader: BatchLoader
+    validator: Validator
+    group: Group
+    seed: int
+    views: int
+    folder: Path
+    checkpoint_seconds: float
+    initialized: bool = False
+
+
+def fit(
+    decoder: Decoder, options: TrainParameters, phases: Sequence[Phase], context: TrainContext, stop: StopSignal
+) -> TrainState:
+    """Train from the first step or from the newest checkpoint to the end; the decoder then has the best weights.
 
     Raises:
-        CaptionerError: inputs that are damaged or do not belong together, a loss that is not finite, a full disk.
-        Interrupted: a signal came; the same call goes on from there.
+        CaptionerError: the loss is not finite, or a checkpoint cannot be saved; the last checkpoint remains.
+        Interrupted: a signal came; a checkpoint is saved.
     """
-    files = {
-        name: Path(path)
-        for name, path in {"features": features, "captions": captions, "vocab": vocab, "embeddings": embeddings}.items()
-    }
-    torchrun, local = Torchrun.from_environment("train"), local_world(parameters.runtime)
-    rank, store = (torchrun.rank, torchrun.store) if torchrun else (Rank(world=local, local_world=local), None)
-    if rank.rank:
-        _follow(parameters, files, rank, store)
-        return
-    device = prepare_device(parameters.runtime.device, parameters.runtime.threads, rank)
-    _check_apart(parameters.train.init_from, Path(models))
-    inputs = load_inputs(parameters, **files)
-    initial = load_initial(parameters.train.init_from, _config(parameters, inputs), inputs)
-    with Sidecar(models, _facts(parameters, inputs, initial)) as sidecar, StopSignal("train") as stop:
-        save_encoder(
-            sidecar.folder, inputs.store, parameters.extract
-        )  # before the work, so that other weights are refused at once
-        task = {
-            "parameters": parameters_content(parameters),
-            "files": {name: str(path.absolute()) for name, path in files.items()},
-        }
-        with leading(rank, device, store, task, stop) as group:
-            trainer = _run(parameters, inputs, initial, group, sidecar.folder, stop)
-        try:
-            _publish(sidecar, trainer.decoder, parameters, inputs, trainer, Path(models), Path(results))
-        except OSError as error:
-            raise CaptionerError(
-                f"{models}: cannot be written ({error.strerror}); free the disk and run again, the training is not done again"
-            ) from error
+    group, table, device = context.group, context.loader.table, context.group.device
+    state, best, unread = TrainState(), {}, []
+    learner = Learner(phases[0], decoder, options, group)
+    found = load_checkpoint(context.folder, decoder, group, context.seed)
+    if found:
+        state, schedules, parts = found
+        learner = Learner(phases[state.phase], decoder, options, group)
+        learner.restore(parts, schedules)
+        best = {name: tensor.to(device) for name, tensor in parts.get("best", {}).items()}
+    clock = time.monotonic()
 
+    def save() -> None:
+        nonlocal clock
+        read_metrics(unread, state, phases[state.phase], context.folder)
+        now = time.monotonic()
+        if state.seconds:
+            state.seconds[-1] += now - clock
+        clock = now
+        save_checkpoint(context.folder, state, learner.schedules(), {**learner.tensors(), "best": best}, group)
 
-def join(rank: Rank, task: dict[str, Any]) -> None:
-    """A process that rank 0 started on the same machine; ``task`` is what ``train`` gave it."""
-    files = {name: Path(path) for name, path in task["files"].items()}
-    _follow(parse_parameters(task["parameters"]), files, rank, Store.local(task["port"]))
+    def end_if(requested: bool) -> None:
+        if requested:  # by a signal that any rank got
+            stop.requested = True
+            stop.raise_if_requested()
 
-
-def _follow(parameters: Parameters, files: dict[str, Path], rank: Rank, store: Store) -> None:
-    """Any rank but 0: train with it, write nothing."""
-    with StopSignal("train", quiet=True) as stop, following(rank, store, stop) as enter:
-        device = prepare_device(parameters.runtime.device, parameters.runtime.threads, rank)
-        inputs = load_inputs(parameters, **files)
-        initial = load_initial(parameters.train.init_from, _config(parameters, inputs), inputs)
-        with enter(device) as group:
-            _run(parameters, inputs, initial, group, None, stop)
-
-
-def _run(
-    parameters: Parameters, inputs: Inputs, initial: Initial | None, group: Group, folder: Path | None, stop: StopSignal
-) -> Trainer:
-    """The training itself, the same in all processes; ``folder`` is for the states, rank 0's alone."""
-    _check_inputs(_facts(parameters, inputs, initial), group)
-    with torch.random.fork_rng([group.device] if group.device.type == "cuda" else []):
-        torch.manual_seed(parameters.seed)
-        decoder = build_decoder(_config(parameters, inputs), torch.from_numpy(inputs.embeddings)).to(group.device)
-        if initial:
-            decoder.load_state_dict(initial.weights)
-        for weight in trained_weights(decoder).values():
-            group.broadcast_(weight.data)  # another processor may draw other last bits
-        if isinstance(decoder.norm, BatchNorm):
-            decoder.norm.all_reduce = group.all_reduce_
-        if group.rank:
-            torch.manual_seed(
-                process_seed(parameters.seed, group.rank, 1, 0)
-            )  # dropout differs from process to process
-        with inputs.store.reader(parameters.runtime.features_on, group.device) as reader:
-            setting = Setting(
-                BatchLoader(inputs.train, inputs.train_rows, reader),
-                Validator(inputs, reader, group),
-                parameters.seed,
-                inputs.store.views,
-                folder,
-                group,
-                parameters.runtime.checkpoint_seconds,
-                loaded=initial is not None,
+    def validate() -> dict[str, float]:
+        decoder.eval()
+        with learner.ema.in_place() if learner.ema else nullcontext():
+            metrics = context.validator.metrics(decoder, lambda: stop.requested)
+        if metrics is None:  # interrupted
+            save()
+            end_if(True)
+        if not math.isfinite(metrics["val_cross_entropy"]):
+            raise diverged(
+                "validation cross entropy", metrics["val_cross_entropy"], state, phases[state.phase], context
             )
-            phases = build_phases(parameters.train, inputs.train, inputs.max_length, decoder)
-            trainer = Trainer(decoder, parameters.train, phases, setting)
-            trainer.restore()
-            trainer.run(stop)
-    return trainer
+        return metrics
 
+    if context.initialized and not state.history:
+        state.history.append({"epoch": 0, **validate()})
+        best = learner.weights()
+        learner.early_stopping.update(lower_is_better(state.history[0], phases[0].select_by))
+        report(state, phases[0], group)
 
-def _check_apart(init_from: str | None, models: Path) -> None:
-    if init_from is not None and Path(init_from).resolve() == models.resolve():
-        raise CaptionerError(
-            f"train.init_from={init_from}: this run's own model goes there, and DVC deletes the one before; copy the folder elsewhere "
-            "and name the copy"
+    while not state.stopped:
+        phase = phases[state.phase]
+        batches = epoch_batches(
+            table, options.batch_size, phase.captions_per_image, context.views, context.seed, state.epoch
         )
+        steps = [batches[first : first + options.accumulate] for first in range(0, len(batches), options.accumulate)]
+        remaining = steps[state.step :]
+        shards = ([shard(batch, table, group.rank, group.world_size) for batch in step] for step in remaining)
+        if len(state.seconds) < state.epoch:
+            state.seconds.append(0.0)
+        saved, stopped_by_file = time.monotonic(), False
+        decoder.train()
+        label = f"{phase.name} epoch {state.epoch}/{state.first_epoch - 1 + phase.epochs}"
+        done = sum(map(count_captions, steps[: state.step]))
+        with Progress(label, len(table), "captions", done, group.is_main) as progress:
+            for step, loaded in zip(remaining, context.loader.stream(shards)):
+                # learning rates: warm-up, steps and cosine, then the plateaus
+                epochs_done = state.epoch - state.first_epoch + state.step / len(steps)
+                scale = step_scale(options, state.phase_steps, epochs_done / phase.epochs)
+                scale *= math.prod(plateau.scale for plateau in learner.plateaus.values())
+                state.rates = [rate * scale for rate in phase.rates]
+                set_rates(learner.optimizer, state.rates)
+
+                # forward and backward passes; gradients add up over the batches of a step
+                counts = GlobalBatch.of(step, table)
+                learner.optimizer.zero_grad(set_to_none=True)
+                statistics = torch.zeros(phase.objective.statistics, device=device)
+                for number, (features, tokens) in enumerate(loaded, 1):
+                    features = features.to(device, non_blocking=True)
+                    tensors = phase.objective.prepare(features, tokens, counts, group.world_size, epochs_done)
+                    last = number == len(loaded)
+                    with nullcontext() if last or group.world_size == 1 else learner.model.no_sync():
+                        with autocast(device, options):
+                            loss, own = learner.model(*tensors)
+                        loss.backward()
+                    statistics = statistics + own
+                total, count = phase.objective.finish(group.sum(statistics), counts)
+
+                # update
+                if options.clip:
+                    clip_gradients(learner.parameters, options.clip)
+                learner.optimizer.step()
+                if learner.ema:
+                    learner.ema.update(state.phase_steps)
+                unread.append(total)
+                state.metric_count += count
+                state.step += 1
+                state.phase_steps += 1
+
+                # look at the losses, and whether any rank wants to save or to stop
+                if device.type == "cpu" or len(unread) >= _STEPS_UNREAD:
+                    read_metrics(unread, state, phase, context.folder)
+                    mean = state.metric_sum / max(state.metric_count, 1)
+                    progress.advance(0, f"{metric_name(phase)} {mean:.3f}")
+                    due = time.monotonic() - saved >= context.checkpoint_seconds
+                    requested, due, stopped_by_file = group.any(
+                        stop.requested, group.is_main and due, group.is_main and stop_file(context)
+                    )
+                    if requested or due:
+                        save()
+                        saved = time.monotonic()
+                        end_if(requested)
+                progress.advance(count_captions(step))
+                if stopped_by_file:
+                    break
+        read_metrics(unread, state, phase, context.folder)
+        (stopped_by_file,) = group.any(group.is_main and stop_file(context))
+
+        if stopped_by_file and state.history:
+            state.stopped = "by file"  # the unfinished epoch does not count
+        else:
+            metrics = validate()
+            row = {
+                "epoch": state.epoch,
+                "learning_rate": state.rates[0],
+                "projection_learning_rate": state.rates[1],
+                phase.objective.metric: state.metric_sum / state.metric_count,
+                **metrics,
+                phase.objective.counted: state.metric_count,
+            }
+            state.history.append(row)
+            if learner.early_stopping.update(lower_is_better(row, phase.select_by)):
+                state.best_epoch, best = state.epoch, learner.weights()
+            for metric, plateau in learner.plateaus.items():
+                plateau.update(lower_is_better(row, metric))
+            report(state, phase, group)
+            ended = phase_ended(state, phase, learner, options)
+            state.epoch, state.step, state.metric_sum, state.metric_count = state.epoch + 1, 0, 0.0, 0
+            if stopped_by_file:
+                state.stopped = "by file"
+            elif ended and state.phase + 1 == len(phases):
+                state.stopped = ended
+            elif ended:  # the next phase begins from the best weights so far
+                state.phase, state.first_epoch, state.phase_steps = state.phase + 1, state.epoch, 0
+                decoder.load_state_dict(best, strict=False)
+                learner = Learner(phases[state.phase], decoder, options, group)
+                best_row = state.row(state.best_epoch)
+                learner.early_stopping.update(lower_is_better(best_row, phases[state.phase].select_by))
+        save()
+        end_if(group.any(stop.requested)[0])
+    decoder.load_state_dict(best, strict=False)  # frozen word vectors are not among them
+    return state
 
 
-def _check_inputs(facts: dict[str, Any], group: Group) -> None:
-    """Raise CaptionerError where this process would compute something else than rank 0."""
-    leaders = json.loads(group.broadcast_bytes(canonical_json(facts).encode()))
-    own = json.loads(canonical_json(facts))
-    different = [name for name in own if own[name] != leaders.get(name)]
-    if different:
-        raise CaptionerError(
-            f"other {', '.join(different)} than process 0 has; give all machines the same files and parameters"
-        )
+def autocast(device: torch.device, options: TrainParameters) -> torch.autocast:
+    """The context in which large products have ``train.precision``."""
+    # CUDA graphs cannot record a pass that reads weights cast before it
+    enabled = options.precision == "bf16"
+    return torch.autocast(device.type, torch.bfloat16, enabled=enabled, cache_enabled=device.type == "cpu")
 
 
-def _publish(
-    sidecar: Sidecar,
-    decoder: CaptionDecoder,
-    parameters: Parameters,
-    inputs: Inputs,
-    trainer: Trainer,
-    models: Path,
-    results: Path,
-) -> None:
-    draft = sidecar.path("models")
-    shutil.rmtree(draft, ignore_errors=True)
-    store = inputs.store
-    save_model(
-        draft,
-        decoder,
-        inputs.vocabulary,
-        {
-            "dataset": parameters.dataset,
-            "encoder": store.encoder,
-            "layer": store.layer,
-            "weights_name": store.weights_name,
-            "weights_sha256": store.weights_sha256,
-            "weights_seed": parameters.extract.seed,
-            "precision": store.facts["precision"],
-            "pictures": {
-                "image_size": parameters.download.image_size,
-                "jpeg_quality": parameters.download.jpeg_quality,
-            },
-            "preprocessing": store.preprocessing,
-            "grid": list(store.grid),
-            "features_fingerprint": store.fingerprint,
-            "max_length": inputs.max_length,
-            "fingerprint": sidecar.fingerprint,
-        },
+def read_metrics(unread: list[Tensor], state: TrainState, phase: Phase, folder: Path) -> None:
+    """Add up the metrics of the last steps; one that is not finite is refused before it gets into a checkpoint."""
+    if not unread:
+        return
+    for row, value in enumerate(torch.stack(unread).tolist()):
+        if not math.isfinite(value):
+            raise CaptionerError(
+                f"training: the loss is {value} at epoch {state.epoch}, step {state.step - len(unread) + row + 1}; lower "
+                f"train.{phase.rate_name} or train.clip, or check the features (the checkpoint before it stays in {folder})"
+            )
+        state.metric_sum += value
+    unread.clear()
+
+
+def diverged(what: str, value: float, state: TrainState, phase: Phase, context: TrainContext) -> CaptionerError:
+    """The error for a metric of an epoch that is not finite."""
+    return CaptionerError(
+        f"training: the {what} is {value} after epoch {state.epoch}; lower train.{phase.rate_name} or train.clip (the "
+        f"checkpoint before it stays in {context.folder})"
     )
-    if sidecar.path(ENCODER).exists():
-        shutil.copyfile(sidecar.path(ENCODER), draft / ENCODER)
-    trained = sum(parameter.numel() for parameter in decoder.parameters() if parameter.requires_grad)
-    write_history(results, trainer.at.history, trainer.at.best_epoch, trainer.at.stopped, trained)
-    write_timing(results, trainer.at.seconds, len(inputs.train))
-    sidecar.publish("models", models)
-    sidecar.finish()
 
 
-def _facts(parameters: Parameters, inputs: Inputs, initial: Initial | None) -> dict[str, Any]:
-    """Everything that decides the result."""
-    options = dataclasses.asdict(parameters.train)
-    del options["init_from"]  # a path
-    return {
-        "version": VERSION,
-        "dataset": parameters.dataset,
-        "features": inputs.store.fingerprint,
-        "captions": inputs.captions.fingerprint,
-        "vocabulary": inputs.vocabulary.fingerprint,
-        "embeddings": hashlib.sha256(inputs.embeddings.tobytes()).hexdigest(),
-        "decoder": parameters.decoder,
-        "attention": parameters.attention,
-        "seed": parameters.seed,
-        "train": options,
-        "init_from": initial and initial.sha256,
-    }
+def phase_ended(state: TrainState, phase: Phase, learner: Learner, options: TrainParameters) -> str:
+    """Why the phase is over after this epoch; empty where it is not."""
+    if state.epoch - state.first_epoch + 1 >= phase.epochs:
+        return "epochs"
+    if learner.early_stopping.waited >= options.patience:
+        return "patience"
+    if options.gap_patience and phase.teacher_forced and growing_gaps(state.phase_rows) >= options.gap_patience:
+        return "gap"
+    return ""
 
 
-def _config(parameters: Parameters, inputs: Inputs) -> DecoderConfig:
-    options = parameters.train
-    _, _, positions, channels = inputs.store.shape
-    vector_size = inputs.embeddings.shape[1]
-    return DecoderConfig(
-        decoder=parameters.decoder,
-        attention=parameters.attention,
-        vocabulary_size=len(inputs.vocabulary),
-        embedding_size=options.embedding_size or vector_size,
-        vector_size=vector_size,
-        layers=options.layers,
-        tie_weights=options.tie_weights,
-        norm=options.norm,
-        channels=channels,
-        positions=positions,
-        feature_size=options.feature_size,
-        hidden_size=options.hidden_size,
-        attention_size=options.attention_size,
-        heads=options.heads,
-        position=options.position,
-        dropout=options.dropout,
-        tune_embeddings=options.tune_embeddings,
-        rows=inputs.store.grid[0],
+def report(state: TrainState, phase: Phase, group: Group) -> None:
+    """Print the metrics of the last epoch."""
+    if not group.is_main:
+        return
+    row = state.history[-1]
+    best = " (best)" if state.best_epoch == row["epoch"] else ""
+    scores = ", ".join(f"{name.removeprefix('val_')} {row[name]:.4f}" for name in SCORES if name in row)
+    trained = f"{metric_name(phase)} {row[phase.objective.metric]:.4f} train, " if row["epoch"] else ""
+    click.echo(
+        f"epoch {row['epoch']}: {trained}cross entropy {row['val_cross_entropy']:.4f} val{best}, token accuracy "
+        f"{row['val_token_accuracy']:.4f}{', ' + scores if scores else ''} val",
+        err=True,
     )
+
+
+def metric_name(phase: Phase) -> str:
+    """What the steps of a phase report, in words."""
+    return phase.objective.metric.removeprefix("train_").replace("_", " ")
+
+
+def stop_file(context: TrainContext) -> bool:
+    """Whether the user asked training to end."""
+    return (context.folder / STOP_FILE).exists()
+
+
+def count_captions(step: Sequence[Batch]) -> int:
+    """Captions of the batches of a step."""
+    return sum(int((batch.captions >= 0).sum()) for batch in step)

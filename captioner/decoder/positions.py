@@ -1,4 +1,4 @@
-"""Fixed positions of grid cells."""
+"""Fixed position vectors of grid cells."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def sinusoidal_positions(rows: int, columns: int, size: int, device: torch.devic
     """Sines and cosines of a cell's row in the first half of a vector and of its column in the second, (rows * columns,
     size).
 
-    Each half is the encoding of Vaswani et al. 2017, section 3.5: component 2i is sin(place / 10000^(2i / half)), 2i +
+    Each half is the encoding of Vaswani et al. 2017, section 3.5: component 2i is sin(index / 10000^(2i / half)), 2i +
         1 the cosine.
 
     Raises:
@@ -28,8 +28,8 @@ def sinusoidal_positions(rows: int, columns: int, size: int, device: torch.devic
     half = size // 2
     rates = 10000.0 ** (-torch.arange(0, half, 2, dtype=torch.float64) / half)  # (half / 2,)
 
-    def encode(places: int) -> Tensor:  # -> (places, half)
-        angles = torch.arange(places, dtype=torch.float64).unsqueeze(1) * rates
+    def encode(count: int) -> Tensor:  # -> (count, half)
+        angles = torch.arange(count, dtype=torch.float64).unsqueeze(1) * rates
         return torch.stack([angles.sin(), angles.cos()], -1).flatten(1)
 
     grid = [

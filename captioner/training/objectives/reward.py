@@ -1,4 +1,4 @@
-"""CIDEr-D and BLEU-4 of sampled captions against their pictures' references, on word ids, for a whole batch at once.
+"""CIDEr-D and BLEU-4 of sampled captions against their images' references, on word ids, for a whole batch at once.
 
 Both equal pycocoevalcap 1.2's scores of single captions, given the same tokens and document frequencies. <end> is a
 token of every
@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from captioner.training.batches import CaptionTable
-from captioner.training.ngrams import LONGEST, DocumentFrequencies, ngram_sizes, ngrams
+from captioner.batches import CaptionTable
+from captioner.training.objectives.ngrams import LONGEST, DocumentFrequencies, ngram_sizes, ngrams
 from captioner.vocabulary.vocabulary import PAD
 
 _SIGMA = 6.0  # of CIDEr-D's length penalty
@@ -38,7 +38,7 @@ class CaptionReward:
         """Score captions (I, S, T + 1) by references (I, R, L + 1), both int64: START, words, END where there is one,
         PAD.
 
-        Every picture has at least one reference; rows of PAD alone fill up those with fewer than R.
+        Every image has at least one reference; rows of PAD alone fill up those with fewer than R.
 
         Returns:
             (I, S) float64.
@@ -58,10 +58,10 @@ class Matches:
         row: (N,) int64, rising; an entry is an n-gram of a text. Captions are texts 0 to H - 1, references follow.
         gram: (N,) int64, which of ``numbers`` it is.
         count: (N,) int64, how often it occurs in its text.
-        found: (N', R) int64, for the first N' entries, those of captions: how often it occurs in each of the picture's
+        found: (N', R) int64, for the first N' entries, those of captions: how often it occurs in each of the image's
             references.
         lengths: (H, 1) int64, tokens of each caption.
-        reference_lengths: (H, R) int64, tokens of its picture's references; 0: no reference.
+        reference_lengths: (H, R) int64, tokens of its image's references; 0: no reference.
     """
 
     images: int

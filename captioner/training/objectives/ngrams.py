@@ -1,4 +1,4 @@
-"""N-grams of captions as 64-bit numbers, and in how many pictures' captions each one occurs.
+"""N-grams of captions as 64-bit numbers, and in how many images' captions each one occurs.
 
 An n-gram of up to four words is its ids side by side, 16 bits each, so no two share a number. No word has id 0 (that is
 padding), so an n-gram's first word says where it begins: those of n words are smaller than those of n + 1.
@@ -57,7 +57,7 @@ def ngram_sizes(numbers: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class DocumentFrequencies:
-    """In how many documents, a picture's references each, an n-gram occurs.
+    """In how many documents, a image's references each, an n-gram occurs.
 
     Attributes:
         numbers: (G,) uint64, n-grams, rising.
@@ -75,7 +75,7 @@ class DocumentFrequencies:
 
         Args:
             words: (M, T) int64 ids of the references, PAD after each one's last.
-            image: (M,) int64, the picture of each.
+            image: (M,) int64, the image of each.
 
         Raises:
             CaptionerError: an id needs more than 16 bits.
@@ -85,7 +85,7 @@ class DocumentFrequencies:
             owner = image[row]
             order = np.lexsort((owner, number))
             number, owner = number[order], owner[order]
-            number = number[_differs(number) | _differs(owner)]  # once for each picture
+            number = number[_differs(number) | _differs(owner)]  # once for each image
             first = np.flatnonzero(_differs(number))
             numbers.append(number[first])
             counts.append(np.diff(first, append=len(number)).astype(np.int32))

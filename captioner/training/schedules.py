@@ -77,7 +77,7 @@ def growing_gaps(rows: Sequence[Mapping[str, Any]]) -> int:
 
 
 @dataclass
-class Patience:
+class EarlyStopping:
     """Counts epochs without a new best value.
 
     Attributes:
@@ -98,11 +98,11 @@ class Patience:
         self.waited += 1
         return False
 
-    def state(self) -> dict[str, Any]:
-        """What ``restore`` takes, as JSON values."""
+    def state_dict(self) -> dict[str, Any]:
+        """What ``load_state_dict`` takes, as JSON values."""
         return {"best": self.best, "waited": self.waited}
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         self.best, self.waited = state["best"], state["waited"]
 
 
@@ -115,20 +115,20 @@ class Plateau:
     """
 
     def __init__(self, patience: int, factor: float) -> None:
-        self._patience, self._factor, self.scale = Patience(patience), factor, 1.0
+        self._counter, self._factor, self.scale = EarlyStopping(patience), factor, 1.0
 
     def update(self, value: float) -> float:
         """Take in an epoch's value; the scale of the learning rates from here on, 1 at first."""
-        self._patience.update(value)
-        if self._patience.waited > self._patience.allowed:
+        self._counter.update(value)
+        if self._counter.waited > self._counter.allowed:
             self.scale *= self._factor
-            self._patience.waited = 0
+            self._counter.waited = 0
         return self.scale
 
-    def state(self) -> dict[str, Any]:
-        """What ``restore`` takes, as JSON values."""
-        return {**self._patience.state(), "scale": self.scale}
+    def state_dict(self) -> dict[str, Any]:
+        """What ``load_state_dict`` takes, as JSON values."""
+        return {**self._counter.state_dict(), "scale": self.scale}
 
-    def restore(self, state: dict[str, Any]) -> None:
-        self._patience.restore(state)
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._counter.load_state_dict(state)
         self.scale = state["scale"]

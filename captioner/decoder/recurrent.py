@@ -1,0 +1,211 @@
+"""Show, Attend and Tell (Xu et al. 2015): a recurrent decoder that attends to a grid of features.
+
+For projected features a and tokens y, with h(0), c(0) = tanh(W mean a):
+
+    z(t)      = attention(h(t-1), a) * sigmoid(W h(t-1))    gated context, sections 3.1.2 and 4.2.1
+    h(t)      = cell([y(t), z(t)], h(t-1))
+    logits(t) = W (h(t) + W z(t) + W y(t))                   deep output, equation 7
+
+Attention queries the bottom layer; with several layers each further cell reads the h(t) below it, and the output reads
+the top layer. With tied weights the last matrix is the word vectors themselves.
+
+Four ideas make it fast, and cost nothing to read: features are projected once; attention keys are computed once an
+image; the captions of an image share them as a batch dimension; the vocabulary layer runs once over all tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from captioner.decoder.attention import build_attention
+from captioner.decoder.cells import Cell
+from captioner.decoder.config import DecoderConfig
+from captioner.decoder.norm import build_norm
+from captioner.decoder.positions import sinusoidal_positions
+
+
+@dataclass(frozen=True)
+class GridMemory:
+    """Computed once an image.
+
+    Attributes:
+        values: (I, P, E) projected features.
+        keys: (I, P, A) attention keys.
+        mean: (I, E) mean of the values.
+    """
+
+    values: Tensor
+    keys: Tensor
+    mean: Tensor
+
+    def select(self, images: Tensor) -> GridMemory:
+        """See ``Memory``."""
+        return GridMemory(*(tensor.index_select(0, images) for tensor in (self.values, self.keys, self.mean)))
+
+
+@dataclass(frozen=True)
+class RecurrentState:
+    """The states of all layers, (I, K, H) each; those of the bottom layer come first, and of a layer h."""
+
+    tensors: tuple[Tensor, ...]
+
+    def reorder(self, parents: Tensor) -> RecurrentState:
+        """See ``State``."""
+        index = parents.unsqueeze(-1)
+        return RecurrentState(tuple(s.gather(1, index.expand(-1, -1, s.shape[-1])) for s in self.tensors))
+
+    def select(self, images: Tensor) -> RecurrentState:
+        """See ``State``."""
+        return RecurrentState(tuple(tensor.index_select(0, images) for tensor in self.tensors))
+
+
+class Layer(nn.Module):
+    """A cell with its matrices: everything but what the bottom layer adds of the word and the context."""
+
+    def __init__(self, cell: Cell, hidden_size: int) -> None:
+        super().__init__()
+        self.cell = cell
+        self.recurrent = nn.Linear(hidden_size, cell.gates * hidden_size)
+        for block in self.recurrent.weight.data.split(hidden_size):
+            nn.init.orthogonal_(block)
+
+    def forward(self, inputs: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """W x (I, K, gates * H), state (I, K, H) each -> the next state."""
+        return self.cell.update(inputs, self.recurrent(state[0]), state)
+
+
+class RecurrentDecoder(nn.Module):
+    """An attention decoder with LSTM or GRU cells; see ``captioner.decoder.protocol`` for its methods.
+
+    Args:
+        config: its settings.
+        cell: the kind of recurrent cell.
+        embeddings: (V, D') float word vectors; None: random ones (to be loaded or trained).
+
+    Raises:
+        CaptionerError: an unknown name, or sizes that do not fit together.
+        ValueError: ``embeddings`` has another shape than the settings say.
+    """
+
+    def __init__(self, config: DecoderConfig, cell: Cell, embeddings: Tensor | None = None) -> None:
+        super().__init__()
+        self.config, self.cell = config, cell
+        words, width, size = config.embedding_size, config.feature_size, config.hidden_size  # D, E, H
+        self.embedding = nn.Embedding(config.vocabulary_size, config.vector_size)
+        if embeddings is not None:
+            if embeddings.shape != self.embedding.weight.shape:
+                expected = tuple(self.embedding.weight.shape)
+                raise ValueError(f"word vectors {tuple(embeddings.shape)}, settings {expected}")
+            self.embedding.weight.data.copy_(embeddings)
+        self.embedding.weight.requires_grad_(config.tune_embeddings)
+        self.embedding_map = _map(config.vector_size, words)
+
+        self.projection = nn.Linear(config.channels, width)
+        self.norm = build_norm(config.norm, width)
+        learned = config.position == "learned"
+        self.position = nn.Parameter(torch.randn(config.positions, width) * 0.1) if learned else None
+        if config.position == "sinusoidal":  # an impossible size is refused here, not at the first step
+            sinusoidal_positions(
+                config.rows, config.positions // config.rows, width, torch.device("cpu"), torch.float32
+            )
+        self.attention = build_attention(config)
+        self.gate = nn.Linear(size, width)
+
+        self.initial = nn.Linear(width, config.layers * cell.states * size)
+        self.word = nn.Linear(words, cell.gates * size)  # the bottom layer reads the word and the context
+        self.context = nn.Linear(width, cell.gates * size, bias=False)
+        self.layers = nn.ModuleList(Layer(cell, size) for _ in range(config.layers))
+        self.between = nn.ModuleList(nn.Linear(size, cell.gates * size) for _ in range(config.layers - 1))
+
+        self.output_word = nn.Linear(words, size, bias=False)
+        self.output_context = nn.Linear(width, size, bias=False)
+        self.output_map = _map(size, config.vector_size) if config.tie_weights else nn.Identity()
+        self.vocabulary = None if config.tie_weights else nn.Linear(size, config.vocabulary_size)
+        self.tied_bias = nn.Parameter(torch.zeros(config.vocabulary_size)) if config.tie_weights else None
+        self.dropout = nn.Dropout(config.dropout)
+
+    def projection_parameters(self) -> list[nn.Parameter]:
+        """The parameters of the feature projection, which have a learning rate of their own."""
+        position = [] if self.position is None else [self.position]
+        return [*self.projection.parameters(), *self.norm.parameters(), *position]
+
+    def encode(self, features: Tensor) -> GridMemory:
+        """Features (I, P, C) -> memory."""
+        values = self.norm(self.projection(features.to(self.projection.weight.dtype)))  # (I, P, E)
+        if self.position is not None:
+            values = values + self.position
+        elif self.config.position == "sinusoidal":
+            rows = self.config.rows
+            values = values + sinusoidal_positions(
+                rows, values.shape[1] // rows, values.shape[2], values.device, values.dtype
+            )
+        values = self.dropout(values)
+        return GridMemory(values, self.attention.keys(values), values.mean(1))
+
+    def initial_state(self, memory: GridMemory, beams: int) -> RecurrentState:
+        """tanh(W mean a) for all layers, the same for all beams of an image."""
+        first = torch.tanh(self.initial(memory.mean)).unsqueeze(1).expand(-1, beams, -1)
+        return RecurrentState(first.split(self.config.hidden_size, -1))
+
+    def step(self, tokens: Tensor, state: RecurrentState, memory: GridMemory) -> tuple[Tensor, RecurrentState, Tensor]:
+        """Tokens (I, K) -> logits (I, K, V), the next state, attention (I, K, P)."""
+        words = self._embed(tokens)  # (I, K, D)
+        state, context, weights = self._advance(self.word(words), state, memory)
+        return self._logits(self._top(state), context, words), state, weights
+
+    def forward(self, memory: GridMemory, tokens: Tensor, index: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Tokens (I, K, T) -> logits (M, V) of the positions ``index`` (M,), all by default; attention (I, K, T, P)."""
+        words = self._embed(tokens)  # (I, K, T, D)
+        state = self.initial_state(memory, tokens.shape[1])
+        hidden, contexts, attention = [], [], []
+        self.attention.start_sequence(tokens)
+        for inputs in self.word(words).unbind(2):  # (I, K, gates * H)
+            state, context, weights = self._advance(inputs, state, memory)
+            hidden.append(self._top(state))
+            contexts.append(context)
+            attention.append(weights)
+        parts = [torch.stack(hidden, 2).flatten(0, 2), torch.stack(contexts, 2).flatten(0, 2), words.flatten(0, 2)]
+        if index is not None:
+            parts = [part.index_select(0, index) for part in parts]
+        return self._logits(*parts), torch.stack(attention, 2)
+
+    def _advance(
+        self, inputs: Tensor, state: RecurrentState, memory: GridMemory
+    ) -> tuple[RecurrentState, Tensor, Tensor]:
+        """The word's part of the bottom layer's input (I, K, gates * H) -> next state, context (I, K, E), attention."""
+        bottom, *above = self._by_layer(state)
+        context, weights = self.attention(bottom[0], memory.keys, memory.values, memory.mean)
+        context = context * torch.sigmoid(self.gate(bottom[0]))
+        own = self.layers[0](inputs + self.context(context), bottom)
+        tensors = own
+        for layer, between, upper in zip(self.layers[1:], self.between, above, strict=True):
+            own = layer(between(self.dropout(own[0])), upper)
+            tensors = (*tensors, *own)
+        return RecurrentState(tensors), context, weights
+
+    def _by_layer(self, state: RecurrentState) -> list[tuple[Tensor, ...]]:
+        count = self.cell.states
+        return [state.tensors[first : first + count] for first in range(0, len(state.tensors), count)]
+
+    def _top(self, state: RecurrentState) -> Tensor:
+        return state.tensors[-self.cell.states]
+
+    def _embed(self, tokens: Tensor) -> Tensor:
+        """Tokens (...) int64 -> (..., D)."""
+        return self.dropout(self.embedding_map(self.embedding(tokens)))
+
+    def _logits(self, hidden: Tensor, context: Tensor, words: Tensor) -> Tensor:
+        """Top layer's h (..., H), context (..., E), words (..., D) -> logits (..., V)."""
+        output = self.dropout(hidden + self.output_context(context) + self.output_word(words))
+        if self.vocabulary is None:  # tied weights (Press and Wolf 2017)
+            return F.linear(self.output_map(output), self.embedding.weight, self.tied_bias)
+        return self.vocabulary(output)
+
+
+def _map(size: int, wanted: int) -> nn.Module:
+    """A learned map where two sizes differ."""
+    return nn.Identity() if size == wanted else nn.Linear(size, wanted, bias=False)
