@@ -11,24 +11,24 @@ from captioner.decoder import DecoderConfig, build_decoder
 from captioner.search import Ensemble, beam_search
 from captioner.vocabulary.vocabulary import END, START
 from tests.evaluation.small import fill
-from tests.search.tables import A, B, C, TableDecoder, pictures, random_table, words
+from tests.search.tables import A, B, C, TableDecoder, images, probs, random_table
 
 
 def test_by_hand():
-    """a .6 and .1, b .3 and .5, c .1 and .4: means .35, .40, .25, so b; then <end> .9 and .5, which is .7."""
-    one = TableDecoder(lambda _, prefix: words(a=0.6, b=0.3, c=0.1) if not prefix else words(end=0.9, a=0.1))
-    two = TableDecoder(lambda _, prefix: words(a=0.1, b=0.5, c=0.4) if not prefix else words(end=0.5, b=0.5))
-    [[found]] = beam_search(Ensemble([one, two]), pictures(0), beam_size=1)
+    """a .6 and .1, b .3 and .5, c .1 and .4: means .35, .40, .25, so b; then END .9 and .5, which is .7."""
+    one = TableDecoder(lambda _, prefix: probs(a=0.6, b=0.3, c=0.1) if not prefix else probs(end=0.9, a=0.1))
+    two = TableDecoder(lambda _, prefix: probs(a=0.1, b=0.5, c=0.4) if not prefix else probs(end=0.5, b=0.5))
+    [[found]] = beam_search(Ensemble([one, two]), images(0), beam_size=1)
     assert found.tokens == (B,) and found.log_probability == pytest.approx(math.log(0.40 * 0.70))
 
 
 def test_probabilities_are_averaged_not_their_logarithms():
     """a: .9 and .02, mean .46, geometric mean .134; b: .1 and .3, mean .2, geometric mean .173."""
-    one = TableDecoder(lambda _, prefix: words(a=0.9, b=0.1) if not prefix else words(end=1.0))
-    two = TableDecoder(lambda _, prefix: words(a=0.02, b=0.3, c=0.68) if not prefix else words(end=1.0))
-    [[found]] = beam_search(Ensemble([one, two]), pictures(0), beam_size=1)
+    one = TableDecoder(lambda _, prefix: probs(a=0.9, b=0.1) if not prefix else probs(end=1.0))
+    two = TableDecoder(lambda _, prefix: probs(a=0.02, b=0.3, c=0.68) if not prefix else probs(end=1.0))
+    [[found]] = beam_search(Ensemble([one, two]), images(0), beam_size=1)
     assert found.tokens == (A,) and found.log_probability == pytest.approx(math.log(0.46))
-    [hypotheses] = beam_search(Ensemble([one, two]), pictures(0), beam_size=3, keep=3, length_normalisation=0.0)
+    [hypotheses] = beam_search(Ensemble([one, two]), images(0), beam_size=3, keep=3, length_normalisation=0.0)
     assert {h.tokens: h.log_probability for h in hypotheses} == pytest.approx(
         {(A,): math.log(0.46), (B,): math.log(0.2), (C,): math.log(0.34)}
     )
@@ -36,18 +36,18 @@ def test_probabilities_are_averaged_not_their_logarithms():
 
 @pytest.mark.parametrize("beam", [1, 4])
 def test_same_as_the_table_of_means(beam):
-    """Pictures leave the batch, hypotheses change places: every member follows."""
+    """Images leave the batch and hypotheses are reordered, for every member alike."""
     tables = [random_table(seed, vocabulary=25, end=3) for seed in range(3)]
     mean = TableDecoder(lambda number, prefix: sum(table(number, prefix) for table in tables) / 3)
     ours = beam_search(
         Ensemble([TableDecoder(table) for table in tables]),
-        pictures(*range(12)),
+        images(*range(12)),
         beam,
         max_length=10,
         keep=beam,
         attention=True,
     )
-    theirs = beam_search(mean, pictures(*range(12)), beam, max_length=10, keep=beam, attention=True)
+    theirs = beam_search(mean, images(*range(12)), beam, max_length=10, keep=beam, attention=True)
     for found, expected in zip(ours, theirs, strict=True):
         assert [h.tokens for h in found] == [h.tokens for h in expected]
         assert [h.score for h in found] == pytest.approx([h.score for h in expected], abs=1e-12)
