@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
 import torch
 
-from captioner.decoder import DecoderConfig, build_decoder
-from captioner.search import Ensemble, beam_search
-from captioner.vocabulary.vocabulary import END, START
-from tests.evaluation.small import fill
+from captioner.search import BeamStrategy, Constraints, Ensemble, beam_search, search
+from captioner.vocabulary.vocabulary import END, PAD, START
+from tests.search.real_decoders import random_features, sharp_decoder, stepped_log_probabilities
 from tests.search.tables import A, B, C, TableDecoder, images, probs, random_table
 
 
@@ -54,44 +54,55 @@ def test_same_as_the_table_of_means(beam):
         assert all(torch.allclose(a.attention, b.attention) for a, b in zip(found, expected, strict=True))
 
 
-def decoders(*kinds: tuple[str, str]) -> list[torch.nn.Module]:
-    made = []
-    for seed, (cell, attention) in enumerate(kinds):
-        decoder = build_decoder(
-            DecoderConfig(cell, attention, 60, 12, 20, 9, feature_size=16, hidden_size=24, attention_size=16)
-        )
-        fill(decoder, seed=seed, sharpness=6.0, end=3.0)
-        made.append(decoder.eval().double())
-    return made
+@pytest.mark.parametrize("fixed_shapes", [True, False])
+def test_teacher_forcing_of_tables(fixed_shapes):
+    """Teacher forcing gives the log-probabilities of search, and the tokens that are not PAD in row-major order."""
+    ensemble = Ensemble([TableDecoder(random_table(seed, vocabulary=25, end=3)) for seed in range(3)])
+    memory = ensemble.encode(images(3, 7))
+    found = search(
+        ensemble, memory, 2, BeamStrategy(2), Constraints(6, 1), keep=2, attention=True, fixed_shapes=fixed_shapes
+    )
+    longest = max(len(h.tokens) for hypotheses in found for h in hypotheses)
+    rows = [[[START, *h.tokens] + [PAD] * (longest - len(h.tokens)) for h in hypotheses] for hypotheses in found]
+    targets = torch.tensor([token for hypotheses in found for h in hypotheses for token in (*h.tokens, END)])
+    logits, attention = ensemble(memory, torch.tensor(rows))
+    log_probabilities = logits.gather(1, targets.unsqueeze(1)).squeeze(1)
+    assert torch.allclose(logits.exp().sum(-1), torch.ones(len(targets), dtype=torch.float64))
+    assert attention.shape == (2, 2, longest + 1, 3)
+    first = 0
+    for image, hypotheses in enumerate(found):
+        for caption, hypothesis in enumerate(hypotheses):
+            length = len(hypothesis.tokens)
+            expected = float(log_probabilities[first : first + length + 1].sum())
+            assert hypothesis.log_probability == pytest.approx(expected, abs=1e-12)
+            assert torch.equal(attention[image, caption, :length], hypothesis.attention)
+            first += length + 1
+    assert first == len(targets)
 
 
 def test_a_model_with_itself_is_the_model():
-    [decoder] = decoders(("gru", "soft"))
-    grids = torch.randn(10, 9, 20, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    alone, twice = (beam_search(each, grids, 3, max_length=12) for each in (decoder, Ensemble([decoder, decoder])))
+    decoder, features = sharp_decoder("gru", "soft"), random_features(10)
+    alone, twice = (beam_search(each, features, 3, max_length=12) for each in (decoder, Ensemble([decoder, decoder])))
     assert [h.tokens for [h] in twice] == [h.tokens for [h] in alone]
     assert [h.score for [h] in twice] == pytest.approx([h.score for [h] in alone], abs=1e-12)
 
 
 @torch.no_grad()
 def test_teacher_forcing_agrees_with_steps():
-    """Different kinds of decoders; the log-probabilities that teacher forcing gives a caption are those of steps,
-    averaged by hand."""
-    members = decoders(("gru", "soft"), ("lstm", "dot"), ("gru", "none"))
-    grids = torch.randn(2, 9, 20, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-    captions = torch.tensor(
-        [[[START, 7, 9, 11, END, 0], [START, 5, END, 0, 0, 0]], [[START, 30, 8, 7, 9, END], [START, 6, 6, END, 0, 0]]]
-    )
-    outputs = Ensemble(members)(grids, captions)
-    found = -torch.nn.functional.cross_entropy(outputs.logits, outputs.targets, reduction="none")
-    for row, (caption, step) in enumerate(zip(outputs.caption.tolist(), outputs.step.tolist())):
-        image, tokens = caption // 2, captions.view(4, -1)[caption].tolist()
-        probabilities = []
-        for member in members:
-            memory = member.encode(grids[[image]])
-            state = member.start(memory, 1)
-            for word in tokens[: step + 1]:
-                logits, state, _ = member.step(torch.tensor([[word]]), state, memory)
-            probabilities.append(float(logits[0].softmax(-1)[tokens[step + 1]]))
-        assert float(found[row]) == pytest.approx(math.log(sum(probabilities) / 3), abs=1e-10)
-    assert torch.allclose(outputs.logits.exp().sum(-1), torch.ones(len(found), dtype=torch.float64))
+    """Different kinds of decoders; teacher forcing gives the probabilities of steps, averaged by hand."""
+    kinds = (("gru", "soft"), ("lstm", "dot"), ("gru", "none"))
+    members = [sharp_decoder(*kind, vocabulary=60, sharpness=6.0, seed=n) for n, kind in enumerate(kinds)]
+    features = random_features(2)
+    captions = [[(7, 9, 11), (5,)], [(30, 8, 7, 9), (6, 6)]]
+    tokens = torch.full((2, 2, 5), PAD)
+    for image, caption in itertools.product(range(2), range(2)):
+        row = captions[image][caption]
+        tokens[image, caption, : len(row) + 1] = torch.tensor([START, *row])
+    ensemble = Ensemble(members)
+    logits, _ = ensemble(ensemble.encode(features), tokens)
+    expected = [
+        torch.stack([stepped_log_probabilities(member, features[[image]], caption).exp() for member in members]).mean(0)
+        for image in range(2)
+        for caption in captions[image]
+    ]
+    assert torch.allclose(logits.exp(), torch.cat(expected), rtol=1e-9, atol=1e-14)
