@@ -10,6 +10,8 @@ gives captions of ordinary length. Without both, every search would run to the l
 
 from __future__ import annotations
 
+from typing import cast
+
 import click
 import torch
 from torch import Tensor, nn
@@ -32,7 +34,8 @@ class SharpDecoder(nn.Module):
 
     def __init__(self, decoder: nn.Module, sharpness: float) -> None:
         super().__init__()
-        self.decoder, self.sharpness, self.end = decoder, sharpness, 0.0
+        self.decoder = cast(Decoder, decoder)
+        self.sharpness, self.end = sharpness, 0.0
 
     def encode(self, features: Tensor) -> Memory:
         return self.decoder.encode(features)
@@ -42,9 +45,16 @@ class SharpDecoder(nn.Module):
 
     def step(self, tokens: Tensor, state: State, memory: Memory) -> tuple[Tensor, State, Tensor]:
         logits, state, weights = self.decoder.step(tokens, state, memory)
+        return self._sharpen(logits), state, weights
+
+    def forward(self, memory: Memory, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        logits, weights = self.decoder(memory, tokens)
+        return self._sharpen(logits), weights
+
+    def _sharpen(self, logits: Tensor) -> Tensor:
         logits.mul_(self.sharpness)
         logits[..., END] += self.end
-        return logits, state, weights
+        return logits
 
 
 def make_decoder(vocabulary: int, channels: int, hidden: int, beam: int) -> SharpDecoder:

@@ -6,44 +6,15 @@ import zlib
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from benchmarks.beam import SharpDecoder
 from captioner.decoder import DecoderConfig, build_decoder
 from captioner.search import beam_search
-from captioner.search.protocol import Decoder, Memory, State
-from captioner.vocabulary.vocabulary import END, START
+from captioner.search.protocol import Decoder
+from captioner.vocabulary.vocabulary import START
 
 POSITIONS, CHANNELS = 9, 20
-
-
-class SharpDecoder(nn.Module):
-    """A decoder whose logits are scaled, with ``end`` added to that of END.
-
-    Random weights give nearly uniform distributions and captions as long as allowed.
-    """
-
-    def __init__(self, decoder: nn.Module, sharpness: float) -> None:
-        super().__init__()
-        self.decoder, self.sharpness, self.end = decoder, sharpness, 0.0
-
-    def encode(self, features: Tensor) -> Memory:
-        return self.decoder.encode(features)
-
-    def initial_state(self, memory: Memory, beams: int) -> State:
-        return self.decoder.initial_state(memory, beams)
-
-    def step(self, tokens: Tensor, state: State, memory: Memory) -> tuple[Tensor, State, Tensor]:
-        logits, state, weights = self.decoder.step(tokens, state, memory)
-        return self._sharpen(logits), state, weights
-
-    def forward(self, memory: Memory, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        logits, weights = self.decoder(memory, tokens)
-        return self._sharpen(logits), weights
-
-    def _sharpen(self, logits: Tensor) -> Tensor:
-        logits = logits * self.sharpness
-        logits[..., END] += self.end
-        return logits
 
 
 @torch.no_grad()
@@ -58,7 +29,8 @@ def sharp_decoder(
 ) -> SharpDecoder:
     """A small decoder in eval mode whose greedy captions have some 6 tokens.
 
-    Each weight is drawn from its name, whatever the order of the layers.
+    Random weights alone give nearly uniform distributions and captions as long as allowed. Each weight is drawn from
+    its name, whatever the order of the layers.
     """
     config = DecoderConfig(
         decoder=cell,

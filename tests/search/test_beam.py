@@ -237,7 +237,7 @@ def test_done_images_leave_the_batch():
 
 
 def test_closed_slots_leave_the_batch():
-    """Hypotheses that begin with a end after one token, those with b after three. So slots close from the front."""
+    """Hypotheses that begin with A have one token, with B three, with C two."""
 
     def table(_: int, prefix: tuple[int, ...]) -> list[float]:
         if not prefix:
@@ -271,7 +271,7 @@ def test_attention_belongs_to_each_word():
     assert beam_search(TableDecoder(table), images(4), beam_size=2)[0][0].attention is None
 
 
-def test_more_slots_than_words():
+def test_more_slots_than_tokens():
     table = random_table(2, vocabulary=6)  # two tokens beside the special ones
     [hypotheses] = beam_search(TableDecoder(table), images(0), beam_size=50, max_length=3, keep=50)
     assert len(hypotheses) == 2 + 4 + 8
