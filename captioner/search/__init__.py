@@ -1,11 +1,10 @@
-"""Search for captions: all pictures of a batch at once, for any decoder that can take a step.
+"""Caption search: all images of a batch at once, for any decoder with the methods of ``protocol.Decoder``.
 
-    captions = beam_search(decoder, features, beam_size=5)    # one list of hypotheses a picture, best first
-    captions[0][0].tokens                                     # word ids without <start> and <end>
+    captions = beam_search(decoder, features, beam_size=5)    # a list of hypotheses for each image, best first
+    captions[0][0].tokens                                     # token ids without START and END
 
-``engine`` keeps the books (who is alive, finished, done); ``beam``, ``diverse`` and ``sampling`` are the strategies
-that choose; ``constraints`` says what may not be chosen, ``hypothesis`` is what comes out. A decoder is known by the
-protocol in ``protocol`` alone; ``ensemble`` makes one of several.
+``engine`` keeps the search state. ``beam``, ``diverse`` and ``sampling`` are strategies: they choose continuations.
+``constraints`` bans tokens. ``hypothesis`` is the result. ``ensemble`` makes one decoder of several.
 """
 
 from captioner.search.beam import BeamStrategy, beam_search

@@ -1,4 +1,4 @@
-"""Diverse beam search (Vijayakumar et al. 2016, "Diverse Beam Search", algorithm 1): groups that avoid one another's
+"""Diverse beam search (Vijayakumar et al. 2016, "Diverse Beam Search", algorithm 1): groups that avoid each other's
 words."""
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from captioner.search.engine import Frontier
 
 
 class DiverseStrategy:
-    """Beam search in G groups of K / G hypotheses, one after the other at every step.
+    """Beam search in G groups of K / G hypotheses, one group after the other at every step.
 
-    A group's candidates lose ``penalty`` for each time that a group before it has just chosen the same word (the
-    paper's Hamming diversity, its lambda). The penalty counts in that one choice alone: totals stay log-probabilities,
-    so that captions of all groups are ranked alike and by what the model thinks of them. The first group is beam search
-    with K / G. <end> is a word like any other. Two groups may end with the same caption.
+    A candidate of a group loses ``penalty`` for each time that an earlier group has chosen the same token at this step
+    (the paper's Hamming diversity, its lambda). The penalty affects that choice alone: totals stay log-probabilities of
+    the model, so captions of all groups are ranked alike. The first group is beam search with K / G. END is a token
+    like any other. Two groups may end with the same caption.
 
     Args:
         beam_size: K.
@@ -36,34 +36,29 @@ class DiverseStrategy:
         self._group = BeamStrategy(beam_size // groups)
 
     def choose(self, logits: Tensor, offsets: Tensor, frontier: Frontier) -> tuple[Tensor, Tensor, Tensor]:
-        """As ``Strategy`` says; the augmented totals fall in each group."""
-        size, (images, width) = self._group.beam_size, frontier.shape
-        picture, slot = frontier.numbers // width, frontier.numbers % width  # (R,) of each live hypothesis
-        taken = frontier.numbers.new_zeros(images, 0)  # (J, n) words that groups before chose
-        counted = logits.new_zeros(images, 0)  # (J, n), 1 where a slot was open for the word
+        """See ``Strategy``. The penalised totals fall in each group."""
+        size, (images, _, vocabulary) = self._group.beam_size, logits.shape
+        ranks = torch.arange(size, device=logits.device)
+        taken = torch.zeros(images, 0, dtype=torch.int64, device=logits.device)  # (J, n) tokens of earlier groups
+        penalties = logits.new_zeros(images, 0)  # (J, n), 0 where the token had no open slot
         totals, parents = [], []
         for group in range(self.groups):
-            first = 0 if frontier.step == 0 else group * size  # at first all groups continue the one empty hypothesis
-            shape = (images, 1 if frontier.step == 0 else size)
-            rows = ((slot >= first) & (slot < first + shape[1])).nonzero().squeeze(1)  # (R_g,)
-            if len(rows):
-                numbers = picture[rows] * shape[1] + slot[rows] - first
-                own = logits[rows].scatter_add_(
-                    1, taken[picture[rows]], -self.penalty * counted[picture[rows]]
-                )  # (R_g, V), a copy
-                own_frontier = Frontier(
-                    numbers, shape, frontier.slots[:, group : group + 1], frontier.pictures, frontier.step
-                )
-                augmented, parent, word = self._group.choose(own, offsets[rows], own_frontier)  # (J, K / G)
-                row = rows.new_zeros(math.prod(shape)).index_copy_(0, numbers, rows).view(shape).gather(1, parent)
-                plain = (logits[row, word] + offsets[row]).masked_fill(augmented == -math.inf, -math.inf)
-            else:
-                plain = logits.new_full((images, size), -math.inf)
-                parent = word = frontier.numbers.new_zeros(images, size)
-            chosen = (torch.arange(size, device=plain.device) < frontier.slots[:, group : group + 1]) & (
-                plain > -math.inf
-            )
-            taken, counted = torch.cat([taken, word], dim=1), torch.cat([counted, chosen.to(counted.dtype)], dim=1)
+            # at step 0 all groups continue the one empty hypothesis
+            first = 0 if frontier.step == 0 else group * size
+            own_logits, own_offsets = logits[:, first : first + size], offsets[:, first : first + size]
+            slots = frontier.slots[:, group : group + 1]
+            width = own_logits.shape[1]
+            penalised = own_logits.scatter_add(
+                2, taken.unsqueeze(1).expand(-1, width, -1), penalties.unsqueeze(1).expand(-1, width, -1)
+            )  # a copy
+            augmented, parent, token = self._group.choose(
+                penalised, own_offsets, Frontier(slots, frontier.images, frontier.step)
+            )  # (J, K / G)
+            plain = own_logits.flatten(1).gather(1, parent * vocabulary + token) + own_offsets.gather(1, parent)
+            plain = plain.masked_fill(augmented == -math.inf, -math.inf)
+            chosen = (ranks < slots) & (plain > -math.inf)
+            taken = torch.cat([taken, token], dim=1)
+            penalties = torch.cat([penalties, -self.penalty * chosen.to(penalties.dtype)], dim=1)
             totals.append(plain)
             parents.append(parent + first)
         return torch.cat(totals, dim=1), torch.cat(parents, dim=1), taken

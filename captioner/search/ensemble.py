@@ -1,16 +1,16 @@
-"""Several decoders as one: every word's probability is the mean of theirs."""
+"""Several decoders as one: the probability of every token is the mean of theirs."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from captioner.decoder import TeacherForced
-from captioner.search.protocol import Memory, State
+from captioner.search.protocol import Decoder, Memory, State
 
 
 @dataclass(frozen=True)
@@ -29,21 +29,21 @@ class EnsembleState:
 
     members: tuple[State, ...]
 
-    def select(self, index: Tensor) -> EnsembleState:
-        return EnsembleState(tuple(state.select(index) for state in self.members))
+    def reorder(self, parents: Tensor) -> EnsembleState:
+        return EnsembleState(tuple(state.reorder(parents) for state in self.members))
 
-    def images(self, images: Tensor) -> EnsembleState:
-        return EnsembleState(tuple(state.images(images) for state in self.members))
+    def select(self, images: Tensor) -> EnsembleState:
+        return EnsembleState(tuple(state.select(images) for state in self.members))
 
 
 class Ensemble(nn.Module):
-    """A decoder whose probability of a word is the mean of its members' probabilities after the same words.
+    """A decoder whose probability of a token is the mean of its members' probabilities after the same tokens.
 
-    It takes a step as any decoder does, so every search works on it. All members see the same features; attention is
-    the mean of theirs.
+    It has the methods of ``protocol.Decoder``, so every search works on it. All members see the same features. Its
+    attention weights are the mean of theirs.
 
     Args:
-        members: decoders in eval mode that know the same words in the same order.
+        members: decoders in eval mode with the same vocabulary.
     """
 
     def __init__(self, members: Sequence[nn.Module]) -> None:
@@ -52,28 +52,31 @@ class Ensemble(nn.Module):
         self.eval()
 
     def encode(self, features: Tensor) -> EnsembleMemory:
-        return EnsembleMemory(tuple(member.encode(features) for member in self.members))
+        return EnsembleMemory(tuple(decoder.encode(features) for decoder in self._decoders()))
 
-    def start(self, memory: EnsembleMemory, hypotheses: int) -> EnsembleState:
-        return EnsembleState(tuple(member.start(own, hypotheses) for member, own in zip(self.members, memory.members)))
+    def initial_state(self, memory: EnsembleMemory, beams: int) -> EnsembleState:
+        parts = zip(self._decoders(), memory.members, strict=True)
+        return EnsembleState(tuple(decoder.initial_state(own, beams) for decoder, own in parts))
 
     def step(
-        self, words: Tensor, state: EnsembleState, memory: EnsembleMemory, live: Tensor | None = None
-    ) -> tuple[Tensor, EnsembleState, Tensor | None]:
-        """See ``StepDecoder.step``. The logits are the logarithms of the mean probabilities."""
-        parts = zip(self.members, state.members, memory.members)
-        logits, states, weights = zip(*(member.step(words, own, its, live) for member, own, its in parts))
-        attention = None if any(part is None for part in weights) else torch.stack(weights).mean(0)
-        return _log_mean(logits), EnsembleState(states), attention
+        self, tokens: Tensor, state: EnsembleState, memory: EnsembleMemory
+    ) -> tuple[Tensor, EnsembleState, Tensor]:
+        """See ``protocol.Decoder``. The logits are the logarithms of the mean probabilities."""
+        parts = zip(self._decoders(), state.members, memory.members, strict=True)
+        logits, states, weights = zip(*(decoder.step(tokens, own, its) for decoder, own, its in parts), strict=True)
+        return _log_mean(logits), EnsembleState(states), torch.stack(weights).mean(0)
 
-    def forward(self, features: Tensor, tokens: Tensor) -> TeacherForced:
-        """Teacher forcing; see ``CaptionDecoder.forward``."""
-        outputs = [member(features, tokens) for member in self.members]
-        weights = torch.stack([output.weights for output in outputs]).mean(0)
-        return replace(outputs[0], logits=_log_mean([output.logits for output in outputs]), weights=weights)
+    def forward(self, memory: EnsembleMemory, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Teacher forcing; see ``protocol.Decoder``."""
+        parts = zip(self._decoders(), memory.members, strict=True)
+        logits, weights = zip(*(decoder(own, tokens) for decoder, own in parts), strict=True)
+        return _log_mean(logits), torch.stack(weights).mean(0)
+
+    def _decoders(self) -> list[Decoder]:
+        return cast("list[Decoder]", list(self.members))
 
 
 def _log_mean(logits: Sequence[Tensor]) -> Tensor:
-    """Logits (R, V) of each member -> the logarithm of the mean probability, (R, V)."""
+    """Logits (..., V) of each member -> the logarithm of the mean probability, (..., V)."""
     wide = (part.float() if part.dtype in (torch.float16, torch.bfloat16) else part for part in logits)
     return torch.stack([part.log_softmax(-1) for part in wide]).logsumexp(0) - math.log(len(logits))

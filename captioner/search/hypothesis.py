@@ -1,4 +1,4 @@
-"""A finished caption as ids, and the books it is unrolled from."""
+"""A finished caption as token ids, and the back-pointers it is read from."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ class Hypothesis:
     """A finished caption.
 
     Attributes:
-        tokens: word ids without <start> and <end>.
-        log_probability: sum of the natural log-probabilities of all its words and of <end>.
-        score: ``log_probability / n ** length_normalisation + length_reward * n``, n = len(tokens) + 1: <end> counts as
-            a word.
+        tokens: token ids without START and END.
+        log_probability: sum of the natural log-probabilities of all its tokens and of END.
+        score: ``log_probability / n ** length_normalisation + length_reward * n``, n = len(tokens) + 1: END counts.
         attention: weights (T, P) float32 on the CPU, row t for token t; None unless asked for.
     """
 
@@ -28,17 +27,17 @@ class Hypothesis:
 
 @dataclass(frozen=True)
 class StepRecord:
-    """What one step decided for the J pictures that were still searched.
+    """What one step chose for the J images that were in the batch.
 
     Attributes:
-        rows: (I,) int64, the row of each picture of the batch in the tensors below; arbitrary where it had left.
-        words: (J, K) int64, the word that each new hypothesis ends in.
+        rows: (I,) int64, the row of each image in the tensors below; arbitrary where the image had left the batch.
+        tokens: (J, K) int64, the last token of each new hypothesis.
         parents: (J, K) int64, the old hypothesis that it continues.
-        weights: (J, K_old, P), attention of the old hypotheses while they chose, or None.
+        weights: (J, K_old, P), attention of the old hypotheses at this step, or None.
     """
 
     rows: Tensor
-    words: Tensor
+    tokens: Tensor
     parents: Tensor
     weights: Tensor | None
 
@@ -48,27 +47,27 @@ def unroll(records: list[StepRecord], images: Tensor, steps: Tensor, slots: Tens
 
     Args:
         records: one a step.
-        images: (H,) int64, the picture of each.
-        steps: (H,) int64, the step at which each chose <end>; it has that many words.
-        slots: (H,) int64, which old hypothesis chose <end> at that step.
+        images: (H,) int64, the image of each.
+        steps: (H,) int64, the step at which each chose END, which is its number of tokens.
+        slots: (H,) int64, which old hypothesis chose END at that step.
 
     Returns:
-        Words (H, T) int64, T the most words, 0 beyond a hypothesis' own; attention (H, T, P) or None.
+        Tokens (H, T) int64, T the longest caption, 0 after the end of shorter ones; attention (H, T, P) or None.
     """
     longest = int(steps.max()) if len(steps) else 0
-    words = torch.zeros(len(images), longest, dtype=torch.int64, device=images.device)
+    tokens = torch.zeros(len(images), longest, dtype=torch.int64, device=images.device)
     attention = None
     for step in range(longest - 1, -1, -1):
         record = records[step]
         active = steps > step
         rows = torch.where(active, record.rows[images], 0)
-        at = torch.where(active, slots, 0)
-        parents = record.parents[rows, at]
-        words[:, step] = torch.where(active, record.words[rows, at], 0)
+        slot = torch.where(active, slots, 0)
+        parents = record.parents[rows, slot]
+        tokens[:, step] = torch.where(active, record.tokens[rows, slot], 0)
         if record.weights is not None:
             weights = record.weights[rows, parents]  # (H, P)
             if attention is None:
                 attention = weights.new_zeros(len(images), longest, weights.shape[-1])
             attention[:, step] = weights
         slots = torch.where(active, parents, slots)
-    return words, attention
+    return tokens, attention

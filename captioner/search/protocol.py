@@ -1,4 +1,4 @@
-"""What search asks of a decoder. I pictures, K hypotheses of each, V words, P grid positions."""
+"""The decoder protocol. I images, K hypotheses of each, V tokens, P grid positions."""
 
 from __future__ import annotations
 
@@ -8,36 +8,44 @@ from torch import Tensor
 
 
 class Memory(Protocol):
-    """What is computed once a picture."""
+    """What is computed once an image and shared by its hypotheses."""
 
     def select(self, images: Tensor) -> Memory:
-        """The pictures ``images`` (J,) int64, in that order."""
+        """The memory of the images with indices ``images`` (J,) int64, in that order."""
 
 
 class State(Protocol):
-    """The recurrent state of K hypotheses of I pictures."""
+    """The recurrent state of K hypotheses of I images."""
 
-    def select(self, index: Tensor) -> State:
-        """For each picture the hypotheses ``index`` (I, K') int64; repeats and K' != K are allowed."""
+    def reorder(self, parents: Tensor) -> State:
+        """For each image the hypotheses ``parents`` (I, K') int64 to go on with; repeats and K' != K are allowed."""
 
-    def images(self, images: Tensor) -> State:
-        """The pictures ``images`` (J,) int64."""
+    def select(self, images: Tensor) -> State:
+        """The state of the images with indices ``images`` (J,) int64, in that order."""
 
 
-class StepDecoder(Protocol):
-    """A decoder that goes on by one word."""
+class Decoder(Protocol):
+    """A caption decoder that search runs step by step."""
 
     def encode(self, features: Tensor) -> Memory:
-        """Features (I, P, C) to memory."""
+        """Features (I, P, C) -> memory."""
 
-    def start(self, memory: Memory, hypotheses: int) -> State:
-        """The state before <start>, for K = ``hypotheses`` of each picture."""
+    def initial_state(self, memory: Memory, beams: int) -> State:
+        """The state before START, for K = ``beams`` hypotheses of each image."""
 
-    def step(
-        self, words: Tensor, state: State, memory: Memory, live: Tensor | None
-    ) -> tuple[Tensor, State, Tensor | None]:
-        """Words (I, K) int64 -> logits (R, V), the next state, attention weights (I, K, P) or None.
+    def step(self, tokens: Tensor, state: State, memory: Memory) -> tuple[Tensor, State, Tensor]:
+        """Last tokens (I, K) int64 -> logits (I, K, V), the next state, attention weights (I, K, P).
 
-        Only the hypotheses ``live`` (R,) int64, numbered image * K + k and rising, go on (None: all, R = I * K); nobody
-        reads what the state and the weights say of the others. The logits are a fresh tensor: search writes into it.
+        Later steps must not overwrite the returned tensors. The caller may write into the logits.
+        """
+
+    def __call__(self, memory: Memory, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Teacher forcing.
+
+        Args:
+            tokens: (I, K, T) int64 inputs: START, words, PAD.
+
+        Returns:
+            Logits (M, V) of the M tokens that are not PAD, in row-major order (image, caption, step); attention weights
+            (I, K, T, P).
         """

@@ -12,61 +12,61 @@ from captioner.errors import CaptionerError
 from captioner.search import BeamStrategy, Constraints, beam_search, search
 from captioner.search.beam import _top, _top_of_blocks
 from captioner.vocabulary.vocabulary import END, PAD, START, UNK
-from tests.search.tables import A, B, C, TableDecoder, pictures, random_table, words
+from tests.search.tables import A, B, C, TableDecoder, images, probs, random_table
 
 
 def garden(_: int, prefix: tuple[int, ...]) -> list[float]:
     """Greedy takes a (0.6), which leads to 0.6 * 0.5 * 1; b (0.4) leads to 0.4 * 0.9 * 1."""
     if prefix == ():
-        return words(a=0.6, b=0.4)
+        return probs(a=0.6, b=0.4)
     if prefix == (A,):
-        return words(end=0.5, a=0.3, b=0.2)
+        return probs(end=0.5, a=0.3, b=0.2)
     if prefix == (B,):
-        return words(c=0.9, end=0.1)
-    return words(end=1.0)
+        return probs(c=0.9, end=0.1)
+    return probs(end=1.0)
 
 
 def test_beam_two_finds_what_greedy_misses():
     [greedy], [beam] = (
-        beam_search(TableDecoder(garden), pictures(0), beam_size=size, length_normalisation=0.0)[0] for size in (1, 2)
+        beam_search(TableDecoder(garden), images(0), beam_size=size, length_normalisation=0.0)[0] for size in (1, 2)
     )
     assert greedy.tokens == (A,) and greedy.log_probability == pytest.approx(math.log(0.6 * 0.5))
     assert beam.tokens == (B, C) and beam.log_probability == pytest.approx(math.log(0.4 * 0.9))
 
 
 def trap(_: int, prefix: tuple[int, ...]) -> list[float]:
-    """Greedy: a, c, <end> = 0.40 * 0.40 * 1 = 0.16. Beam 2 keeps a (0.40) and b (0.35); b's continuations 0.35 * 0.5 =
+    """Greedy: a, c, END = 0.40 * 0.40 * 1 = 0.16. Beam 2 keeps a (0.40) and b (0.35); b's continuations 0.35 * 0.5 =
     0.175 (twice) push a's best (0.16) out, and then end with probability 0.5: 0.0875."""
     if prefix == ():
-        return words(a=0.40, b=0.35, c=0.25)
+        return probs(a=0.40, b=0.35, c=0.25)
     if prefix == (A,):
-        return words(c=0.40, a=0.30, b=0.30)
+        return probs(c=0.40, a=0.30, b=0.30)
     if prefix == (B,):
-        return words(a=0.5, b=0.5 - 1e-9, c=1e-9)
+        return probs(a=0.5, b=0.5 - 1e-9, c=1e-9)
     if prefix[:1] == (B,) and len(prefix) == 2:
-        return words(end=0.5, a=0.25, b=0.25)
-    return words(end=1.0)
+        return probs(end=0.5, a=0.25, b=0.25)
+    return probs(end=1.0)
 
 
 def test_beam_two_can_be_worse_than_greedy():
     [greedy], [beam] = (
-        beam_search(TableDecoder(trap), pictures(0), beam_size=size, length_normalisation=0.0)[0] for size in (1, 2)
+        beam_search(TableDecoder(trap), images(0), beam_size=size, length_normalisation=0.0)[0] for size in (1, 2)
     )
     assert greedy.tokens == (A, C) and greedy.log_probability == pytest.approx(math.log(0.16))
     assert beam.tokens == (B, A) and beam.log_probability == pytest.approx(math.log(0.0875))
 
 
 def test_length_normalisation_counts_the_end():
-    """a <end>: 0.5 * 0.6 = 0.30 over 2. b c a <end>: 0.5 * 0.8 * 0.8 * 0.9 = 0.288 over 4. Sum: the first; mean: the
+    """a END: 0.5 * 0.6 = 0.30 over 2. b c a END: 0.5 * 0.8 * 0.8 * 0.9 = 0.288 over 4. Sum: the first; mean: the
     second."""
 
     def table(_: int, prefix: tuple[int, ...]) -> list[float]:
-        rows = {(): words(a=0.5 + 1e-9, b=0.5 - 1e-9), (A,): words(end=0.6, c=0.4), (B,): words(c=0.8, end=0.2)}
-        rows |= {(B, C): words(a=0.8, end=0.2), (B, C, A): words(end=0.9, a=0.1)}
-        return rows.get(prefix, words(end=1.0))
+        rows = {(): probs(a=0.5 + 1e-9, b=0.5 - 1e-9), (A,): probs(end=0.6, c=0.4), (B,): probs(c=0.8, end=0.2)}
+        rows |= {(B, C): probs(a=0.8, end=0.2), (B, C, A): probs(end=0.9, a=0.1)}
+        return rows.get(prefix, probs(end=1.0))
 
     def best(alpha: float):
-        return beam_search(TableDecoder(table), pictures(0), beam_size=4, length_normalisation=alpha)[0][0]
+        return beam_search(TableDecoder(table), images(0), beam_size=4, length_normalisation=alpha)[0][0]
 
     assert best(0.0).tokens == (A,) and best(0.0).score == pytest.approx(math.log(0.30))
     assert best(1.0).tokens == (B, C, A) and best(1.0).score == pytest.approx(math.log(0.288) / 4)
@@ -75,17 +75,17 @@ def test_length_normalisation_counts_the_end():
 
 
 def test_length_reward_by_hand():
-    """The same captions, log .30 with 2 words and log .288 with 4 (<end> counts): -1.204 and -1.245. A reward of .03 a
+    """The same captions, log .30 with 2 words and log .288 with 4 (END counts): -1.204 and -1.245. A reward of .03 a
     word is worth more than that to the longer one, a reward of .02 is not; a penalty only widens the gap. Divided by
     length, .05 a word more adds .10 and .20."""
 
     def table(_: int, prefix: tuple[int, ...]) -> list[float]:
-        rows = {(): words(a=0.5 + 1e-9, b=0.5 - 1e-9), (A,): words(end=0.6, c=0.4), (B,): words(c=0.8, end=0.2)}
-        rows |= {(B, C): words(a=0.8, end=0.2), (B, C, A): words(end=0.9, a=0.1)}
-        return rows.get(prefix, words(end=1.0))
+        rows = {(): probs(a=0.5 + 1e-9, b=0.5 - 1e-9), (A,): probs(end=0.6, c=0.4), (B,): probs(c=0.8, end=0.2)}
+        rows |= {(B, C): probs(a=0.8, end=0.2), (B, C, A): probs(end=0.9, a=0.1)}
+        return rows.get(prefix, probs(end=1.0))
 
     def best(reward: float, alpha: float = 0.0):
-        decoder, features = TableDecoder(table), pictures(0)
+        decoder, features = TableDecoder(table), images(0)
         found = search(
             decoder,
             decoder.encode(features),
@@ -105,16 +105,16 @@ def test_length_reward_by_hand():
 
 
 def test_greedy_by_hand():
-    """Beam 1 takes the likeliest word at every step and stops at the first <end>, though going on would score
+    """Beam 1 takes the most likely token at every step and stops at the first END, though going on would score
     better."""
 
     def table(_: int, prefix: tuple[int, ...]) -> list[float]:
         return (
-            words(a=0.7, b=0.3) if len(prefix) < 2 else words(end=0.51, a=0.49) if len(prefix) == 2 else words(end=1.0)
+            probs(a=0.7, b=0.3) if len(prefix) < 2 else probs(end=0.51, a=0.49) if len(prefix) == 2 else probs(end=1.0)
         )
 
     decoder = TableDecoder(table)
-    [[found]] = beam_search(decoder, pictures(0), beam_size=1, length_normalisation=5.0)
+    [[found]] = beam_search(decoder, images(0), beam_size=1, length_normalisation=5.0)
     assert found.tokens == (A, A) and found.log_probability == pytest.approx(math.log(0.7 * 0.7 * 0.51))
     assert len(decoder.batches) == 3
 
@@ -122,7 +122,7 @@ def test_greedy_by_hand():
 @pytest.mark.parametrize("seed", range(5))
 def test_beam_one_is_greedy(seed):
     table = random_table(seed, vocabulary=40, end=4)
-    found = beam_search(TableDecoder(table), pictures(*range(8)), beam_size=1, max_length=12)
+    found = beam_search(TableDecoder(table), images(*range(8)), beam_size=1, max_length=12)
     for number, [hypothesis] in enumerate(found):
         prefix, total = (), 0.0
         while True:
@@ -149,7 +149,7 @@ def test_a_beam_that_holds_every_prefix_is_exhaustive(seed, alpha):
     longest = 4  # 3 + 9 + 27 + 81 = 120 captions of 1 to 4 words
     everything = [tokens for length in range(1, longest + 1) for tokens in itertools.product((A, B, C), repeat=length)]
     found = beam_search(
-        TableDecoder(table), pictures(0, 1, 2), beam_size=120, max_length=longest, length_normalisation=alpha, keep=120
+        TableDecoder(table), images(0, 1, 2), beam_size=120, max_length=longest, length_normalisation=alpha, keep=120
     )
     for number, hypotheses in enumerate(found):
         scored = sorted(
@@ -169,7 +169,7 @@ def test_stopping_early_changes_nothing(beam, alpha, reward):
     table = random_table(3, vocabulary=12, end=3)
     early, late = TableDecoder(table), TableDecoder(table)
     options = {"length_normalisation": alpha, "length_reward": reward}
-    memory = early.encode(pictures(*range(20)))
+    memory = early.encode(images(*range(20)))
     best = search(early, memory, 20, BeamStrategy(beam), Constraints(9, 1), keep=1, **options)
     full = search(late, memory, 20, BeamStrategy(beam), Constraints(9, 1), keep=beam, **options)
     assert [hypotheses[0] for hypotheses in full] == [hypotheses[0] for hypotheses in best]
@@ -180,29 +180,29 @@ def test_stopping_early_changes_nothing(beam, alpha, reward):
 
 
 def test_a_sure_end_stops_the_search_at_once():
-    """<end> at 0.9 against live hypotheses below 0.1: with plain sums nothing can catch up, so one more step is not
+    """END at 0.9 against active hypotheses below 0.1: with plain sums nothing can catch up, so no further step is
     taken."""
 
     def table(_: int, prefix: tuple[int, ...]) -> list[float]:
-        return words(a=0.9, b=0.1) if not prefix else words(end=0.9, a=0.06, b=0.04)
+        return probs(a=0.9, b=0.1) if not prefix else probs(end=0.9, a=0.06, b=0.04)
 
     decoder = TableDecoder(table)
-    beam_search(decoder, pictures(0), beam_size=3, max_length=50, length_normalisation=0.0)
+    beam_search(decoder, images(0), beam_size=3, max_length=50, length_normalisation=0.0)
     assert len(decoder.batches) == 2
 
 
 def test_the_bound_under_normalisation_lets_a_late_winner_win():
-    """After `a <end>` (log 0.5 / 2) the live `b` has log 0.4; were it compared at its own length it would be dropped,
-    but 50 sure words later it scores log 0.4 / 52."""
+    """After `a END` (log 0.48 / 2) the active `b` has log 0.4. Compared at its own length it would be dropped, but 50
+    certain tokens later it scores log 0.4 / 52."""
 
     def table(_: int, prefix: tuple[int, ...]) -> list[float]:
         if not prefix:
-            return words(a=0.6, b=0.4)
+            return probs(a=0.6, b=0.4)
         if prefix[0] == A:
-            return words(end=0.8, a=0.2)
-        return words(c=1.0) if len(prefix) < 51 else words(end=1.0)
+            return probs(end=0.8, a=0.2)
+        return probs(c=1.0) if len(prefix) < 51 else probs(end=1.0)
 
-    [[found]] = beam_search(TableDecoder(table), pictures(0), beam_size=2, max_length=60)
+    [[found]] = beam_search(TableDecoder(table), images(0), beam_size=2, max_length=60)
     assert found.tokens == (B,) + (C,) * 50
     assert found.score == pytest.approx(math.log(0.4) / 52)
 
@@ -210,11 +210,11 @@ def test_the_bound_under_normalisation_lets_a_late_winner_win():
 def test_batch_composition_and_order_change_nothing():
     table = random_table(1, vocabulary=30, end=3)
     alone = [
-        beam_search(TableDecoder(table), pictures(n), beam_size=4, max_length=10, keep=4, attention=True)[0]
+        beam_search(TableDecoder(table), images(n), beam_size=4, max_length=10, keep=4, attention=True)[0]
         for n in range(12)
     ]
     order = [7, 3, 3, 11, 0, 5, 1, 10, 2, 4, 9, 8, 6]
-    together = beam_search(TableDecoder(table), pictures(*order), beam_size=4, max_length=10, keep=4, attention=True)
+    together = beam_search(TableDecoder(table), images(*order), beam_size=4, max_length=10, keep=4, attention=True)
     for number, hypotheses in zip(order, together, strict=True):
         facts, expected = (
             [(h.tokens, h.log_probability, h.score) for h in found] for found in (hypotheses, alone[number])
@@ -223,54 +223,67 @@ def test_batch_composition_and_order_change_nothing():
         assert all(torch.equal(a.attention, b.attention) for a, b in zip(hypotheses, alone[number], strict=True))
 
 
-def test_done_pictures_leave_the_batch():
-    """Picture n ends after n words for sure; 8 pictures, so each is more than a sixteenth of the batch and leaves at
+def test_done_images_leave_the_batch():
+    """Image n surely ends after n tokens. Each of 8 images is more than a sixteenth of the batch, so it leaves at
     once."""
 
     def table(number: int, prefix: tuple[int, ...]) -> list[float]:
-        return words(end=1.0) if len(prefix) >= number else words(a=0.9, b=0.1)
+        return probs(end=1.0) if len(prefix) >= number else probs(a=0.9, b=0.1)
 
     decoder = TableDecoder(table)
-    found = beam_search(decoder, pictures(3, 1, 8, 2, 5, 4, 7, 6), beam_size=1)
+    found = beam_search(decoder, images(3, 1, 8, 2, 5, 4, 7, 6), beam_size=1)
     assert [len(hypotheses[0].tokens) for hypotheses in found] == [3, 1, 8, 2, 5, 4, 7, 6]
     assert decoder.batches == [8, 8, 7, 6, 5, 4, 3, 2, 1]
 
 
-def test_few_done_pictures_wait_for_company():
-    def table(number: int, prefix: tuple[int, ...]) -> list[float]:
-        return words(end=1.0) if len(prefix) >= number else words(a=0.9, b=0.1)
+def test_closed_slots_leave_the_batch():
+    """Hypotheses that begin with A have one token, with B three, with C two."""
+
+    def table(_: int, prefix: tuple[int, ...]) -> list[float]:
+        if not prefix:
+            return probs(a=0.6, b=0.3, c=0.1)
+        return probs(end=1.0) if len(prefix) >= {A: 1, B: 3, C: 2}[prefix[0]] else probs(a=1.0)
 
     decoder = TableDecoder(table)
-    found = beam_search(decoder, pictures(*([1, 2, 3] + [4] * 37)), beam_size=1)
+    [hypotheses] = beam_search(decoder, images(0), beam_size=3, keep=3, length_normalisation=0.0)
+    assert [hypothesis.tokens for hypothesis in hypotheses] == [(A,), (B, A, A), (C, A)]
+    assert decoder.shapes == [(1, 1), (1, 3), (1, 2), (1, 1)]
+
+
+def test_done_images_below_a_sixteenth_stay():
+    def table(number: int, prefix: tuple[int, ...]) -> list[float]:
+        return probs(end=1.0) if len(prefix) >= number else probs(a=0.9, b=0.1)
+
+    decoder = TableDecoder(table)
+    found = beam_search(decoder, images(*([1, 2, 3] + [4] * 37)), beam_size=1)
     assert [len(hypotheses[0].tokens) for hypotheses in found] == [1, 2, 3] + [4] * 37
     assert decoder.batches == [40, 40, 40, 40, 37]  # two of 40 are less than a sixteenth, three are more
 
 
 def test_attention_belongs_to_each_word():
-    """The weights of word t were computed in the hypothesis that it continues: (picture, t words so far, the word
-    before)."""
+    """The weights of token t come from the hypothesis that it continues: (image, t tokens so far, the last token)."""
     table = random_table(5, vocabulary=25, end=2)
-    found = beam_search(TableDecoder(table), pictures(4, 2, 9), beam_size=5, max_length=8, keep=5, attention=True)
+    found = beam_search(TableDecoder(table), images(4, 2, 9), beam_size=5, max_length=8, keep=5, attention=True)
     for number, hypotheses in zip((4, 2, 9), found, strict=True):
         for hypothesis in hypotheses:
             before = (START, *hypothesis.tokens[:-1])
             assert hypothesis.attention.tolist() == [[number, length, word] for length, word in enumerate(before)]
-    assert beam_search(TableDecoder(table), pictures(4), beam_size=2)[0][0].attention is None
+    assert beam_search(TableDecoder(table), images(4), beam_size=2)[0][0].attention is None
 
 
-def test_more_slots_than_words():
-    table = random_table(2, vocabulary=6)  # two words beside the special ones
-    [hypotheses] = beam_search(TableDecoder(table), pictures(0), beam_size=50, max_length=3, keep=50)
+def test_more_slots_than_tokens():
+    table = random_table(2, vocabulary=6)  # two tokens beside the special ones
+    [hypotheses] = beam_search(TableDecoder(table), images(0), beam_size=50, max_length=3, keep=50)
     assert len(hypotheses) == 2 + 4 + 8
 
 
-def test_no_pictures():
-    assert beam_search(TableDecoder(garden), pictures(), beam_size=3) == []
+def test_no_images():
+    assert beam_search(TableDecoder(garden), images(), beam_size=3) == []
 
 
 def test_values_that_are_not_finite_are_an_error():
     with pytest.raises(CaptionerError, match="not finite"):
-        beam_search(TableDecoder(lambda *_: [math.nan] * 7), pictures(0), beam_size=2)
+        beam_search(TableDecoder(lambda *_: [math.nan] * 7), images(0), beam_size=2)
 
 
 @pytest.mark.parametrize("vocabulary", [512, 513, 1000, 1279, 9500])
@@ -281,17 +294,15 @@ def test_blocks_give_the_same_as_sorting_everything(vocabulary, some_closed):
     logits[..., :4] = -math.inf
     logits[0, 0, -5:] += 10  # the last, shorter block
     logits[1, 1] = -math.inf
-    logits[2, :, 6:] = -math.inf  # fewer words than asked for
+    logits[2, :, 6:] = -math.inf  # fewer tokens than asked for
     logits[2, 1:] = -math.inf
     offsets = torch.randn(6, 4, generator=generator)
     offsets[3, 2] = -math.inf
-    live = torch.ones(6, 4, dtype=torch.bool)
     if some_closed:
-        live[0, 1] = live[3, 2:] = live[4, 0] = False
-    totals, places = _top_of_blocks(logits[live], offsets[live], live.view(-1).nonzero().squeeze(1), (6, 4), 4)
-    every = (logits + offsets.unsqueeze(-1)).masked_fill(~live.unsqueeze(-1), -math.inf)
-    expected, expected_places = _top(every.view(6, -1), 4)
+        offsets[0, 1] = offsets[3, 2:] = offsets[4, 0] = -math.inf
+    totals, index = _top_of_blocks(logits, offsets, 4)
+    expected, expected_index = _top((logits + offsets.unsqueeze(-1)).view(6, -1), 4)
     assert torch.equal(totals, expected)
     finite = expected > -math.inf
-    assert torch.equal(places[finite], expected_places[finite])
-    assert ((places >= 0) & (places < 4 * vocabulary)).all()
+    assert torch.equal(index[finite], expected_index[finite])
+    assert ((index >= 0) & (index < 4 * vocabulary)).all()

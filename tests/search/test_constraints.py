@@ -10,63 +10,61 @@ import torch
 from captioner.errors import CaptionerError
 from captioner.search import Constraints, beam_search, prefix_words
 from captioner.vocabulary.vocabulary import END, PAD, SPECIALS, START, UNK, Vocabulary
-from tests.search.tables import A, B, C, TableDecoder, pictures, random_table, words
+from tests.search.tables import A, B, C, TableDecoder, images, probs, random_table
 
 
 @pytest.mark.parametrize("beam", [1, 3])
-def test_special_words_are_never_chosen(beam):
-    """<unk>, <pad> and <start> are the likeliest words everywhere."""
+def test_special_tokens_are_never_chosen(beam):
+    """UNK, PAD and START are the most likely tokens everywhere."""
 
     def table(_: int, prefix: tuple[int, ...]) -> list[float]:
         return (
-            words(unk=0.4, pad=0.2, start=0.2, a=0.15, end=0.05) if len(prefix) < 2 else words(unk=0.5, end=0.3, a=0.2)
+            probs(unk=0.4, pad=0.2, start=0.2, a=0.15, end=0.05) if len(prefix) < 2 else probs(unk=0.5, end=0.3, a=0.2)
         )
 
-    [hypotheses] = beam_search(TableDecoder(table), pictures(0), beam_size=beam, keep=beam)
-    assert not {PAD, START, UNK, END} & {word for hypothesis in hypotheses for word in hypothesis.tokens}
+    [hypotheses] = beam_search(TableDecoder(table), images(0), beam_size=beam, keep=beam)
+    assert not {PAD, START, UNK, END} & {token for hypothesis in hypotheses for token in hypothesis.tokens}
     # the bans leave the other probabilities as the model gave them
     likeliest = max(hypotheses, key=lambda hypothesis: hypothesis.log_probability)
     assert likeliest.log_probability == pytest.approx(math.log(0.15 * 0.05 if beam > 1 else 0.15 * 0.15 * 0.3))
 
 
 def ever(_: int, prefix: tuple[int, ...]) -> list[float]:
-    return words(end=0.1, a=0.5, b=0.4)
+    return probs(end=0.1, a=0.5, b=0.4)
 
 
 def soon(_: int, prefix: tuple[int, ...]) -> list[float]:
-    return words(end=0.8, a=0.15, b=0.05)
+    return probs(end=0.8, a=0.15, b=0.05)
 
 
 @pytest.mark.parametrize("beam", [1, 4])
 def test_longest_caption(beam):
-    [[found]] = beam_search(TableDecoder(ever), pictures(0), beam_size=1, max_length=6)
+    [[found]] = beam_search(TableDecoder(ever), images(0), beam_size=1, max_length=6)
     assert found.tokens == (A,) * 6
-    assert found.log_probability == pytest.approx(
-        6 * math.log(0.5) + math.log(0.1)
-    )  # <end> is forced, and its probability counts
-    [hypotheses] = beam_search(TableDecoder(ever), pictures(0), beam_size=beam, max_length=6, keep=beam)
+    # only END is left, and its probability counts
+    assert found.log_probability == pytest.approx(6 * math.log(0.5) + math.log(0.1))
+    [hypotheses] = beam_search(TableDecoder(ever), images(0), beam_size=beam, max_length=6, keep=beam)
     assert all(1 <= len(hypothesis.tokens) <= 6 for hypothesis in hypotheses)
 
 
 @pytest.mark.parametrize("beam", [1, 4])
 def test_shortest_caption(beam):
     for shortest in (1, 2, 5):
-        [hypotheses] = beam_search(TableDecoder(soon), pictures(0), beam_size=beam, min_length=shortest, keep=beam)
+        [hypotheses] = beam_search(TableDecoder(soon), images(0), beam_size=beam, min_length=shortest, keep=beam)
         assert min(len(hypothesis.tokens) for hypothesis in hypotheses) == shortest
-    [[empty]] = beam_search(TableDecoder(soon), pictures(0), beam_size=1, min_length=0)
+    [[empty]] = beam_search(TableDecoder(soon), images(0), beam_size=1, min_length=0)
     assert empty.tokens == () and empty.score == pytest.approx(math.log(0.8))
 
 
 def test_no_bigram_twice_by_hand():
-    """Greedy over a (0.6), b (0.3), c (0.1) at every step, no bigram twice: a a b a c a, then aa, ab, ac are used
-    up."""
+    """Greedy over a (0.6), b (0.3), c (0.09) at every step, no bigram twice: a a b a c a; then aa, ab, ac are used."""
 
     def table(_: int, prefix: tuple[int, ...]) -> list[float]:
-        return words(a=0.6, b=0.3, c=0.09, end=0.01)
+        return probs(a=0.6, b=0.3, c=0.09, end=0.01)
 
-    [[found]] = beam_search(TableDecoder(table), pictures(0), beam_size=1, no_repeat_ngram=2, max_length=20)
+    [[found]] = beam_search(TableDecoder(table), images(0), beam_size=1, no_repeat_ngram=2, max_length=20)
     assert found.tokens == (A, A, B, A, C, A)
-    [[found]] = beam_search(TableDecoder(table), pictures(0), beam_size=1, no_repeat_ngram=1, max_length=20)
+    [[found]] = beam_search(TableDecoder(table), images(0), beam_size=1, no_repeat_ngram=1, max_length=20)
     assert found.tokens == (A, B, C)
 
 
@@ -74,9 +72,9 @@ def test_no_bigram_twice_by_hand():
 def test_no_ngram_twice(size):
     table = random_table(7, vocabulary=9, end=0.3)
     found = beam_search(
-        TableDecoder(table), pictures(*range(10)), beam_size=4, no_repeat_ngram=size, max_length=15, keep=4
+        TableDecoder(table), images(*range(10)), beam_size=4, no_repeat_ngram=size, max_length=15, keep=4
     )
-    free = beam_search(TableDecoder(table), pictures(*range(10)), beam_size=4, max_length=15, keep=4)
+    free = beam_search(TableDecoder(table), images(*range(10)), beam_size=4, max_length=15, keep=4)
 
     def repeats(tokens: tuple[int, ...]) -> bool:
         ngrams = [tokens[start : start + size] for start in range(len(tokens) - size + 1)]
@@ -88,7 +86,7 @@ def test_no_ngram_twice(size):
 
 def test_constraints_that_leave_nothing_are_an_error():
     with pytest.raises(CaptionerError, match="min_length.*no_repeat_ngram"):
-        beam_search(TableDecoder(ever), pictures(0), beam_size=2, min_length=5, no_repeat_ngram=1)
+        beam_search(TableDecoder(ever), images(0), beam_size=2, min_length=5, no_repeat_ngram=1)
 
 
 def test_bans_are_written_in_place():
@@ -102,15 +100,15 @@ def test_bans_are_written_in_place():
 
 @pytest.mark.parametrize("beam", [1, 3])
 def test_prefix_by_hand(beam):
-    """Greedy would say a a ..; after the forced c b the likeliest word is a, and the forced words' probabilities
+    """Greedy would choose a a ... After the prefix c b the most likely token is a. The probabilities of the prefix
     count."""
 
     def table(_: int, prefix: tuple[int, ...]) -> list[float]:
-        return words(a=0.6, b=0.3, c=0.1) if len(prefix) < 3 else words(end=0.8, a=0.2)
+        return probs(a=0.6, b=0.3, c=0.1) if len(prefix) < 3 else probs(end=0.8, a=0.2)
 
     [hypotheses] = beam_search(
         TableDecoder(table),
-        pictures(0),
+        images(0),
         beam_size=beam,
         prefix=(C, B),
         length_normalisation=0.0,
@@ -124,24 +122,22 @@ def test_prefix_by_hand(beam):
 
 @pytest.mark.parametrize("beam", [1, 4])
 def test_a_prefix_goes_before_other_bans(beam):
-    """A repeated word, and as many words as a caption may have: only <end> is left."""
+    """A repeated token, and as many tokens as a caption may have: only END is left."""
     [[found]] = beam_search(
-        TableDecoder(ever), pictures(0), beam_size=beam, prefix=(B, B, B), no_repeat_ngram=1, max_length=3
+        TableDecoder(ever), images(0), beam_size=beam, prefix=(B, B, B), no_repeat_ngram=1, max_length=3
     )
     assert found.tokens == (B, B, B) and found.log_probability == pytest.approx(3 * math.log(0.4) + math.log(0.1))
-    [[found]] = beam_search(
-        TableDecoder(ever), pictures(0), beam_size=beam, prefix=(B,), no_repeat_ngram=1, max_length=3
-    )
-    assert found.tokens == (B, A)  # what follows is not free of them
+    [[found]] = beam_search(TableDecoder(ever), images(0), beam_size=beam, prefix=(B,), no_repeat_ngram=1, max_length=3)
+    assert found.tokens == (B, A)  # the other bans hold after the prefix
 
 
 def test_a_prefix_is_exhaustive_search_behind_it():
-    """A beam that holds everything finds what it finds without the prefix, less the captions that begin otherwise."""
+    """A beam that holds everything finds the captions found without a prefix that begin with it."""
     table = random_table(5, vocabulary=7)
-    free, forced = (
-        beam_search(TableDecoder(table), pictures(0, 1), 120, max_length=4, keep=120, prefix=p) for p in ((), (B, A))
+    free, with_prefix = (
+        beam_search(TableDecoder(table), images(0, 1), 120, max_length=4, keep=120, prefix=p) for p in ((), (B, A))
     )
-    for every, found in zip(free, forced, strict=True):
+    for every, found in zip(free, with_prefix, strict=True):
         expected = [h for h in every if h.tokens[:2] == (B, A)]
         assert [h.tokens for h in found] == [h.tokens for h in expected] and len(found) == 1 + 3 + 9
         assert [h.score for h in found] == pytest.approx([h.score for h in expected], abs=1e-12)

@@ -11,17 +11,17 @@ import torch
 
 from captioner.search import BeamStrategy, Constraints, DiverseStrategy, search
 from captioner.vocabulary.vocabulary import END, PAD, START, UNK
-from tests.search.tables import A, B, C, TableDecoder, pictures, random_table, words
+from tests.search.tables import A, B, C, TableDecoder, images, probs, random_table
 
 
-def diverse(table, numbers, size, groups, penalty, keep=None, max_length=12, **more):
-    decoder, features = TableDecoder(table), pictures(*numbers)
+def diverse(table, indices, size, groups, penalty, keep=None, max_length=12, **more):
+    decoder, features = TableDecoder(table), images(*indices)
     memory = decoder.encode(features)
     keep = size if keep is None else keep
     return search(
         decoder,
         memory,
-        len(numbers),
+        len(indices),
         DiverseStrategy(size, groups, penalty),
         Constraints(max_length, 1),
         keep=keep,
@@ -30,7 +30,7 @@ def diverse(table, numbers, size, groups, penalty, keep=None, max_length=12, **m
 
 
 def one_word(_: int, prefix: tuple[int, ...]) -> list[float]:
-    return words(a=0.5, b=0.3, c=0.2) if not prefix else words(end=1.0)
+    return probs(a=0.5, b=0.3, c=0.2) if not prefix else probs(end=1.0)
 
 
 @pytest.mark.parametrize(
@@ -48,34 +48,33 @@ def test_the_penalty_by_hand(penalty, first_words):
     [found] = diverse(one_word, [0], 3, 3, penalty)
     assert sorted(h.tokens for h in found) == sorted((word,) for word in first_words)
     probability = {A: 0.5, B: 0.3, C: 0.2}
-    for hypothesis in found:  # the penalty is none of the caption's own log-probability
+    for hypothesis in found:  # the penalty is not part of the log-probability
         assert hypothesis.log_probability == pytest.approx(math.log(probability[hypothesis.tokens[0]]))
 
 
-def test_the_penalty_is_for_the_words_of_the_same_step_alone():
-    """Group 1: a (.6), then b (.7). Group 2 is pushed to b at the first step, and nothing keeps it from a at the
-    second, since group 1
-    took b there: a .6 against b .4 - penalty. It does not carry its first penalty on: the third words are equal and
-        cost nothing."""
+def test_the_penalty_is_only_for_tokens_of_the_same_step():
+    """Group 1: a (.6), then b (.7). Group 2 takes b at the first step because of the penalty. At the second step it is
+    free to take a, since group 1 took b there: a .6 against b .4 - penalty. It does not carry its first penalty on. The
+    third tokens are equal and certain."""
 
     def table(_: int, prefix: tuple[int, ...]) -> list[float]:
-        rows = {(): words(a=0.6, b=0.4), (A,): words(b=0.7, a=0.3), (B,): words(a=0.6, b=0.4)}
-        return rows.get(prefix, words(end=1.0))
+        rows = {(): probs(a=0.6, b=0.4), (A,): probs(b=0.7, a=0.3), (B,): probs(a=0.6, b=0.4)}
+        return rows.get(prefix, probs(end=1.0))
 
     [found] = diverse(table, [0], 2, 2, 1.0)
     assert [h.tokens for h in found] == [(A, B), (B, A)]
     assert [h.log_probability for h in found] == pytest.approx([math.log(0.6 * 0.7), math.log(0.4 * 0.6)])
 
 
-def test_the_end_is_a_word_like_any_other_and_closed_groups_say_nothing():
-    """Both groups take a at first (penalty .1). Group 1 ends (.5); group 2 finds <end> at log .5 - .1 = -.793 above b's
-    log .4 = -.916 and ends too. With .3 <end> has -.993: group 2 goes on with b and, group 1 being closed, ends
-    unpunished."""
+def test_end_is_a_token_like_any_other_and_closed_groups_penalise_nothing():
+    """Both groups take a at first (penalty .1). Group 1 ends (.5). Group 2 finds END at log .5 - .1 = -.793 above b's
+    log .4 = -.916 and ends too. With .3 END has -.993: group 2 goes on with b and, group 1 being closed, ends without a
+    penalty."""
 
     def table(_: int, prefix: tuple[int, ...]) -> list[float]:
         if not prefix:
-            return words(a=0.9, b=0.1)
-        return words(end=0.5, b=0.4, c=0.1) if len(prefix) == 1 else words(end=0.4, c=0.35, a=0.25)
+            return probs(a=0.9, b=0.1)
+        return probs(end=0.5, b=0.4, c=0.1) if len(prefix) == 1 else probs(end=0.4, c=0.35, a=0.25)
 
     [alike] = diverse(table, [0], 2, 2, 0.1)
     assert [h.tokens for h in alike] == [(A,), (A,)]
@@ -84,33 +83,33 @@ def test_the_end_is_a_word_like_any_other_and_closed_groups_say_nothing():
     assert found[1].log_probability == pytest.approx(math.log(0.9 * 0.4 * 0.4))
 
 
-def slow(
-    table, number: int, size: int, groups: int, penalty: float, longest: int
+def reference(
+    table, index: int, size: int, groups: int, penalty: float, longest: int
 ) -> list[tuple[tuple[int, ...], float]]:
     """Algorithm 1 of the paper with lists: at each step the groups one after another, by the augmented
     log-probability."""
-    live = [[((), 0.0)] for _ in range(groups)]
+    active = [[((), 0.0)] for _ in range(groups)]
     slots = [size // groups] * groups
     finished = []
     for length in range(longest + 1):
-        said: Counter[int] = Counter()
+        earlier: Counter[int] = Counter()
         for group in range(groups):
             candidates = []
-            for prefix, total in live[group]:
-                row = table(number, prefix)
+            for prefix, total in active[group]:
+                row = table(index, prefix)
                 allowed = (
                     [END]
                     if length == longest
                     else [w for w in range(len(row)) if w not in (PAD, START, UNK) and (length or w != END)]
                 )
-                for word in allowed:
-                    plain = total + math.log(row[word])
-                    candidates.append((plain - penalty * said[word], plain, prefix, word))
+                for token in allowed:
+                    plain = total + math.log(row[token])
+                    candidates.append((plain - penalty * earlier[token], plain, prefix, token))
             chosen = sorted(candidates, key=lambda c: -c[0])[: slots[group]]
-            finished += [(prefix, plain) for _, plain, prefix, word in chosen if word == END]
-            slots[group] -= sum(word == END for *_, word in chosen)
-            live[group] = [((*prefix, word), plain) for _, plain, prefix, word in chosen if word != END]
-            said.update(word for *_, word in chosen)
+            finished += [(prefix, plain) for _, plain, prefix, token in chosen if token == END]
+            slots[group] -= sum(token == END for *_, token in chosen)
+            active[group] = [((*prefix, token), plain) for _, plain, prefix, token in chosen if token != END]
+            earlier.update(token for *_, token in chosen)
     return sorted(finished, key=lambda f: -f[1])
 
 
@@ -118,11 +117,11 @@ def slow(
 @pytest.mark.parametrize("vocabulary", [12, 600])
 def test_same_as_the_papers_algorithm_as_a_loop(size, groups, vocabulary):
     table = random_table(4, vocabulary, end=6 if vocabulary == 12 else 150)
-    numbers = [3, 0, 5, 8]
-    found = diverse(table, numbers, size, groups, 0.7, max_length=6)
+    indices = [3, 0, 5, 8]
+    found = diverse(table, indices, size, groups, 0.7, max_length=6)
     lengths = set()
-    for number, hypotheses in zip(numbers, found, strict=True):
-        expected = slow(table, number, size, groups, 0.7, 6)
+    for index, hypotheses in zip(indices, found, strict=True):
+        expected = reference(table, index, size, groups, 0.7, 6)
         assert [h.tokens for h in hypotheses] == [tokens for tokens, _ in expected]
         assert [h.log_probability for h in hypotheses] == pytest.approx([total for _, total in expected], abs=1e-12)
         lengths |= {len(h.tokens) for h in hypotheses}
@@ -131,7 +130,7 @@ def test_same_as_the_papers_algorithm_as_a_loop(size, groups, vocabulary):
 
 def test_one_group_is_beam_search():
     table = random_table(1, vocabulary=30, end=3)
-    decoder, features = TableDecoder(table), pictures(*range(10))
+    decoder, features = TableDecoder(table), images(*range(10))
     beam = search(decoder, decoder.encode(features), 10, BeamStrategy(4), Constraints(10, 1), keep=4)
     assert diverse(table, range(10), 4, 1, 5.0, max_length=10) == beam
 
@@ -139,14 +138,14 @@ def test_one_group_is_beam_search():
 def test_the_first_group_is_beam_search_of_its_size():
     """Whatever the penalty, its captions are among those found."""
     table = random_table(2, vocabulary=30, end=3)
-    decoder, features = TableDecoder(table), pictures(*range(10))
+    decoder, features = TableDecoder(table), images(*range(10))
     beam = search(decoder, decoder.encode(features), 10, BeamStrategy(2), Constraints(10, 1), keep=2)
     for ours, theirs in zip(diverse(table, range(10), 6, 3, 2.0, max_length=10), beam, strict=True):
         assert {h.tokens for h in theirs} <= {h.tokens for h in ours}
 
 
 def test_a_penalty_makes_captions_differ():
-    """Pairs of a picture's captions that begin with the same word: many in beam search, none under a large penalty."""
+    """Pairs of captions of an image that begin with the same token: many in beam search, none with a large penalty."""
     table = random_table(6, vocabulary=20)
 
     def alike(found) -> int:

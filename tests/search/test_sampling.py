@@ -1,4 +1,4 @@
-"""Sampling: what is drawn for given random numbers by hand, how often, and that a picture's samples are its own."""
+"""Sampling: draws from given random numbers by hand, frequencies, and independence of an image's samples."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from captioner.errors import CaptionerError
 from captioner.search import BeamStrategy, Constraints, SamplingStrategy, search
 from captioner.search import sampling as module
 from captioner.vocabulary.vocabulary import END, PAD, START, UNK
-from tests.search.tables import A, B, C, TableDecoder, pictures, random_table, words
+from tests.search.tables import A, B, C, TableDecoder, images, probs, random_table
 
 
-def sample(table, numbers, samples, keep=None, max_length=12, constraints=None, **options):
+def sample(table, image_ids, samples, keep=None, max_length=12, constraints=None, **options):
     decoder = TableDecoder(table)
-    memory = decoder.encode(pictures(*numbers))
-    strategy = SamplingStrategy(samples, numbers, max_length, **options)
+    memory = decoder.encode(images(*image_ids))
+    strategy = SamplingStrategy(samples, image_ids, max_length, **options)
     return search(
         decoder,
         memory,
-        len(numbers),
+        len(image_ids),
         strategy,
         constraints or Constraints(max_length, 1),
         keep=samples if keep is None else keep,
@@ -31,8 +31,8 @@ def sample(table, numbers, samples, keep=None, max_length=12, constraints=None, 
 
 
 def one_word(_: int, prefix: tuple[int, ...]) -> list[float]:
-    """Ids in order: <end> 0 (an empty caption is banned), a .5, b .3, c .2."""
-    return words(a=0.5, b=0.3, c=0.2) if not prefix else words(end=1.0)
+    """Ids in order: END 0 (an empty caption is banned), a .5, b .3, c .2."""
+    return probs(a=0.5, b=0.3, c=0.2) if not prefix else probs(end=1.0)
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def one_word(_: int, prefix: tuple[int, ...]) -> list[float]:
         ({"top_k": 50}, {0.49: A, 0.51: B, 0.81: C}),
         ({"top_p": 0.75}, {0.62: A, 0.63: B, 0.99: B}),  # .5 + .3 reach .75
         ({"top_p": 0.49}, {0.99: A}),
-        ({"top_p": 0.0}, {0.99: A}),  # the likeliest word is always kept
+        ({"top_p": 0.0}, {0.99: A}),  # the most likely token is always kept
         ({"top_p": 0.81}, {0.79: B, 0.81: C}),
         (
             {"top_k": 2, "top_p": 0.6},
@@ -58,16 +58,14 @@ def one_word(_: int, prefix: tuple[int, ...]) -> list[float]:
     ],
 )
 def test_what_is_drawn_by_hand(monkeypatch, options, drawn):
-    def numbers(seed, pictures, samples, length):
+    def numbers(seed, image_ids, samples, length):
         return np.array([*drawn]).reshape(1, samples, 1).repeat(length, 2)
 
     monkeypatch.setattr(module, "random_numbers", numbers)
     [found] = sample(one_word, [0], len(drawn), **options)
     assert Counter(h.tokens[0] for h in found) == Counter(drawn.values())
     probability = {A: 0.5, B: 0.3, C: 0.2}
-    for (
-        hypothesis
-    ) in found:  # the model's own, neither tempered nor cut off; and of equal ones the order of the samples
+    for hypothesis in found:  # the model's own probability, without temperature, top-k and top-p
         assert hypothesis.log_probability == pytest.approx(math.log(probability[hypothesis.tokens[0]]))
 
 
@@ -75,8 +73,8 @@ def test_captions_come_as_often_as_the_model_says():
     """P(a) = .7 * .5, P(ab) = .7 * .5, P(b) = .3 * .2, P(ba) = .3 * .8."""
 
     def table(_: int, prefix: tuple[int, ...]) -> list[float]:
-        rows = {(): words(a=0.7, b=0.3), (A,): words(end=0.5, b=0.5), (B,): words(end=0.2, a=0.8)}
-        return rows.get(prefix, words(end=1.0))
+        rows = {(): probs(a=0.7, b=0.3), (A,): probs(end=0.5, b=0.5), (B,): probs(end=0.2, a=0.8)}
+        return rows.get(prefix, probs(end=1.0))
 
     found = sample(table, range(400), 10)
     counts = Counter(h.tokens for hypotheses in found for h in hypotheses)
@@ -91,7 +89,7 @@ def test_random_numbers_are_numpys_and_even():
     assert numbers.shape == (2, 2, 4)
     assert numbers[1, 1].tolist() == np.random.default_rng((5, 3, 1)).random(4).tolist()
     assert np.unique(numbers).size == 16
-    many = module.random_numbers(1, range(200), 5, 20)  # pictures, samples and words look alike
+    many = module.random_numbers(1, range(200), 5, 20)  # no trend over images, samples or tokens
     for axis in ((0, 1), (0, 2), (1, 2)):
         assert np.abs(many.mean(axis) - 0.5).max() < 4.5 * math.sqrt(1 / 12 / (many.size / many.mean(axis).size))
 
@@ -100,7 +98,7 @@ OPTIONS = [{}, {"temperature": 1.7}, {"top_k": 5}, {"top_p": 0.8}, {"top_k": 6, 
 
 
 @pytest.mark.parametrize("options", OPTIONS)
-def test_a_pictures_samples_do_not_depend_on_the_batch_or_their_number(options):
+def test_an_images_samples_do_not_depend_on_the_batch_or_their_number(options):
     table = random_table(1, vocabulary=30, end=3)
     order = [7, 3, 11, 0, 5, 1, 10, 2, 4, 9, 8, 6]
     together = sample(table, order, 4, **options)
@@ -114,10 +112,10 @@ def test_a_pictures_samples_do_not_depend_on_the_batch_or_their_number(options):
 
 
 @pytest.mark.parametrize("options", [{"top_k": 1}, {"top_p": 0.0}, {"temperature": 1e-3}])
-def test_at_their_limits_they_are_greedy(options):
+def test_limits_of_the_options_are_greedy_search(options):
     table = random_table(3, vocabulary=40, end=4)
     decoder = TableDecoder(table)
-    greedy = search(decoder, decoder.encode(pictures(*range(8))), 8, BeamStrategy(1), Constraints(12, 1))
+    greedy = search(decoder, decoder.encode(images(*range(8))), 8, BeamStrategy(1), Constraints(12, 1))
     for [expected], hypotheses in zip(greedy, sample(table, range(8), 3, **options), strict=True):
         assert {h.tokens for h in hypotheses} == {expected.tokens}
         assert hypotheses[0].log_probability == pytest.approx(expected.log_probability, abs=1e-12)
@@ -140,9 +138,9 @@ def test_constraints_hold():
 
 
 def test_samples_that_cannot_end_are_an_error():
-    """Three words at least and no word twice, of two words."""
+    """At least three tokens, none of them twice, out of two tokens."""
     with pytest.raises(CaptionerError, match="no_repeat_ngram"):
-        sample(lambda *_: words(end=0.2, a=0.5, b=0.3), [0], 3, constraints=Constraints(8, 3, no_repeat_ngram=1))
+        sample(lambda *_: probs(end=0.2, a=0.5, b=0.3), [0], 3, constraints=Constraints(8, 3, no_repeat_ngram=1))
 
 
 def test_values_that_are_not_finite_are_an_error():
