@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import click
 
-from captioner.cli import paths
+from captioner import paths
 from captioner.errors import CaptionerError
 from captioner.parameters import Parameters, load_parameters
 
