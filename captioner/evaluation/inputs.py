@@ -10,8 +10,8 @@ from captioner.errors import CaptionerError
 from captioner.features.store import FeatureStore
 from captioner.images.captions import CaptionSet
 from captioner.images.store import ImageStore
+from captioner.model_io import Model, check_features, check_words, load_model
 from captioner.search import Ensemble
-from captioner.training.model_files import Model, check_features, check_words, load_model
 
 
 @dataclass(frozen=True)

@@ -17,16 +17,15 @@ from captioner.device import prepare_device
 from captioner.errors import CaptionerError
 from captioner.fingerprint import canonical_json
 from captioner.interrupts import StopSignal
+from captioner.model_io import ENCODER, save_encoder, save_model
 from captioner.parameters import Parameters, parameters_content, parse_parameters
 from captioner.processes import Rank, Store, Torchrun, local_world
 from captioner.sidecar import Sidecar
 from captioner.training.batches import BatchLoader
-from captioner.training.encoder_file import save_encoder
 from captioner.training.history import write_history, write_timing
 from captioner.training.initial import Initial, load_initial
 from captioner.training.inputs import Inputs, load_inputs
 from captioner.training.loop import Setting, Trainer
-from captioner.training.model_files import ENCODER, save_model
 from captioner.training.parallel import Group, following, leading, process_seed
 from captioner.training.phases import build_phases
 from captioner.training.state import trained_weights
@@ -189,6 +188,7 @@ def _publish(
             "grid": list(store.grid),
             "features_fingerprint": store.fingerprint,
             "max_length": inputs.max_length,
+            "training": {"seed": parameters.seed} | _facts(parameters, inputs, None)["train"],
             "fingerprint": sidecar.fingerprint,
         },
     )
