@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from captioner.search.protocol import Decoder, State
+from captioner.decoder.protocol import Decoder, State
 from captioner.vocabulary.vocabulary import END, PAD, START, UNK
 
 Best = tuple[tuple[int, ...], float]

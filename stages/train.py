@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import click
 
-from captioner.cli import paths
+from captioner import paths
 from captioner.launch import launch, launched_by_torchrun, process_count
 from captioner.training import read_inputs, train
 from stages.common import read_parameters

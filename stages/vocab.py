@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from captioner.cli import paths
+from captioner import paths
 from captioner.vocabulary.build import build
 from stages.common import read_parameters
 

@@ -33,6 +33,8 @@ def _imports(path) -> set[str]:
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
             names.add(node.module)
+            if node.module == "captioner":  # `from captioner import paths` imports captioner.paths
+                names.update(f"captioner.{alias.name}" for alias in node.names)
         elif isinstance(node, ast.Import):
             names.update(alias.name for alias in node.names)
     return names
@@ -45,6 +47,11 @@ def test_imports_point_one_way(area: str) -> None:
         for name in _imports(path):
             assert name.split(".")[0] not in ("stages", "benchmarks", "tests"), f"{path}: {name}"
             assert area == "cli" or not name.startswith(tuple(later)), f"{path}: {name}"
+
+
+def test_stages_do_not_import_the_command_line() -> None:
+    for path in (ROOT / "stages").glob("*.py"):
+        assert not any(name.startswith("captioner.cli") for name in _imports(path)), path
 
 
 @pytest.mark.parametrize("stage", ["train", "evaluate"])

@@ -26,9 +26,9 @@ from captioner.device import core_count, resolve_device
 from captioner.errors import CaptionerError
 from captioner.features.forward import CPU_BATCH, PictureEncoder, keep_freed_memory
 from captioner.features.reading import ReadPicture, Recipe
+from captioner.model_io import CONFIG, Model, load_model
 from captioner.parameters import EvaluateParameters
 from captioner.search import Hypothesis, beam_search
-from captioner.training.model_files import CONFIG, Model, load_model
 
 Picture = str | os.PathLike[str] | Image.Image
 _BATCH = {"cpu": 64, "cuda": 256}

@@ -10,7 +10,7 @@ import torch
 from captioner.errors import CaptionerError
 from captioner.features.encoders import Encoder, build_encoder
 from captioner.features.forward import PictureEncoder, resolve_precision
-from captioner.training.model_files import CONFIG, ENCODER, Model
+from captioner.model_io import CONFIG, ENCODER, Model
 
 
 def load_encoder(folder: Path, model: Model, device: torch.device) -> PictureEncoder:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from captioner.cli import paths
+from captioner import paths
 
 if TYPE_CHECKING:
     from captioner.captioning import PictureCaptions

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import click
 
-from captioner.cli import paths
+from captioner import paths
 from captioner.errors import CaptionerError
 from captioner.parameters import Parameters, load_parameters
 
@@ -286,7 +286,7 @@ def check_data(parameters: Parameters) -> Iterator[Finding]:
 
 def check_model() -> list[Finding]:
     """The trained model."""
-    from captioner.training.model_files import CONFIG, load_model
+    from captioner.model_io import CONFIG, load_model
 
     if not (paths.MODELS / CONFIG).is_file():
         return [Finding(NOTE, "model", f"{paths.MODELS} holds none yet", "dvc repro trains one")]

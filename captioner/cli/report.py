@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from captioner.cli import paths
+from captioner import paths
 
 
 @click.command("report")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from captioner.cli import paths
+from captioner import paths
 
 
 @click.command("summary")

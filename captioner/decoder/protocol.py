@@ -12,7 +12,7 @@ Shapes: I images, K captions or beams of each, T tokens of a caption, P grid pos
 
 from __future__ import annotations
 
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
 
@@ -48,23 +48,24 @@ class Decoder(Protocol):
 
     config: DecoderConfig
 
-    def encode(self, features: Tensor) -> Memory:
+    def encode(self, features: Tensor) -> Any:
         """Features (I, P, C) of any float dtype -> memory."""
 
-    def initial_state(self, memory: Memory, beams: int) -> State:
+    def initial_state(self, memory: Any, beams: int) -> Any:
         """The state before START, the same for all K = ``beams`` of an image."""
 
-    def step(self, tokens: Tensor, state: State, memory: Memory) -> tuple[Tensor, State, Tensor]:
+    def step(self, tokens: Tensor, state: Any, memory: Any) -> tuple[Tensor, Any, Tensor]:
         """One token further.
 
         Args:
             tokens: (I, K) int64, the last token of each beam.
 
         Returns:
-            Logits (I, K, V), a tensor that the caller may overwrite; the next state; attention (I, K, P).
+            Logits (I, K, V), which the caller may overwrite; the next state; attention (I, K, P). The next step does
+            not overwrite them.
         """
 
-    def __call__(self, memory: Memory, tokens: Tensor, index: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def __call__(self, memory: Any, tokens: Tensor, index: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Teacher forcing (Williams and Zipser 1989): predict every token from the given ones before it.
 
         Args:

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable, Sequence
 
 import torch
 
-from captioner.decoder import CaptionDecoder
+from captioner.batches import BatchLoader, CaptionTable, ordered_batches
+from captioner.decoder import Decoder
 from captioner.errors import CaptionerError
 from captioner.evaluation.inputs import EvaluationInputs
 from captioner.features.store import FeatureReader, FeatureStore
@@ -23,8 +24,7 @@ from captioner.search import (
     prefix_words,
     search,
 )
-from captioner.training.batches import BatchLoader, CaptionTable
-from captioner.training.validation import teacher_forced
+from captioner.teacher_forcing import score_captions, token_metrics
 from captioner.vocabulary.vocabulary import Vocabulary
 
 _CAPTIONS = 256  # captions in a batch of teacher forcing
@@ -145,7 +145,7 @@ class SplitDecoder:
 
 
 def split_figures(
-    decoder: CaptionDecoder | Ensemble,
+    decoder: Decoder | Ensemble,
     store: FeatureStore,
     reader: FeatureReader,
     captions: CaptionSet,
@@ -153,11 +153,13 @@ def split_figures(
     vocabulary: Vocabulary,
     max_length: int,
 ) -> dict[str, float]:
-    """Cross entropy and token accuracy of a split's true captions, as ``captioner.training.validation.teacher_forced``
-    has them.
+    """Cross entropy and token accuracy of a split's true captions, as ``captioner.teacher_forcing`` has them.
 
     Args:
         max_length: longer captions are cut to this many words, as in training.
     """
     table = CaptionTable.build(captions, split, vocabulary, max_length)
-    return teacher_forced(decoder, BatchLoader(table, store.rows(table.image_ids), reader), _CAPTIONS)
+    loader = BatchLoader(table, store.rows(table.image_ids), reader)
+    sums = score_captions(decoder, loader, ordered_batches(table, _CAPTIONS))
+    assert sums is not None  # only ``stop`` ends it early
+    return token_metrics(sums)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from captioner.decoder import CaptionDecoder
+from captioner.decoder import Decoder
 from captioner.errors import CaptionerError
 from captioner.features.store import FeatureStore
 from captioner.images.captions import CaptionSet
 from captioner.images.store import ImageStore
+from captioner.model_io import Model, check_features, check_words, load_model
 from captioner.search import Ensemble
-from captioner.training.model_files import Model, check_features, check_words, load_model
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class EvaluationInputs:
     """
 
     model: Model
-    decoder: CaptionDecoder | Ensemble
+    decoder: Decoder | Ensemble
     store: FeatureStore
     captions: CaptionSet
     images: ImageStore

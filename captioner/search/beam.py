@@ -7,10 +7,10 @@ import math
 import torch
 from torch import Tensor
 
+from captioner.decoder.protocol import Decoder
 from captioner.search.constraints import Constraints
 from captioner.search.engine import Frontier, search
 from captioner.search.hypothesis import Hypothesis
-from captioner.search.protocol import Decoder
 
 _BLOCK = 128  # tokens in a block of the two-stage top-K; near sqrt(V) for vocabularies of some 10,000 words
 

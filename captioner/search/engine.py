@@ -19,10 +19,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from captioner.decoder.protocol import Decoder, Memory
 from captioner.errors import CaptionerError
 from captioner.search.constraints import Constraints
 from captioner.search.hypothesis import Hypothesis, StepRecord, unroll
-from captioner.search.protocol import Decoder, Memory
 from captioner.vocabulary.vocabulary import END, START
 
 # Done images stay in the batch until they are this fraction of it: removing them copies the memory of all others.

@@ -10,7 +10,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from captioner.search.protocol import Decoder, Memory, State
+from captioner.decoder.protocol import Decoder, Memory, State
 
 
 @dataclass(frozen=True)
@@ -66,10 +66,10 @@ class Ensemble(nn.Module):
         logits, states, weights = zip(*(decoder.step(tokens, own, its) for decoder, own, its in parts), strict=True)
         return _log_mean(logits), EnsembleState(states), torch.stack(weights).mean(0)
 
-    def forward(self, memory: EnsembleMemory, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, memory: EnsembleMemory, tokens: Tensor, index: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Teacher forcing; see ``protocol.Decoder``."""
         parts = zip(self._decoders(), memory.members, strict=True)
-        logits, weights = zip(*(decoder(own, tokens) for decoder, own in parts), strict=True)
+        logits, weights = zip(*(decoder(own, tokens, index) for decoder, own in parts), strict=True)
         return _log_mean(logits), torch.stack(weights).mean(0)
 
     def _decoders(self) -> list[Decoder]:

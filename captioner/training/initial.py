@@ -12,8 +12,8 @@ from torch import Tensor
 from captioner.decoder import DecoderConfig
 from captioner.errors import CaptionerError
 from captioner.fingerprint import sha256_of_file
+from captioner.model_io import WEIGHTS, check_features, check_words, load_model
 from captioner.training.inputs import Inputs
-from captioner.training.model_files import WEIGHTS, check_features, check_words, load_model
 
 _MAY_DIFFER = ("dropout", "tune_embeddings")  # how a decoder learns; the others say what its weights mean
 _PARAMETERS = {

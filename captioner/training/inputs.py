@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from captioner.batches import CaptionTable
 from captioner.errors import CaptionerError
 from captioner.features.store import FeatureStore
 from captioner.fingerprint import fingerprint
 from captioner.images.captions import CaptionSet
 from captioner.parameters import Parameters
-from captioner.batches import CaptionTable
 from captioner.vocabulary.vocabulary import Vocabulary
 
 

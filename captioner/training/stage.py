@@ -19,15 +19,14 @@ from captioner.errors import CaptionerError
 from captioner.fingerprint import canonical_json
 from captioner.interrupts import StopSignal
 from captioner.launch import Rank
+from captioner.model_io import ENCODER, save_encoder, save_model
 from captioner.parameters import Parameters
 from captioner.sidecar import Sidecar
 from captioner.training.checkpoint import TrainState
 from captioner.training.distributed import Group, process_group, rank_seed
-from captioner.training.encoder_file import save_encoder
 from captioner.training.history import write_history, write_timing
 from captioner.training.initial import Initial, load_initial
 from captioner.training.inputs import Inputs, load_inputs
-from captioner.training.model_files import ENCODER, save_model
 from captioner.training.phases import build_phases
 from captioner.training.train import TrainContext, fit
 from captioner.training.validation import Validator, scores_wanted
@@ -169,6 +168,7 @@ def _publish(
             "grid": list(store.grid),
             "features_fingerprint": store.fingerprint,
             "max_length": inputs.max_length,
+            "training": {"seed": parameters.seed} | _options(parameters),
             "fingerprint": sidecar.fingerprint,
         },
     )
@@ -183,8 +183,6 @@ def _publish(
 
 def _facts(parameters: Parameters, inputs: Inputs, initial: Initial | None) -> dict[str, Any]:
     """Inputs of the run's fingerprint."""
-    options = dataclasses.asdict(parameters.train)
-    del options["init_from"]  # a path
     return {
         "version": VERSION,
         "dataset": parameters.dataset,
@@ -195,9 +193,16 @@ def _facts(parameters: Parameters, inputs: Inputs, initial: Initial | None) -> d
         "decoder": parameters.decoder,
         "attention": parameters.attention,
         "seed": parameters.seed,
-        "train": options,
+        "train": _options(parameters),
         "init_from": initial and initial.sha256,
     }
+
+
+def _options(parameters: Parameters) -> dict[str, Any]:
+    """``train.*`` without paths."""
+    options = dataclasses.asdict(parameters.train)
+    del options["init_from"]
+    return options
 
 
 def _config(parameters: Parameters, inputs: Inputs) -> DecoderConfig:

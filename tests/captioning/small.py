@@ -17,8 +17,8 @@ from captioner.features.store import FeatureStore
 from captioner.images.captions import write_captions
 from captioner.images.decode import to_jpeg
 from captioner.images.store import write_images
+from captioner.model_io import save_model
 from captioner.parameters import ExtractParameters, RuntimeParameters
-from captioner.training.model_files import save_model
 from captioner.vocabulary.vocabulary import SPECIALS, Vocabulary
 from tests.evaluation.small import WORDS, fill, model_facts
 

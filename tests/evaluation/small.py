@@ -17,8 +17,8 @@ from captioner.evaluation import evaluate
 from captioner.features.store import FeatureStore, write_features
 from captioner.images.captions import write_captions
 from captioner.images.store import write_images
+from captioner.model_io import save_model
 from captioner.parameters import Parameters, parse_parameters
-from captioner.training.model_files import save_model
 from captioner.vocabulary.vocabulary import END, SPECIALS, Vocabulary
 
 REPORT = Path("results/report/index.html")  # where the pipeline has it; a summary names it, whatever lies there

@@ -21,7 +21,7 @@ from captioner.images.captions import CaptionSet
 from captioner.metrics import METRICS, score
 from captioner.metrics.java import find_java
 from captioner.metrics.statistics import Statistics
-from captioner.training.model_files import load_model
+from captioner.model_io import load_model
 from captioner.vocabulary.tokenizer import tokenize
 from captioner.vocabulary.vocabulary import END, START
 from tests.evaluation import small
@@ -309,7 +309,7 @@ def test_settings_that_exclude_each_other(no_java, paths, tmp_path):
 
 
 def test_a_model_that_is_not_finite_is_an_error(no_java, tmp_path):
-    from captioner.training.model_files import save_model
+    from captioner.model_io import save_model
 
     other = small.make_run(tmp_path / "other")
     model = load_model(other["models"])
@@ -331,7 +331,7 @@ def test_results_that_cannot_be_written(no_java, paths, tmp_path):
 def test_the_kind_of_attention_none_is_evaluated_too(no_java, tmp_path):
     """Without attention the sheet has pictures and captions, but no panels."""
     from captioner.decoder import DecoderConfig, build_decoder
-    from captioner.training.model_files import save_model
+    from captioner.model_io import save_model
 
     other = small.make_run(tmp_path / "other")
     model = load_model(other["models"])
@@ -351,7 +351,7 @@ def test_the_kind_of_attention_none_is_evaluated_too(no_java, tmp_path):
 def test_hard_attention_is_evaluated_and_drawn(no_java, tmp_path, monkeypatch):
     """Nothing is drawn from it, and the pictures show its probabilities, not the one position that it looked at."""
     from captioner.decoder import DecoderConfig, build_decoder
-    from captioner.training.model_files import save_model
+    from captioner.model_io import save_model
 
     other = small.make_run(tmp_path / "other")
     model = load_model(other["models"])

@@ -19,8 +19,8 @@ from captioner.evaluation.page_data import novelty
 from captioner.features.store import FeatureStore
 from captioner.images.captions import CaptionSet, write_captions
 from captioner.metrics.diversity import DIVERSITY
+from captioner.model_io import load_model
 from captioner.report import read_page
-from captioner.training.model_files import load_model
 from captioner.vocabulary.vocabulary import START
 from tests.evaluation import small
 

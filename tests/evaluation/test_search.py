@@ -16,7 +16,7 @@ from captioner.errors import CaptionerError
 from captioner.evaluation import summary
 from captioner.features.store import FeatureStore
 from captioner.images.captions import CaptionSet
-from captioner.training.model_files import load_model, save_model
+from captioner.model_io import load_model, save_model
 from captioner.vocabulary.tokenizer import tokenize
 from captioner.vocabulary.vocabulary import END, SPECIALS, START, Vocabulary
 from tests.data import ROOT

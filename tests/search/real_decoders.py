@@ -11,7 +11,7 @@ from torch import Tensor
 from benchmarks.beam import SharpDecoder
 from captioner.decoder import DecoderConfig, build_decoder
 from captioner.search import beam_search
-from captioner.search.protocol import Decoder
+from captioner.decoder.protocol import Decoder
 from captioner.vocabulary.vocabulary import START
 
 POSITIONS, CHANNELS = 9, 20

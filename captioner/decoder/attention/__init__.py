@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-
 from captioner.decoder.attention.additive import AdditiveAttention
 from captioner.decoder.attention.base import Attention
 from captioner.decoder.attention.dot_product import BilinearAttention, DotAttention, MultiHeadAttention

@@ -1,4 +1,4 @@
-"""Where the pipeline's files stand, relative to the project's top folder; dvc.yaml names the same paths."""
+"""Paths of the pipeline's files, relative to the project root. dvc.yaml lists the same paths."""
 
 from __future__ import annotations
 
@@ -21,30 +21,30 @@ def folder(dataset: str) -> Path:
 
 
 def images(dataset: str) -> Path:
-    """Pictures, as made by ``download``."""
+    """The images, written by ``download``."""
     return folder(dataset) / "images.h5"
 
 
 def captions(dataset: str) -> Path:
-    """Reference captions and splits, as made by ``download``."""
+    """Reference captions and splits, written by ``download``."""
     return folder(dataset) / "captions.json"
 
 
 def skipped(dataset: str) -> Path:
-    """Pictures that ``download`` left out, and why."""
+    """Images that ``download`` skipped, each with the reason."""
     return folder(dataset) / "skipped.csv"
 
 
 def features(dataset: str, encoder: str) -> Path:
-    """Features of one encoder, as made by ``extract``."""
+    """Features of one encoder, written by ``extract``."""
     return folder(dataset) / "features" / f"{encoder}.h5"
 
 
 def vocab(dataset: str) -> Path:
-    """The vocabulary, as made by ``vocab``."""
+    """The vocabulary, written by ``vocab``."""
     return folder(dataset) / "vocab.json"
 
 
 def embeddings(dataset: str) -> Path:
-    """Word vectors, as made by ``vocab``."""
+    """Word vectors, written by ``vocab``."""
     return folder(dataset) / "embeddings.npy"

@@ -1,4 +1,9 @@
-"""``models/``: weights as safetensors and everything needed to use them as JSON. No pickle, no path."""
+"""Save and load a trained model, ``models/``: weights as safetensors, everything else as JSON. No pickles, no paths.
+
+* ``model.safetensors``: weights of the caption decoder.
+* ``config.json``: decoder settings, vocabulary, encoder, preprocessing, training settings, fingerprint.
+* ``encoder.safetensors``: weights of the encoder, where they came from a file of the user.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +21,11 @@ from captioner.decoder import Decoder, DecoderConfig, build_decoder
 from captioner.errors import CaptionerError
 from captioner.features.store import FeatureStore
 from captioner.fingerprint import fingerprint
+from captioner.parameters import ExtractParameters
 from captioner.sidecar import write_atomically
 from captioner.vocabulary.vocabulary import Vocabulary
 
-FORMAT_VERSION = 2  # 2: with what it takes to make a further picture's features
+FORMAT_VERSION = 3  # 2: with the encoder's preprocessing; 3: with the training settings
 WEIGHTS, CONFIG, ENCODER = "model.safetensors", "config.json", "encoder.safetensors"
 KEYS = frozenset(
     (
@@ -38,6 +44,7 @@ KEYS = frozenset(
         "vocabulary",
         "max_length",
         "decoder",
+        "training",
         "fingerprint",
     )
 )
@@ -45,12 +52,12 @@ KEYS = frozenset(
 
 @dataclass(frozen=True)
 class Model:
-    """A trained captioner.
+    """A trained model.
 
     Attributes:
         decoder: in eval mode, on the CPU.
-        vocabulary: its words.
-        config: what ``config.json`` holds; ``KEYS`` names it.
+        vocabulary: of the decoder.
+        config: content of ``config.json``; its keys are ``KEYS``.
     """
 
     decoder: Decoder
@@ -62,29 +69,61 @@ def save_model(folder: Path, decoder: Decoder, vocabulary: Vocabulary, facts: di
     """Write ``model.safetensors`` and ``config.json`` into ``folder``.
 
     Args:
-        facts: the keys of ``KEYS`` but ``format_version``, ``vocabulary`` and ``decoder``.
+        facts: the other keys of ``KEYS``. ``training``, the settings of training, may be left out.
     """
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in decoder.state_dict().items()}
     write_atomically(folder / WEIGHTS, save(weights))
     config = {
+        "training": {},
         **facts,
         "format_version": FORMAT_VERSION,
         "vocabulary": vocabulary.to_json(),
         "decoder": decoder.config.to_json(),
     }
     if set(config) != KEYS:
-        raise ValueError(f"facts of a model: {sorted(set(config) ^ KEYS)}")
+        raise ValueError(f"unexpected or missing keys in the facts of a model: {sorted(set(config) ^ KEYS)}")
     write_atomically(
         folder / CONFIG, json.dumps(config, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
     )
 
 
-def load_model(folder: str | Path) -> Model:
-    """Read a trained captioner.
+def save_encoder(folder: Path, store: FeatureStore, extract: ExtractParameters) -> None:
+    """Write the encoder's state dict to ``encoder.safetensors`` in fp16, if its weights came from a file of the user.
+
+    Bundled and ImageNet weights are available everywhere; random ones are drawn again from their seed.
 
     Raises:
-        CaptionerError: a file is missing or damaged, of another format version, has unknown keys, or vocabulary,
-            settings and weights do not fit one another.
+        CaptionerError: the weights that ``extract.weights`` names are no longer those that the features were made with.
+    """
+    if store.weights_name != "file":
+        return
+    from captioner.features.encoders import build_encoder
+
+    encoder = build_encoder(store.encoder, extract.weights, extract.seed, image_size=extract.image_size)
+    if encoder.weights_sha256 != store.weights_sha256:
+        raise CaptionerError(
+            f"extract.weights={extract.weights}: these weights ({encoder.weights_sha256[:12]}) are not those that made "
+            f"{store.path} ({store.weights_sha256[:12]}); give the same ones, or run the extract stage again"
+        )
+    state = encoder.body.state_dict()
+    half = {
+        name: (tensor.half() if tensor.is_floating_point() else tensor).contiguous()
+        for name, tensor in sorted(state.items())
+    }
+    if not all(torch.isfinite(tensor).all() for tensor in half.values() if tensor.is_floating_point()):
+        raise CaptionerError(
+            f"extract.weights={extract.weights}: a weight is too large for half precision; "
+            "train this encoder's weights again with weight decay"
+        )
+    write_atomically(folder / ENCODER, save(half))
+
+
+def load_model(folder: str | Path) -> Model:
+    """Read a trained model.
+
+    Raises:
+        CaptionerError: a file is missing, damaged or of another format version, has unknown keys, or vocabulary,
+            settings and weights do not match.
     """
     path = Path(folder) / CONFIG
     try:
@@ -96,15 +135,17 @@ def load_model(folder: str | Path) -> Model:
     except (ValueError, RecursionError) as error:
         raise CaptionerError(f"{path}: no valid JSON ({error}); copy the model's folder again") from error
     if not isinstance(config, dict):
-        raise CaptionerError(f"{path}: its top is no mapping; copy the model's folder again")
+        raise CaptionerError(f"{path}: the top level is no mapping; copy the model's folder again")
     if config.get("format_version") != FORMAT_VERSION:
         raise CaptionerError(
-            f"{path}: model format {config.get('format_version')!r}, this program reads {FORMAT_VERSION}; train again"
+            f"{path}: model format {config.get('format_version')!r}, this program reads format {FORMAT_VERSION}; "
+            "train again: dvc repro"
         )
     for key in sorted(KEYS ^ set(config)):
-        raise CaptionerError(
-            f"{path}: the key {key!r} is {'missing' if key in KEYS else 'unknown'}; train again or copy the model's folder again"
-        )
+        state = "missing" if key in KEYS else "unknown"
+        raise CaptionerError(f"{path}: the key {key!r} is {state}; train again or copy the model's folder again")
+    if not isinstance(config["training"], dict):
+        raise CaptionerError(f"{path}: training={config['training']!r} is no mapping; copy the model's folder again")
     vocabulary = Vocabulary.from_json(config["vocabulary"], str(path))
     settings = DecoderConfig.from_json(config["decoder"], str(path))
     _check(path, settings, vocabulary, config)
@@ -137,13 +178,14 @@ def _load_decoder(path: Path, settings: DecoderConfig) -> Decoder:
     except (OSError, SafetensorError) as error:
         raise CaptionerError(f"{path}: no readable weights ({error}); copy the model's folder again") from error
     try:
-        with torch.device("meta"):  # nothing is drawn or allocated for settings that do not fit the weights
+        with torch.device("meta"):  # allocates nothing, in case the settings do not match the weights
             decoder = build_decoder(settings)
     except CaptionerError as error:
         raise CaptionerError(f"{path.with_name(CONFIG)}: {error.message}") from error
     except (RuntimeError, OverflowError) as error:  # sizes beyond any tensor
         raise CaptionerError(
-            f"{path.with_name(CONFIG)}: the decoder's settings describe no possible model; copy the model's folder again"
+            f"{path.with_name(CONFIG)}: the decoder's settings describe no possible model; "
+            "copy the model's folder again"
         ) from error
     expected = {name: tuple(tensor.shape) for name, tensor in decoder.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
@@ -151,38 +193,42 @@ def _load_decoder(path: Path, settings: DecoderConfig) -> Decoder:
         if expected.get(name) != found.get(name):
             raise CaptionerError(
                 f"{path}: the tensor {name} is {found.get(name, 'missing')}, but {CONFIG} (vocabulary of "
-                f"{settings.vocabulary_size} words) needs "
-                f"{expected.get(name, 'none')}; these two files are not of one model, copy its folder again"
+                f"{settings.vocabulary_size} words) needs {expected.get(name, 'none')}; "
+                "these two files are not of one model, copy its folder again"
             )
     decoder.load_state_dict(weights, assign=True)
     return decoder.requires_grad_(False).eval()
 
 
 def check_features(model: Model, store: FeatureStore, folder: str | Path, remedy: str) -> None:
-    """Refuse features of another kind than the model in ``folder`` was trained on.
+    """Raise unless the features are of the same kind as those that the model was trained on.
+
+    Args:
+        folder: of the model, for the message.
+        remedy: what can be done other than extracting features again, for the message.
 
     Raises:
-        CaptionerError: they are of another encoder, other weights, another preprocessing or grid (both fingerprints are
-            named); ``remedy`` is what else can be done than to extract others.
+        CaptionerError: encoder, weights, preprocessing or grid differ. The message has both fingerprints.
     """
-    found, wanted = _facts_of_store(store), _facts_of_model(model)
+    found, wanted = _features_of_store(store), _features_of_model(model)
     different = [name for name in wanted if wanted[name] != found[name]]
     if different:
         differences = "; ".join(f"{name} is {_short(found[name])}, not {_short(wanted[name])}" for name in different)
         raise CaptionerError(
-            f"{store.path}: these features (fingerprint {fingerprint(found)[:12]}) are not of the kind that the model in {folder} was "
-            f"trained on (fingerprint {fingerprint(wanted)[:12]}): {differences}; extract features with the model's settings, {remedy}"
+            f"{store.path}: these features (fingerprint {fingerprint(found)[:12]}) are not of the kind that the model "
+            f"in {folder} was trained on (fingerprint {fingerprint(wanted)[:12]}): {differences}; "
+            f"extract features with the model's settings, {remedy}"
         )
 
 
 def check_words(where: str, theirs: Vocabulary, ours: Vocabulary, remedy: str) -> None:
-    """Refuse a model of other words, or of the same in another order.
+    """Raise unless both vocabularies have the same words in the same order.
 
     Args:
-        where: parameter and folder that name the model.
+        where: parameter and folder of the model with ``theirs``, for the message.
 
     Raises:
-        CaptionerError: the first word that differs is named, or both numbers of words are.
+        CaptionerError: they differ. The message has the first different word, or both sizes.
     """
     for row, (their, our) in enumerate(zip(theirs.words, ours.words)):
         if their != our:
@@ -191,7 +237,7 @@ def check_words(where: str, theirs: Vocabulary, ours: Vocabulary, remedy: str) -
         raise CaptionerError(f"{where}: its vocabulary has {len(theirs)} words, this one {len(ours)}; {remedy}")
 
 
-def _facts_of_store(store: FeatureStore) -> dict[str, Any]:
+def _features_of_store(store: FeatureStore) -> dict[str, Any]:
     return {
         "encoder": store.encoder,
         "layer": store.layer,
@@ -202,7 +248,7 @@ def _facts_of_store(store: FeatureStore) -> dict[str, Any]:
     }
 
 
-def _facts_of_model(model: Model) -> dict[str, Any]:
+def _features_of_model(model: Model) -> dict[str, Any]:
     kept = {name: model.config[name] for name in ("encoder", "layer", "weights_sha256", "preprocessing", "grid")}
     return {**kept, "channels": model.decoder.config.channels}
 

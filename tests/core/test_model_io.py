@@ -1,0 +1,134 @@
+"""models/: what is saved is loaded again; every fault gives an error of one line."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from captioner.errors import CaptionerError
+from captioner.features.store import FeatureStore
+from captioner.model_io import FORMAT_VERSION, load_model, save_model
+from tests.evaluation import small
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small.make_run(tmp_path_factory.mktemp("model"))["models"]
+
+
+def config_change(change: Callable[[dict[str, Any]], None]) -> Callable[[Path], None]:
+    def apply(folder: Path) -> None:
+        content = json.loads((folder / "config.json").read_text())
+        change(content)
+        (folder / "config.json").write_text(json.dumps(content))
+
+    return apply
+
+
+def weights_change(change: Callable[[dict[str, torch.Tensor]], None]) -> Callable[[Path], None]:
+    def apply(folder: Path) -> None:
+        tensors = load_file(folder / "model.safetensors")
+        change(tensors)
+        save_file(tensors, folder / "model.safetensors")
+
+    return apply
+
+
+FAULTS = {
+    "no config": (lambda folder: (folder / "config.json").unlink(), "config.json: cannot be read"),
+    "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "model.safetensors: no readable weights"),
+    "no json": (lambda folder: (folder / "config.json").write_text("{"), "no valid JSON"),
+    "a list": (lambda folder: (folder / "config.json").write_text("[]"), "no mapping"),
+    "truncated": (
+        lambda folder: (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:-9]),
+        "no readable weights",
+    ),
+    "other version": (
+        config_change(lambda content: content.update(format_version=99)),
+        f"model format 99, this program reads format {FORMAT_VERSION}; train again: dvc repro",
+    ),
+    "older version": (
+        config_change(lambda content: [content.update(format_version=2), content.pop("training")]),
+        f"model format 2, this program reads format {FORMAT_VERSION}; train again: dvc repro",
+    ),
+    "training is a list": (config_change(lambda content: content.update(training=[])), r"training=\[\] is no mapping"),
+    "unknown key": (config_change(lambda content: content.update(colour=1)), "'colour' is unknown"),
+    "missing key": (config_change(lambda content: content.pop("encoder")), "'encoder' is missing"),
+    "unknown setting": (
+        config_change(lambda content: content["decoder"].update(wings=8)),
+        "unknown decoder setting wings=8",
+    ),
+    "missing setting": (config_change(lambda content: content["decoder"].pop("dropout")), "dropout is missing"),
+    "mistyped setting": (
+        config_change(lambda content: content["decoder"].update(hidden_size="many")),
+        "hidden_size='many'",
+    ),
+    "negative setting": (config_change(lambda content: content["decoder"].update(hidden_size=-1)), "hidden_size=-1"),
+    "unknown norm": (
+        config_change(lambda content: content["decoder"].update(norm="loud")),
+        "config.json: train.norm=loud: no such",
+    ),
+    "endless layers": (
+        config_change(lambda content: content["decoder"].update(layers=10**9)),
+        "layers=1000000000 is no usable int",
+    ),
+    "unknown cell": (
+        config_change(lambda content: content["decoder"].update(decoder="../../x")),
+        "no such recurrent cell",
+    ),
+    "fewer words": (
+        config_change(lambda content: [content["vocabulary"][key].pop() for key in ("words", "counts")]),
+        "words but the decoder was trained with",
+    ),
+    "other grid": (
+        config_change(lambda content: content.update(grid=[3, 3])),
+        r"grid=\[3, 3\] does not have the decoder's 6 positions",
+    ),
+    "huge": (
+        config_change(lambda content: content["decoder"].update(hidden_size=10**6)),
+        "these two files are not of one model",
+    ),
+    "impossible": (
+        config_change(lambda content: content["decoder"].update(hidden_size=10**12)),
+        "describe no possible model",
+    ),
+    "tensor missing": (
+        weights_change(lambda tensors: tensors.pop(min(tensors))),
+        r"the tensor \S+ is missing, but config.json",
+    ),
+    "tensor added": (weights_change(lambda tensors: tensors.update(extra=torch.zeros(2))), "the tensor extra is"),
+    "other shape": (
+        weights_change(lambda tensors: tensors.update({min(tensors): torch.zeros(7, 7, 7)})),
+        r"the tensor \S+ is \(7, 7, 7\), but",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_every_fault_is_an_error_of_one_line(folder: Path, tmp_path: Path, fault: str) -> None:
+    change, message = FAULTS[fault]
+    shutil.copytree(folder, tmp_path / "models")
+    change(tmp_path / "models")
+    with pytest.raises(CaptionerError, match=message) as error:
+        load_model(tmp_path / "models")
+    assert str(tmp_path) in error.value.message and "\n" not in error.value.message
+
+
+def test_training_settings_are_kept(folder: Path, tmp_path: Path) -> None:
+    model = load_model(folder)
+    assert model.config["training"] == {}  # they may be left out
+    facts = {key: model.config[key] for key in small.model_facts(FeatureStore.open(folder.parent / "f.h5"))}
+    save_model(tmp_path, model.decoder, model.vocabulary, facts | {"training": {"seed": 3, "epochs": 2}})
+    assert load_model(tmp_path).config == model.config | {"training": {"seed": 3, "epochs": 2}}
+
+
+def test_loads_in_eval_mode_without_gradients(folder: Path) -> None:
+    model = load_model(folder)
+    assert not model.decoder.training and not any(parameter.requires_grad for parameter in model.decoder.parameters())
