@@ -18,7 +18,8 @@ from captioner.images.captions import CaptionSet
 from captioner.vocabulary.tokenizer import tokenize
 from captioner.vocabulary.vocabulary import END, PAD, START, Vocabulary
 
-S, T = TypeVar("S"), TypeVar("T")
+S = TypeVar("S")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,9 @@ class CaptionTable:
         Raises:
             CaptionerError: no caption is left.
         """
-        image_ids, rows, owners = [], [], []
+        image_ids: list[int] = []
+        rows: list[list[int]] = []
+        owners: list[int] = []
         for image_id in captions.image_ids(split):
             encoded = [vocabulary.encode(tokenize(caption)[:max_length]) for caption in captions.captions(image_id)]
             encoded = [ids for ids in encoded if ids]
@@ -53,7 +56,8 @@ class CaptionTable:
         if not rows:
             remedy = "set download.val_share" if split == "val" else "check the data set's splits"
             raise CaptionerError(
-                f"{captions.path}: no caption in the split {split}, which training needs; {remedy} and run the download stage again"
+                f"{captions.path}: no caption in the split {split}, which training needs; {remedy} and run the "
+                "download stage again"
             )
         tokens = np.full((len(rows) + 1, max(map(len, rows)) + 2), PAD, dtype=np.int64)
         for row, ids in zip(tokens, rows):
@@ -111,7 +115,7 @@ def group_captions(
 
 
 def cut_batches(groups: np.ndarray, owners: np.ndarray, views: np.ndarray, batch_size: int) -> list[Batch]:
-    """Neighbouring groups (G, K) as batches of at most ``batch_size`` captions; a larger group is a batch of its own."""
+    """Consecutive groups (G, K) as batches of at most ``batch_size`` captions; a larger group is its own batch."""
     counts = (groups >= 0).sum(1)
     bounds, total = [0], 0
     for row, count in enumerate(counts):

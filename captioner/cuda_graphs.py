@@ -127,5 +127,5 @@ def replaced(value: Any, tensors: list[Tensor]) -> Any:
 
 def graphed(decoder: Decoder) -> Decoder:
     """The decoder for search and sampling: with a graphed step on a GPU, itself elsewhere."""
-    on_gpu = next(decoder.parameters()).device.type == "cuda"
+    on_gpu = decoder.device.type == "cuda"
     return GraphedDecoder(decoder) if on_gpu else decoder  # type: ignore[return-value]

@@ -10,7 +10,8 @@ def draw(cumulative: Tensor, count: int = 1) -> Tensor:
     """Inverse transform sampling with torch's global generator of the device.
 
     Args:
-        cumulative: (..., N) cumulative weights of the outcomes, which need not end at 1; random numbers are of its dtype.
+        cumulative: (..., N) cumulative weights of the outcomes, which need not end at 1; random numbers have its
+            dtype.
         count: of independent draws.
 
     Returns:

@@ -16,14 +16,14 @@ class DecoderConfig:
     """Settings of a caption decoder; JSON-serialisable, stored in ``models/config.json``.
 
     Attributes:
-        decoder: name of the recurrent cell, a module of ``captioner.decoder.cells``.
+        decoder: a key of ``captioner.decoder.registry.DECODERS``.
         attention: a key of ``captioner.decoder.attention.ATTENTIONS``.
         vocabulary_size: V, words with the four special ones.
         embedding_size: D, size of a word as the layers take it in.
         channels: C, size of a feature as stored.
         positions: P, cells of the feature grid.
         feature_size: E, size of a projected feature.
-        hidden_size: H, units of the cell, and of the output layer before the vocabulary.
+        hidden_size: H, units of a layer, and of the output layer before the vocabulary.
         attention_size: A, size of the attention's query and keys (``bilinear`` has the features' size, ``none`` has
             neither).
         heads: of ``multihead`` attention.
@@ -31,7 +31,7 @@ class DecoderConfig:
         dropout: probability on word vectors, projected features, between layers and before the vocabulary layer.
         tune_embeddings: word vectors are trained too.
         rows: of the feature grid; P is a multiple of it.
-        layers: recurrent cells one above the other.
+        layers: stacked recurrent layers.
         tie_weights: the vocabulary layer's weight is the word vectors.
         norm: of projected features, a key of ``captioner.decoder.norm.NORMS``.
         vector_size: of a word vector; where it is not D, a learned map takes word vectors to D. 0 is D, and becomes it.
@@ -73,26 +73,28 @@ class DecoderConfig:
         fields = {field.name: field for field in dataclasses.fields(cls)}
         if not isinstance(content, dict):
             raise CaptionerError(
-                f"{source}: the decoder's settings are {content!r}, not a mapping; train again or copy the model's folder again"
+                f"{source}: the decoder's settings are {content!r}, not a mapping; train again or copy the model's "
+                "folder again"
             )
         for name in sorted({*content, *fields}):
             if name not in fields:
                 raise CaptionerError(
-                    f"{source}: unknown decoder setting {name}={content[name]!r}; it comes from another version of this "
-                    "program, train again"
+                    f"{source}: unknown decoder setting {name}={content[name]!r}; it comes from another version of "
+                    "this program, train again"
                 )
             if name not in content:
                 raise CaptionerError(
                     f"{source}: the decoder setting {name} is missing; train again or copy the model's folder again"
                 )
             kind, value = fields[name].type, content[name]
-            right = {"str": isinstance(value, str), "bool": isinstance(value, bool)}.get(kind)
+            right = {"str": isinstance(value, str), "bool": isinstance(value, bool)}.get(str(kind))
             if right is None:
                 right = isinstance(value, (int, float) if kind == "float" else int) and not isinstance(value, bool)
                 right = right and (0 <= value < 1 if kind == "float" else value > 0)
                 right = right and not (name == "layers" and value > _MOST_LAYERS)
             if not right:
                 raise CaptionerError(
-                    f"{source}: decoder setting {name}={value!r} is no usable {kind}; train again or copy the model's folder again"
+                    f"{source}: decoder setting {name}={value!r} is no usable {kind}; train again or copy the model's "
+                    "folder again"
                 )
         return cls(**content)

@@ -31,8 +31,12 @@ class BatchNorm(nn.BatchNorm1d):
         centred = rows - total / count
         variance = _sum_over_ranks(centred.square().sum(0)) / count
         with torch.no_grad():
-            self.running_mean.lerp_(total / count, self.momentum)
-            self.running_var.lerp_(variance * count / (count - 1).clamp(min=1), self.momentum)  # unbiased
+            for running, own in (
+                (self.running_mean, total / count),
+                (self.running_var, variance * count / (count - 1).clamp(min=1)),  # unbiased
+            ):
+                assert running is not None
+                running.lerp_(own, _MOMENTUM)
         return (centred * (variance + self.eps).rsqrt() * self.weight + self.bias).view(x.shape)
 
 
@@ -43,6 +47,7 @@ def _sum_over_ranks(x: Tensor) -> Tensor:
     return torch.distributed.nn.functional.all_reduce(x)
 
 
+_MOMENTUM = 0.1  # torch's default
 NORMS: dict[str, Callable[[int], nn.Module]] = {"layer": nn.LayerNorm, "batch": BatchNorm, "none": nn.Identity}
 
 

@@ -12,18 +12,18 @@ from captioner.errors import CaptionerError
 
 @lru_cache(maxsize=8)
 def sinusoidal_positions(rows: int, columns: int, size: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Sines and cosines of a cell's row in the first half of a vector and of its column in the second, (rows * columns,
-    size).
+    """Sines and cosines of a cell's row (first half of a vector) and column (second half), (rows * columns, size).
 
-    Each half is the encoding of Vaswani et al. 2017, section 3.5: component 2i is sin(index / 10000^(2i / half)), 2i +
-        1 the cosine.
+    Each half is the encoding of Vaswani et al. 2017, section 3.5: component 2i is sin(index / 10000^(2i / half)), and
+    2i + 1 is the cosine.
 
     Raises:
         CaptionerError: ``size`` is not divisible by 4.
     """
     if size % 4:
         raise CaptionerError(
-            f"train.feature_size={size}: sinusoidal positions need a multiple of 4; choose one, or train.position=learned"
+            f"train.feature_size={size}: sinusoidal positions need a multiple of 4; choose one, or "
+            "train.position=learned"
         )
     half = size // 2
     rates = 10000.0 ** (-torch.arange(0, half, 2, dtype=torch.float64) / half)  # (half / 2,)

@@ -14,7 +14,8 @@ from __future__ import annotations
 
 from typing import Any, Protocol, TypeVar
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from captioner.decoder.config import DecoderConfig
 
@@ -39,8 +40,8 @@ class State(Protocol):
         """The images ``images`` (J,) int64, in that order."""
 
 
-class Decoder(Protocol):
-    """A ``torch.nn.Module`` with these methods.
+class Decoder(nn.Module):
+    """Base class of the decoders; search needs ``encode``, ``initial_state`` and ``step`` alone.
 
     Attributes:
         config: its settings.
@@ -48,11 +49,22 @@ class Decoder(Protocol):
 
     config: DecoderConfig
 
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+        return next(self.parameters()).device
+
+    def projection_parameters(self) -> list[nn.Parameter]:
+        """The parameters of the feature projection, which have a learning rate of their own."""
+        raise NotImplementedError
+
     def encode(self, features: Tensor) -> Any:
         """Features (I, P, C) of any float dtype -> memory."""
+        raise NotImplementedError
 
     def initial_state(self, memory: Any, beams: int) -> Any:
         """The state before START, the same for all K = ``beams`` of an image."""
+        raise NotImplementedError
 
     def step(self, tokens: Tensor, state: Any, memory: Any) -> tuple[Tensor, Any, Tensor]:
         """One token further.
@@ -64,8 +76,9 @@ class Decoder(Protocol):
             Logits (I, K, V), which the caller may overwrite; the next state; attention (I, K, P). The next step does
             not overwrite them.
         """
+        raise NotImplementedError
 
-    def __call__(self, memory: Any, tokens: Tensor, index: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, memory: Any, tokens: Tensor, index: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Teacher forcing (Williams and Zipser 1989): predict every token from the given ones before it.
 
         Args:
@@ -75,9 +88,7 @@ class Decoder(Protocol):
         Returns:
             Logits (M, V) in the order of ``index``; attention (I, K, T, P).
         """
-
-    def projection_parameters(self) -> list[Tensor]:
-        """The parameters of the feature projection, which have a learning rate of their own."""
+        raise NotImplementedError
 
 
 def unmasked(tokens: Tensor) -> Tensor:

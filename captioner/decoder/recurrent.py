@@ -26,6 +26,7 @@ from captioner.decoder.cells import Cell
 from captioner.decoder.config import DecoderConfig
 from captioner.decoder.norm import build_norm
 from captioner.decoder.positions import sinusoidal_positions
+from captioner.decoder.protocol import Decoder
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class Layer(nn.Module):
         return self.cell.update(inputs, self.recurrent(state[0]), state)
 
 
-class RecurrentDecoder(nn.Module):
+class RecurrentDecoder(Decoder):
     """An attention decoder with LSTM or GRU cells; see ``captioner.decoder.protocol`` for its methods.
 
     Args:

@@ -36,7 +36,7 @@ class EnsembleState:
         return EnsembleState(tuple(state.select(images) for state in self.members))
 
 
-class Ensemble(nn.Module):
+class Ensemble(Decoder):
     """A decoder whose probability of a token is the mean of its members' probabilities after the same tokens.
 
     It has the methods of ``protocol.Decoder``, so every search works on it. All members see the same features. Its

@@ -89,7 +89,7 @@ def save_checkpoint(
     Raises:
         CaptionerError: it cannot be written; the checkpoints before it remain.
     """
-    generators = {}
+    generators: dict[str, Tensor] = {}
     for rank, states in enumerate(group.gather(_generator_states(group.device))):
         generators |= {f"{kind}.{rank}": content for kind, content in states.items()}
     if group.is_main and folder:

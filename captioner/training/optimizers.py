@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -42,7 +42,7 @@ def build_optimizer(decoder: Decoder, parameters: TrainParameters) -> torch.opti
         )
     if kind in _MOMENTUM:
         options["momentum"] = parameters.momentum
-    fused = next(decoder.parameters()).device.type in _FUSED[kind]
+    fused = decoder.device.type in _FUSED[kind]
     groups = parameter_groups(decoder, parameters.weight_decay)
     return _KINDS[kind](groups, lr=0.0, **options, **({"fused": True} if fused else {"foreach": True}))
 
@@ -82,7 +82,7 @@ def parameter_groups(decoder: Decoder, weight_decay: float) -> list[dict[str, An
     return groups
 
 
-def set_rates(optimizer: torch.optim.Optimizer, rates: tuple[float, float]) -> None:
+def set_rates(optimizer: torch.optim.Optimizer, rates: Sequence[float]) -> None:
     """Give the decoder's and the projection's groups their learning rates."""
     for group in optimizer.param_groups:
         group["lr"] = rates[group["part"] == "projection"]
@@ -133,7 +133,7 @@ class EMA:
             weight.copy_(tensors[name])
 
 
-def clip_gradients(parameters: list[Tensor], largest: float) -> None:
+def clip_gradients(parameters: Sequence[Tensor], largest: float) -> None:
     """Scale all gradients so that their common norm is at most ``largest`` (Pascanu et al. 2013, algorithm 1).
 
     On a CPU, where a look at the norm costs nothing, gradients that need no scaling are not touched.

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from captioner.batches import CaptionTable
 from captioner.cuda_graphs import GraphedModule
 from captioner.decoder import Decoder
 from captioner.decoder.norm import BatchNorm
 from captioner.errors import CaptionerError
+from captioner.metrics.reward import CaptionReward
 from captioner.parameters import TrainParameters
 from captioner.training.checkpoint import Parts, optimizer_tensors, restore_optimizer, trained_weights
 from captioner.training.distributed import Group
 from captioner.training.objectives import CrossEntropy, Objective, SelfCritical
-from captioner.training.objectives.reward import CaptionReward
 from captioner.training.optimizers import EMA, build_optimizer
 from captioner.training.schedules import EarlyStopping, Plateau
 
@@ -136,6 +138,10 @@ class Learner:
     def parameters(self) -> list[nn.Parameter]:
         """All that the optimizer updates."""
         return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+
+    def no_sync(self) -> AbstractContextManager[None]:
+        """Within, several ranks do not average gradients: more batches of the step follow."""
+        return self.model.no_sync() if isinstance(self.model, DistributedDataParallel) else nullcontext()
 
     def weights(self) -> dict[str, Tensor]:
         """A copy of what is validated: the weights, or their average."""

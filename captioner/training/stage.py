@@ -76,7 +76,8 @@ def train(
             _publish(sidecar, decoder, parameters, inputs, state, models, results)
         except OSError as error:
             raise CaptionerError(
-                f"{models}: cannot be written ({error.strerror}); free the disk and run again, the training is not done again"
+                f"{models}: cannot be written ({error.strerror}); free the disk and run again, the training is not done "
+                "again"
             ) from error
 
 
@@ -120,8 +121,8 @@ def _run(
 def _check_apart(init_from: str | None, models: Path) -> None:
     if init_from is not None and Path(init_from).resolve() == models.resolve():
         raise CaptionerError(
-            f"train.init_from={init_from}: this run's own model goes there, and DVC deletes the one before; copy the folder elsewhere "
-            "and name the copy"
+            f"train.init_from={init_from}: this run's own model goes there, and DVC deletes the one before; copy the "
+            "folder elsewhere and name the copy"
         )
 
 

@@ -66,7 +66,9 @@ def fit(
         Interrupted: a signal came; a checkpoint is saved.
     """
     group, table, device = context.group, context.loader.table, context.group.device
-    state, best, unread = TrainState(), {}, []
+    state = TrainState()
+    best: dict[str, Tensor] = {}
+    unread: list[Tensor] = []  # metrics of the last steps, not read from the device yet
     learner = Learner(phases[0], decoder, options, group)
     found = load_checkpoint(context.folder, decoder, group, context.seed)
     if found:
@@ -86,7 +88,7 @@ def fit(
         save_checkpoint(context.folder, state, learner.schedules(), {**learner.tensors(), "best": best}, group)
 
     def end_if(requested: bool) -> None:
-        if requested:  # by a signal that any rank got
+        if requested:  # by a signal to any rank
             stop.requested = True
             stop.raise_if_requested()
 
@@ -94,9 +96,11 @@ def fit(
         decoder.eval()
         with learner.ema.in_place() if learner.ema else nullcontext():
             metrics = context.validator.metrics(decoder, lambda: stop.requested)
-        if metrics is None:  # interrupted
+        if metrics is None:
             save()
-            end_if(True)
+            stop.requested = True  # maybe it was another rank's signal
+            stop.raise_if_requested()
+            raise AssertionError("an interrupted validation ends the run")
         if not math.isfinite(metrics["val_cross_entropy"]):
             raise diverged(
                 "validation cross entropy", metrics["val_cross_entropy"], state, phases[state.phase], context
@@ -140,7 +144,7 @@ def fit(
                     features = features.to(device, non_blocking=True)
                     tensors = phase.objective.prepare(features, tokens, counts, group.world_size, epochs_done)
                     last = number == len(loaded)
-                    with nullcontext() if last or group.world_size == 1 else learner.model.no_sync():
+                    with nullcontext() if last else learner.no_sync():
                         with autocast(device, options):
                             loss, own = learner.model(*tensors)
                         loss.backward()
@@ -226,9 +230,10 @@ def read_metrics(unread: list[Tensor], state: TrainState, phase: Phase, folder: 
         return
     for row, value in enumerate(torch.stack(unread).tolist()):
         if not math.isfinite(value):
+            step = state.step - len(unread) + row + 1
             raise CaptionerError(
-                f"training: the loss is {value} at epoch {state.epoch}, step {state.step - len(unread) + row + 1}; lower "
-                f"train.{phase.rate_name} or train.clip, or check the features (the checkpoint before it stays in {folder})"
+                f"training: the loss is {value} at epoch {state.epoch}, step {step}; lower train.{phase.rate_name} or "
+                f"train.clip, or check the features (the checkpoint before it stays in {folder})"
             )
         state.metric_sum += value
     unread.clear()

@@ -1,4 +1,4 @@
-"""What an epoch is judged by: cross entropy, token accuracy and, where a parameter asks for them, scores of captions."""
+"""Metrics of an epoch: cross entropy, token accuracy and, where a parameter asks for them, scores of captions."""
 
 from __future__ import annotations
 
@@ -72,12 +72,12 @@ class Validator:
         captions = self._captions(decoder, stop)
         if captions is None:
             return None
-        overall = self._scorer.score(self._references, captions).overall
+        overall = self._scorer.score(self._references, dict(captions)).overall
         return metrics | {name: overall[name.removeprefix("val_")] for name in SCORES}
 
     def _captions(self, decoder: Decoder, stop: Callable[[], bool]) -> dict[int, str] | None:
         """Greedy captions of all validation images, as the stage ``evaluate`` searches them at beam 1 by default."""
-        ids, searched = list(self._references.texts), graphed(decoder)
+        ids, searched = self._inputs.captions.image_ids("val"), graphed(decoder)
         own: dict[int, str] = {}
         for batch in self._group.shard([ids[first : first + _IMAGES] for first in range(0, len(ids), _IMAGES)]):
             if stop():

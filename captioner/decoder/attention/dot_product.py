@@ -47,7 +47,7 @@ class BilinearAttention(Attention):
 
 
 class MultiHeadAttention(Attention):
-    """Scaled dot-product attention of N heads, each on its own part of query, key and value (Vaswani et al. 2017, 3.2.2).
+    """Scaled dot-product attention of N heads, each on its part of query, key, value (Vaswani et al. 2017, 3.2.2).
 
     Raises:
         CaptionerError: the heads do not divide the sizes.
@@ -73,9 +73,8 @@ class MultiHeadAttention(Attention):
     def forward(self, hidden: Tensor, keys: Tensor, values: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
         """See ``Attention``; the weights are the mean of the heads'."""
         query = self._split(self.query(hidden))  # (I, N, K, A / N)
-        keys, values = map(
-            self._split, keys.split((self.size, values.shape[-1]), -1)
-        )  # (I, N, P, A / N), (I, N, P, E / N)
+        # (I, N, P, A / N), (I, N, P, E / N)
+        keys, values = map(self._split, keys.split((self.size, values.shape[-1]), -1))
         weights = torch.softmax(query @ keys.transpose(2, 3) / query.shape[-1] ** 0.5, -1)  # (I, N, K, P)
         return self.output((weights @ values).transpose(1, 2).flatten(2)), weights.mean(1)
 

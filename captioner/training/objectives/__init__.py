@@ -1,4 +1,4 @@
-"""What training minimizes: cross entropy (with scheduled sampling and REINFORCE for hard attention) and self-critical."""
+"""What training minimizes: cross entropy (with scheduled sampling, REINFORCE for hard attention), self-critical."""
 
 from captioner.training.objectives.base import Objective
 from captioner.training.objectives.cross_entropy import CrossEntropy

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from captioner.decoder import Decoder
@@ -11,8 +13,8 @@ from captioner.training.data import GlobalBatch
 class Objective(nn.Module):
     """A loss of a decoder on a batch, as a module, so that DistributedDataParallel can wrap it.
 
-    A training step calls, for each of its batches, ``prepare`` and then the module itself with what that returned; after
-    the last one, ``finish``.
+    A training step calls, for each of its batches, ``prepare`` and then the module with what that returned; after the
+    last one, ``finish``.
 
     Attributes:
         decoder: what is trained.
@@ -47,7 +49,7 @@ class Objective(nn.Module):
         """
         raise NotImplementedError
 
-    def forward(self, *tensors: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, *tensors: Any) -> tuple[Tensor, Tensor]:
         """The loss, a scalar to backpropagate from; statistics (N,) to sum over batches and ranks, without gradient."""
         raise NotImplementedError
 

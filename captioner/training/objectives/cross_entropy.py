@@ -31,8 +31,9 @@ class CrossEntropy(Objective):
     def __init__(self, decoder: Decoder, options: TrainParameters) -> None:
         super().__init__(decoder)
         self.options = options
-        hard = isinstance(getattr(decoder, "attention", None), HardAttention)
-        self.reinforce = Reinforce(decoder, options) if hard else None
+        attention = getattr(decoder, "attention", None)
+        self.hard = attention if isinstance(attention, HardAttention) else None
+        self.reinforce = Reinforce(decoder, options) if self.hard else None
         if self.reinforce:
             self.state, self.statistics = self.reinforce.state, 3
 
@@ -43,7 +44,8 @@ class CrossEntropy(Objective):
         device, share = features.device, sampled_share(self.options, epochs)
         inputs, targets = inputs_and_targets(tokens)
         scales = to_device(np.array([scale / counts.tokens, scale / counts.captions], dtype=np.float32), device)
-        index = () if device.type == "cuda" else (unmasked(targets),)  # a CUDA graph wants fixed shapes: all tokens
+        # a CUDA graph wants fixed shapes: all tokens
+        index = () if device.type == "cuda" else (unmasked(targets),)
         targets = targets.to(device, non_blocking=True)
         if share:  # in fp32, as evaluation computes
             inputs = mix_inputs(self.decoder, features, inputs, share)
@@ -51,10 +53,10 @@ class CrossEntropy(Objective):
             inputs = inputs.to(device, non_blocking=True)
         return (features, inputs, targets, scales, *index)
 
-    def forward(
+    def forward(  # type: ignore[override]
         self, features: Tensor, inputs: Tensor, targets: Tensor, scales: Tensor, index: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Features (I, P, C), inputs and targets (I, K, T), scales (2,), index (M,) -> loss, statistics (1,) or (3,)."""
+        """Features (I, P, C), inputs and targets (I, K, T), scales (2,), index (M,) -> loss, statistics (1 or 3,)."""
         logits, attention = self.decoder(self.decoder.encode(features), inputs, index)
         wanted = targets.flatten() if index is None else targets.flatten()[index]
         losses = entropies = token_cross_entropy(logits, wanted)  # (M,)
@@ -66,12 +68,12 @@ class CrossEntropy(Objective):
         mask = targets != PAD  # (I, K, T)
         if self.options.doubly_stochastic:
             loss = loss + self.options.doubly_stochastic * caption_scale * attention_coverage(attention, mask)
-        if self.reinforce:
+        if self.hard and self.reinforce:
             likelihoods = -entropies.detach()
             if index is not None:
                 likelihoods = likelihoods.new_zeros(mask.numel()).index_copy(0, index, likelihoods)
             terms, seen = self.reinforce.loss(
-                attention, self.decoder.attention.drawn_positions(), likelihoods.view(mask.shape), mask
+                attention, self.hard.drawn_positions(), likelihoods.view(mask.shape), mask
             )
             loss, statistics = loss + terms * token_scale, torch.cat([statistics, seen])
         return loss, statistics

@@ -88,7 +88,7 @@ class SelfCritical(Objective):
         other = rewards[:, samples:] if greedy else (drawn.sum(1, keepdim=True) - drawn) / (samples - 1)
         return tokens[:, :samples], drawn - other, drawn
 
-    def forward(
+    def forward(  # type: ignore[override]
         self,
         features: Tensor,
         inputs: Tensor,

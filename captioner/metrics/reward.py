@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from captioner.batches import CaptionTable
-from captioner.training.objectives.ngrams import LONGEST, DocumentFrequencies, ngram_sizes, ngrams
+from captioner.metrics.ngrams import LONGEST, DocumentFrequencies, ngram_sizes, ngrams
 from captioner.vocabulary.vocabulary import PAD
 
 _SIGMA = 6.0  # of CIDEr-D's length penalty
