@@ -83,10 +83,11 @@ class Decoder(nn.Module):
 
         Args:
             tokens: (I, K, T) int64 inputs: START, the words, then PAD.
-            index: (M,) int64, the positions in the flattened (I * K * T) whose logits are wanted; None: all of them.
+            index: (M,) int64, the positions in the flattened (I * K * T) whose logits are wanted; None: those of the
+                tokens that are not PAD, in order (finding them makes the processor wait for a GPU).
 
         Returns:
-            Logits (M, V) in the order of ``index``; attention (I, K, T, P).
+            Logits (M, V); attention (I, K, T, P).
         """
         raise NotImplementedError
 

@@ -26,7 +26,7 @@ from captioner.decoder.cells import Cell
 from captioner.decoder.config import DecoderConfig
 from captioner.decoder.norm import build_norm
 from captioner.decoder.positions import sinusoidal_positions
-from captioner.decoder.protocol import Decoder
+from captioner.decoder.protocol import Decoder, unmasked
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,8 @@ class RecurrentDecoder(Decoder):
         return self._logits(self._top(state), context, words), state, weights
 
     def forward(self, memory: GridMemory, tokens: Tensor, index: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Tokens (I, K, T) -> logits (M, V) of the positions ``index`` (M,), all by default; attention (I, K, T, P)."""
+        """Tokens (I, K, T) -> logits (M, V) of the positions ``index`` (M,); attention (I, K, T, P)."""
+        index = unmasked(tokens) if index is None else index
         words = self._embed(tokens)  # (I, K, T, D)
         state = self.initial_state(memory, tokens.shape[1])
         hidden, contexts, attention = [], [], []
@@ -169,10 +170,8 @@ class RecurrentDecoder(Decoder):
             hidden.append(self._top(state))
             contexts.append(context)
             attention.append(weights)
-        parts = [torch.stack(hidden, 2).flatten(0, 2), torch.stack(contexts, 2).flatten(0, 2), words.flatten(0, 2)]
-        if index is not None:
-            parts = [part.index_select(0, index) for part in parts]
-        return self._logits(*parts), torch.stack(attention, 2)
+        parts = torch.stack(hidden, 2), torch.stack(contexts, 2), words
+        return self._logits(*(part.flatten(0, 2).index_select(0, index) for part in parts)), torch.stack(attention, 2)
 
     def _advance(
         self, inputs: Tensor, state: RecurrentState, memory: GridMemory

@@ -31,7 +31,7 @@ def write_history(
     ]
     write_atomically(folder / "history.csv", "\n".join(lines) + "\n")
     best = next(row for row in rows if row["epoch"] == best_epoch)
-    metrics = {
+    metrics: dict[str, Any] = {
         "best_epoch": best_epoch,
         "epochs": len(trained),
         "parameters": trained_parameters,

@@ -85,7 +85,8 @@ def load_embeddings(path: Path, vocabulary: Vocabulary) -> np.ndarray:
         )
     if len(vectors) != len(vocabulary):
         raise CaptionerError(
-            f"{path}: {len(vectors)} word vectors for a vocabulary of {len(vocabulary)} words; run the vocab stage again, it makes both"
+            f"{path}: {len(vectors)} word vectors for a vocabulary of {len(vocabulary)} words; run the vocab "
+            "stage again, it makes both"
         )
     if not np.isfinite(vectors).all():
         raise CaptionerError(

@@ -37,8 +37,8 @@ def build_optimizer(decoder: Decoder, parameters: TrainParameters) -> torch.opti
     kind, options = parameters.optimizer, {}
     if parameters.momentum and kind not in _MOMENTUM:
         raise CaptionerError(
-            f"train.momentum={parameters.momentum:g}: train.optimizer={kind} has no such momentum; set it to 0, or take "
-            + " or ".join(_MOMENTUM)
+            f"train.momentum={parameters.momentum:g}: train.optimizer={kind} has no such momentum; set it to 0, or "
+            f"take {' or '.join(_MOMENTUM)}"
         )
     if kind in _MOMENTUM:
         options["momentum"] = parameters.momentum

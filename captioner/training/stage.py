@@ -76,8 +76,8 @@ def train(
             _publish(sidecar, decoder, parameters, inputs, state, models, results)
         except OSError as error:
             raise CaptionerError(
-                f"{models}: cannot be written ({error.strerror}); free the disk and run again, the training is not done "
-                "again"
+                f"{models}: cannot be written ({error.strerror}); free the disk and run again, the training is not "
+                "done again"
             ) from error
 
 

@@ -72,7 +72,7 @@ class Validator:
         captions = self._captions(decoder, stop)
         if captions is None:
             return None
-        overall = self._scorer.score(self._references, dict(captions)).overall
+        overall = self._scorer.score(self._references, {**captions}).overall
         return metrics | {name: overall[name.removeprefix("val_")] for name in SCORES}
 
     def _captions(self, decoder: Decoder, stop: Callable[[], bool]) -> dict[int, str] | None:

@@ -68,7 +68,7 @@ class TableDecoder(torch.nn.Module):
         ]
         return torch.stack(logits), TableState(prefixes), self._attention(memory, prefixes)
 
-    def forward(self, memory: TableMemory, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, memory: TableMemory, tokens: Tensor, index: Tensor | None = None) -> tuple[Tensor, Tensor]:
         logits = [
             self._logits(index, tuple(row[1 : length + 1]))
             for index, rows in zip(memory.indices.tolist(), tokens.tolist(), strict=True)

@@ -44,21 +44,20 @@ class CrossEntropy(Objective):
         device, share = features.device, sampled_share(self.options, epochs)
         inputs, targets = inputs_and_targets(tokens)
         scales = to_device(np.array([scale / counts.tokens, scale / counts.captions], dtype=np.float32), device)
-        # a CUDA graph wants fixed shapes: all tokens
-        index = () if device.type == "cuda" else (unmasked(targets),)
+        index = target_index(targets, device)
         targets = targets.to(device, non_blocking=True)
         if share:  # in fp32, as evaluation computes
             inputs = mix_inputs(self.decoder, features, inputs, share)
         else:
             inputs = inputs.to(device, non_blocking=True)
-        return (features, inputs, targets, scales, *index)
+        return features, inputs, targets, scales, index
 
     def forward(  # type: ignore[override]
-        self, features: Tensor, inputs: Tensor, targets: Tensor, scales: Tensor, index: Tensor | None = None
+        self, features: Tensor, inputs: Tensor, targets: Tensor, scales: Tensor, index: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Features (I, P, C), inputs and targets (I, K, T), scales (2,), index (M,) -> loss, statistics (1 or 3,)."""
         logits, attention = self.decoder(self.decoder.encode(features), inputs, index)
-        wanted = targets.flatten() if index is None else targets.flatten()[index]
+        wanted = targets.flatten()[index]
         losses = entropies = token_cross_entropy(logits, wanted)  # (M,)
         if self.options.label_smoothing:
             losses = token_cross_entropy(logits, wanted, self.options.label_smoothing)
@@ -69,9 +68,7 @@ class CrossEntropy(Objective):
         if self.options.doubly_stochastic:
             loss = loss + self.options.doubly_stochastic * caption_scale * attention_coverage(attention, mask)
         if self.hard and self.reinforce:
-            likelihoods = -entropies.detach()
-            if index is not None:
-                likelihoods = likelihoods.new_zeros(mask.numel()).index_copy(0, index, likelihoods)
+            likelihoods = entropies.new_zeros(mask.numel()).index_copy(0, index, -entropies.detach())
             terms, seen = self.reinforce.loss(
                 attention, self.hard.drawn_positions(), likelihoods.view(mask.shape), mask
             )
@@ -83,6 +80,14 @@ class CrossEntropy(Objective):
         if self.reinforce:
             self.reinforce.update(statistics[1:])
         return statistics[0], counts.tokens
+
+
+def target_index(targets: Tensor, device: torch.device) -> Tensor:
+    """The positions of targets (I, K, T), on the CPU, whose logits are computed: (M,) int64 on ``device``.
+
+    Those that are not PAD; on a GPU all, because a CUDA graph wants fixed shapes.
+    """
+    return torch.arange(targets.numel(), device=device) if device.type == "cuda" else unmasked(targets)
 
 
 def attention_coverage(attention: Tensor, mask: Tensor) -> Tensor:

@@ -28,11 +28,12 @@ import torch
 from torch import Tensor, nn
 
 from captioner.batches import inputs_and_targets
-from captioner.decoder import Decoder, unmasked
+from captioner.decoder import Decoder
 from captioner.parameters import TrainParameters
 from captioner.teacher_forcing import token_cross_entropy
 from captioner.training.data import GlobalBatch
 from captioner.training.objectives.base import Objective
+from captioner.training.objectives.cross_entropy import target_index
 from captioner.training.objectives.sampling import NEVER_DRAWN, sample_captions
 
 Reward = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -71,9 +72,9 @@ class SelfCritical(Objective):
             samples = nn.functional.pad(samples, (0, -length % _LENGTH_MULTIPLE))
         inputs, targets = inputs_and_targets(samples)
         weight = advantages.new_tensor(scale / (self.options.scst_samples * counts.images))
-        index = () if device.type == "cuda" else (unmasked(targets),)
+        index = target_index(targets, device)
         set_dropout(self.decoder, self.options.scst_dropout)
-        return (features, inputs, targets, advantages, rewards, weight, *index)
+        return (features, inputs, targets, advantages, rewards, weight, index)
 
     def sample(self, features: Tensor, references: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Draw captions (I, S, T + 1); their rewards less the baseline, and their rewards, (I, S) both."""
@@ -96,13 +97,12 @@ class SelfCritical(Objective):
         advantages: Tensor,
         rewards: Tensor,
         scale: Tensor,
-        index: Tensor | None = None,
+        index: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """Features (I, P, C), inputs and targets (I, S, T), advantages (I, S) -> loss, the summed rewards (1,)."""
         logits, _ = self.decoder(self.decoder.encode(features), inputs, index)
         wanted, weights = targets.flatten(), advantages.unsqueeze(-1).expand(targets.shape).flatten()
-        if index is not None:
-            wanted, weights = wanted[index], weights[index]
+        wanted, weights = wanted[index], weights[index]
         logits = logits.index_fill(-1, torch.tensor(NEVER_DRAWN, device=logits.device), -math.inf)
         loss = (token_cross_entropy(logits, wanted) * weights).sum() * scale
         # a decoder of NaN still draws captions, which have a reward: the product makes the loss's NaN visible
