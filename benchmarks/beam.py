@@ -47,8 +47,8 @@ class SharpDecoder(nn.Module):
         logits, state, weights = self.decoder.step(tokens, state, memory)
         return self._sharpen(logits), state, weights
 
-    def forward(self, memory: Memory, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        logits, weights = self.decoder(memory, tokens)
+    def forward(self, memory: Memory, tokens: Tensor, index: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        logits, weights = self.decoder(memory, tokens, index)
         return self._sharpen(logits), weights
 
     def _sharpen(self, logits: Tensor) -> Tensor:
