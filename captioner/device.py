@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from captioner.errors import CaptionerError
-from captioner.processes import Rank
+from captioner.launch import Rank
 
 Result = TypeVar("Result")
 
@@ -43,19 +43,19 @@ def resolve_device(device: str, local_rank: int = 0) -> torch.device:
     return chosen
 
 
-def prepare_device(device: str, threads: int = 0, rank: Rank = Rank()) -> torch.device:
-    """Set the number of threads (0: this process's share of the cores that it may use) and choose a device.
+def prepare_device(device: str, threads: int = 0, rank: Rank | None = None) -> torch.device:
+    """Set the number of threads (0: the available cores divided by the processes of this machine) and choose a device.
 
     The number is set explicitly because it decides how sums are split, and so the last bits of a result.
 
     Raises:
         CaptionerError: no such device here.
     """
-    os.environ.setdefault(
-        "THP_MEM_ALLOC_ENABLE", "1"
-    )  # torch then asks for huge pages: a tenth less time for tensors of some megabytes
+    rank = rank or Rank()
+    # torch then asks for huge pages, which saves a tenth of the time on tensors of some megabytes
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     torch.set_num_threads(
-        threads or int(os.environ.get("OMP_NUM_THREADS", 0)) or max(1, core_count() // rank.local_world)
+        threads or int(os.environ.get("OMP_NUM_THREADS", 0)) or max(1, core_count() // rank.local_world_size)
     )
     chosen = resolve_device(device, rank.local_rank)
     if chosen.type == "cuda":
@@ -64,17 +64,16 @@ def prepare_device(device: str, threads: int = 0, rank: Rank = Rank()) -> torch.
 
 
 def to_device(array: np.ndarray, device: torch.device) -> Tensor:
-    """``array`` on ``device``, where a GPU gets its copy in its own time.
+    """``array`` on ``device``; a GPU copies asynchronously, from pinned memory.
 
-    From ordinary memory the processor would wait here until the GPU has done everything that was given to it before.
+    A copy from ordinary memory would wait until the GPU has finished everything queued before.
     """
     tensor = torch.from_numpy(array)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def warm_up(work: Callable[[], object], device: torch.device) -> None:
-    """Do ``work`` once on a GPU outside of a graph, for what is made at the first use; on a stream aside, as recording
-    it will be."""
+    """Run ``work`` once outside of a graph, on a side stream as during capture: first calls allocate and compile."""
     here, aside = torch.cuda.current_stream(device), torch.cuda.Stream(device)
     aside.wait_stream(here)
     with torch.cuda.stream(aside):
@@ -83,10 +82,10 @@ def warm_up(work: Callable[[], object], device: torch.device) -> None:
 
 
 def record(work: Callable[[], Result], device: torch.device) -> tuple[torch.cuda.CUDAGraph, Result]:
-    """``work``, warmed up before, as a CUDA graph, and its result, whose tensors every replay writes anew.
+    """Capture ``work`` (after ``warm_up``) as a CUDA graph. Every replay overwrites the tensors of the result.
 
-    It repeats exactly what is recorded here, the same kernels on the same shapes at the same addresses. Other threads
-    may use the GPU meanwhile.
+    A replay repeats the same kernels on the same shapes at the same addresses. Other threads may use the GPU during
+    the capture.
     """
     torch.cuda.synchronize(device)
     graph = torch.cuda.CUDAGraph()
