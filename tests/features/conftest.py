@@ -71,11 +71,16 @@ import json, sys
 from captioner.errors import CaptionerError
 from captioner.features import syncing
 from captioner.features.extract import extract
+from captioner.launch import launch, launched_by_torchrun, process_count
 from captioner.parameters.schema import ExtractParameters, RuntimeParameters
 task = json.loads(sys.argv[1])
 syncing._SYNC_SECONDS = task["sync"]
+parameters, runtime = ExtractParameters(**task["parameters"]), RuntimeParameters(**task["runtime"])
 try:
-    extract(ExtractParameters(**task["parameters"]), RuntimeParameters(**task["runtime"]), task["encoder"], task["images"], task["out"])
+    if process_count(runtime) > 1 and not launched_by_torchrun():
+        launch("program", process_count(runtime))
+    else:
+        extract(parameters, runtime, task["encoder"], task["images"], task["out"])
 except CaptionerError as error:
     error.show()
     sys.exit(error.exit_code)
@@ -93,7 +98,7 @@ def program(
     launcher: list[str] | None = None,
     **changes: object,
 ) -> tuple[list[str], dict]:
-    """Command and environment of an extraction in a process of its own."""
+    """Command and environment of an extraction in a process of its own, which starts others as the stage does."""
     task = {
         "parameters": {**QUICK, **changes},
         "runtime": {"device": "cpu", "threads": 1, "workers": 1, **(runtime or {})},
@@ -106,7 +111,7 @@ def program(
     script = out.parent / "program.py"
     script.write_text(_PROGRAM)
     command = [*(launcher or [sys.executable]), str(script), json.dumps(task)]
-    return command, {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return command, {**os.environ, "PYTHONPATH": f"{ROOT}:{script.parent}", "OMP_NUM_THREADS": "1"}
 
 
 def run(command: list[str], environment: dict) -> subprocess.CompletedProcess:

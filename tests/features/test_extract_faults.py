@@ -155,7 +155,7 @@ def test_stop_signal_saves_and_the_next_run_goes_on(tmp_path: Path) -> None:
     assert 0 < done < 500
     finished = run(command, environment)
     assert finished.returncode == 0 and "going on with unfinished work" in finished.stderr
-    assert f"500 pictures, {done} done before" in finished.stderr
+    assert f"500 images, {done} done before" in finished.stderr
 
 
 def test_second_process_is_refused(tmp_path: Path) -> None:
@@ -205,7 +205,7 @@ def _kill_and_resume(tmp_path: Path, kills: int, pictures: int, seed: int) -> No
         if partial.exists():
             now = int(Layout(partial).done.sum())
             assert now >= done and (
-                f"{done} done before" in message or "pictures" not in message or done == 0
+                f"{done} done before" in message or "images, " not in message or done == 0
             )  # finished work is not done again
             done = now
     assert survived == kills
