@@ -18,16 +18,16 @@ import torch
 from captioner.device import core_count, resolve_device
 from captioner.errors import CaptionerError
 from captioner.features.blocks import blocks_to_do, extract_blocks
-from captioner.features.decoding import Decoder
+from captioner.features.decoding import JpegPipeline
 from captioner.features.encoders import Encoder, build_encoder, check_grid
-from captioner.features.forward import CPU_BATCH, PictureEncoder, keep_freed_memory, resolve_precision
+from captioner.features.encoders.torchvision_compat import torchvision
+from captioner.features.encoders.weights import BUNDLED_DATASET
+from captioner.features.forward import CPU_BATCH, ImageEncoder, keep_freed_memory, resolve_precision
 from captioner.features.layout import FORMAT_VERSION, FeatureWriter, Layout, create_features, storage_size
 from captioner.features.preprocess import Preprocessing
 from captioner.features.ranks import barrier, broadcast, process_group
 from captioner.features.readers import available_memory
 from captioner.features.store import FeatureStore
-from captioner.features.torchvision_compat import torchvision
-from captioner.features.weights import BUNDLED_DATASET
 from captioner.fingerprint import fingerprint
 from captioner.images.store import ImageStore
 from captioner.interrupts import StopSignal
@@ -122,7 +122,7 @@ def _extract_and_publish(
                 f"{out}: {shape} float16, {storage_size(shape) / 1e9:.3f} GB; the disk has {free / 1e9:.1f} GB free",
                 err=True,
             )
-            create_features(path, shape, store.image_ids, facts)
+            create_features(path, shape, store.image_ids, facts, _stated(parameters, store))
         broadcast((wanted, str(path.absolute())), rank, stop)
         _extract_shard(parameters, runtime, store, path, model, device, rank, stop)
         barrier(rank, stop)
@@ -156,11 +156,11 @@ def _extract_shard(
             return
         everything = blocks_to_do(np.zeros(len(store), bool), parameters.batch_size, rank.rank, rank.world_size)
         total, todo = (sum(count for _, count in some) for some in (everything, blocks))
-        encode = PictureEncoder(model, device, resolve_precision(parameters.precision, device))
+        encode = ImageEncoder(model, device, resolve_precision(parameters.precision, device))
         keep_freed_memory()
-        workers = runtime.workers or min(cores, _MOST_WORKERS)
+        prepare, workers = preprocessing(parameters), runtime.workers or min(cores, _MOST_WORKERS)
         with (
-            Decoder(store, preprocessing(parameters), parameters.views, parameters.batch_size, workers) as decoder,
+            JpegPipeline(store, prepare, parameters.views, parameters.batch_size, workers) as pipeline,
             Progress(label, total, "images", total - todo) as progress,
         ):
 
@@ -169,13 +169,13 @@ def _extract_shard(
                 return not stop.requested
 
             extract_blocks(
-                blocks, decoder, encode, writer, _threads(runtime.threads or cores, model, parameters), between
+                blocks, pipeline, encode, writer, _threads(runtime.threads or cores, model, parameters), between
             )
             stop.raise_if_requested()
 
 
 def preprocessing(parameters: ExtractParameters) -> Preprocessing:
-    """The fields of ``ExtractParameters`` that say how a picture becomes an encoder's input."""
+    """The fields of ``ExtractParameters`` that say how an image becomes an encoder's input."""
     return Preprocessing(
         parameters.fit,
         parameters.image_size,
@@ -193,8 +193,7 @@ def _build(parameters: ExtractParameters, encoder: str) -> Encoder:
 
 
 def _facts(parameters: ExtractParameters, model: Encoder, store: ImageStore, device: torch.device) -> dict[str, Any]:
-    """Everything that determines the features. Values that came from a path or from ``auto`` stand here as what they
-    turned out to be."""
+    """Inputs of the features' fingerprint; a path or ``auto`` is replaced by what it resolves to."""
     plan = preprocessing(parameters)
     return {
         "format_version": FORMAT_VERSION,
@@ -207,10 +206,18 @@ def _facts(parameters: ExtractParameters, model: Encoder, store: ImageStore, dev
         "grid": list(model.grid),
         "precision": resolve_precision(parameters.precision, device),
         "batch_size": parameters.batch_size,
-        "preprocessing": plan.facts(),
+        "preprocessing": plan.facts(model.mean, model.std),
         "views": parameters.views,
         "augmentation": plan.augmentation() if parameters.views > 1 else None,
     }
+
+
+def _stated(parameters: ExtractParameters, store: ImageStore) -> dict[str, int]:
+    """Attributes that do not determine the features, but that a model needs for further images."""
+    stated = {"image_size": store.image_size, "jpeg_quality": store.jpeg_quality}
+    if parameters.weights == "random":
+        stated["weights_seed"] = parameters.seed
+    return {key: value for key, value in stated.items() if value is not None}
 
 
 def _finished(out: Path, wanted: str) -> bool:
@@ -224,9 +231,7 @@ def _finished(out: Path, wanted: str) -> bool:
 
 
 def _threads(wanted: int, model: Encoder, parameters: ExtractParameters) -> int:
-    """As many of the wanted threads as memory has room for: each holds the activations of a batch of its own."""
-    batch = (
-        4 * model.activations * min(CPU_BATCH, parameters.batch_size) * (parameters.image_size / 224) ** 2
-    )  # bytes, were all of it float32
+    """As many of the wanted threads as fit into memory: each holds the activations of a batch of its own."""
+    # bytes, if all of it is float32
+    batch = 4 * model.activations * min(CPU_BATCH, parameters.batch_size) * (parameters.image_size / 224) ** 2
     return max(1, min(wanted, int(max(_ACTIVATION_BYTES, available_memory() / 4) // batch)))
-

@@ -1,4 +1,4 @@
-"""Small pictures and quick extractions for the tests of this folder."""
+"""Small images and quick extractions for the tests of this folder."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ QUICK = {"weights": "random", "image_size": 64, "batch_size": 8, "precision": "f
 ENCODER = "squeezenet1_1"
 
 
-def picture(number: int, width: int = 80, height: int = 64) -> Image.Image:
-    """Smooth colours that differ from picture to picture and from place to place."""
+def image(number: int, width: int = 80, height: int = 64) -> Image.Image:
+    """Smooth colours that differ from image to image and from place to place."""
     y, x = np.mgrid[0:height, 0:width]
     channels = [
         127 + 120 * np.sin(x / (7 + number % 5) + number),
@@ -39,12 +39,12 @@ def jpeg(image: Image.Image) -> bytes:
     return data.getvalue()
 
 
-def write_pictures(path: Path, count: int) -> Path:
+def make_images_file(path: Path, count: int) -> Path:
     """An images file whose ids are 1000, 1003, 1006, ..."""
     records = []
     for number in range(count):
         width, height = (80, 64) if number % 2 else (64, 90)
-        records.append((1000 + 3 * number, jpeg(picture(number, width, height)), height, width))
+        records.append((1000 + 3 * number, jpeg(image(number, width, height)), height, width))
     write_images(path, records)
     return path
 
@@ -60,10 +60,10 @@ def runtime(**changes: object) -> RuntimeParameters:
 
 @pytest.fixture(scope="session")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """21 pictures: with batch_size=8, two whole blocks and a part of one."""
-    folder = tmp_path_factory.mktemp("pictures") / "scenes"
+    """21 images: with batch_size=8, two whole blocks and a part of one."""
+    folder = tmp_path_factory.mktemp("images") / "scenes"
     folder.mkdir()
-    return write_pictures(folder / "images.h5", 21)
+    return make_images_file(folder / "images.h5", 21)
 
 
 _PROGRAM = """
@@ -120,7 +120,7 @@ def run(command: list[str], environment: dict) -> subprocess.CompletedProcess:
 
 @pytest.fixture(scope="session")
 def plain(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Features of all pictures with three views."""
+    """Features of all images with three views."""
     out = tmp_path_factory.mktemp("features") / "plain.h5"
     extract(quick(views=3), runtime(), ENCODER, images, out)
     return out

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from captioner.features.layout import Layout
-from tests.features.conftest import program, run, write_pictures
+from tests.features.conftest import make_images_file, program, run
 
 OPTIONS = {"sync": 0.05, "batch_size": 2, "image_size": 160}
 
@@ -36,7 +36,7 @@ def alive(pid: int) -> bool:
 
 @pytest.fixture(scope="module")
 def many_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_pictures(tmp_path_factory.mktemp("many") / "images.h5", 300)
+    return make_images_file(tmp_path_factory.mktemp("many") / "images.h5", 300)
 
 
 @pytest.fixture(scope="module")
