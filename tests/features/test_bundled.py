@@ -46,9 +46,9 @@ def cells_of(features, images):
 
 
 def both_right(features, drawn) -> float:
-    """Share of test scenes whose two kinds are the two that a linear probe holds likeliest.
+    """Fraction of test scenes whose two kinds are the two that a linear probe holds likeliest.
 
-    The probe is a ridge regression from one 7x7 cell to the share of it that each kind covers; an image's score
+    The probe is a ridge regression from one 7x7 cell to the part of it that each kind covers; an image's score
     for a kind is that of its best cell. It has no way to learn what the features do not already tell.
     """
     images, present = drawn
