@@ -29,7 +29,7 @@ from benchmarks.extract import Bench, draw_pictures
 from benchmarks.report import measure, print_results, result
 from captioner import Captioner
 from captioner.device import core_count, resolve_device
-from captioner.features.decoding import Decoder
+from captioner.features.decoding import JpegPipeline
 from captioner.features.forward import resolve_precision
 from captioner.features.layout import create_features
 from captioner.features.preprocess import Preprocessing
@@ -105,15 +105,15 @@ def main(model: Path, pictures: int, beam: int, repeats: int, device: str) -> No
         bench = Bench(encoder, store, folder, place, resolve_precision("auto", place), 32, cores, min(cores, 16))
         bench.encode = captioner.encoder  # the length of captions, and so the time of search, depends on the features
         create_features(folder / "features.h5", bench.shape, store.image_ids, bench.facts)
-        with Decoder(store, Preprocessing(), 1, 32, min(cores, 16)) as decoder:
-            bench.ours(decoder)
+        with JpegPipeline(store, Preprocessing(), 1, 32, min(cores, 16)) as pipeline:
+            bench.ours(pipeline)
             stored = FeatureStore.open(folder / "features.h5")
             with stored.reader("ram", "cpu") as reader:
                 features = reader.read(stored.rows(store.image_ids)).to(place)
             rates = measure(
                 {
                     "ours": lambda: len(captioner.caption(files, beam, 1)),
-                    "extract": lambda: bench.ours(decoder),
+                    "extract": lambda: bench.ours(pipeline),
                     "search": lambda: search_all(captioner, features, beam),
                 },
                 repeats,

@@ -1,11 +1,11 @@
 """Extraction end to end against its parts: python -m benchmarks.extract [--device cuda --pictures 20480]
 
-Measured in turn, in pictures a second:
+Measured in turn, in images a second:
   ours     JPEG bytes in images.h5 to rows synced on disk, by the pipeline's own code (the decoding processes are
   started, as in a long run) forward  the bare encoder on normalised tensors that are already in place, with all cores;
   on a GPU the CUDA graph that extraction replays, of
            normalisation and encoder, on pixels that are already there; on a CPU each thread has batches of
-           its own, which is faster than all threads on one batch (squeezenet1_1 600 against 485 pictures a second,
+           its own, which is faster than all threads on one batch (squeezenet1_1 600 against 485 images a second,
            resnet50 110 against 94; not measured here, for torch's team of threads slows down whatever its process does
            afterwards)
   decode   JPEG bytes to pixels in memory by as many processes, and nothing else
@@ -32,17 +32,17 @@ from PIL import Image
 from benchmarks.report import measure, print_results, result
 from captioner.device import core_count, resolve_device
 from captioner.features.blocks import blocks_to_do, extract_blocks
-from captioner.features.decoding import Decoder
+from captioner.features.decoding import JpegPipeline
 from captioner.features.encoders import build_encoder
-from captioner.features.forward import PictureEncoder, keep_freed_memory, resolve_precision
+from captioner.features.forward import ImageEncoder, keep_freed_memory, resolve_precision
 from captioner.features.layout import DEFAULT_FACTS, FeatureWriter, create_features
 from captioner.features.preprocess import Preprocessing
 from captioner.features.syncing import SyncedWriter
 from captioner.images.store import ImageStore, write_images
 
 
-def draw_pictures(path: Path, count: int) -> None:
-    """Pictures of 256 x 341 pixels and some 25 KB, as photos are after the download stage; a few different ones, over
+def draw_images(path: Path, count: int) -> None:
+    """Images of 256 x 341 pixels and some 25 KB, as photos are after the download stage; a few different ones, over
     and over."""
     generator, jpegs = np.random.default_rng(0), []
     for _ in range(32):
@@ -78,7 +78,7 @@ class Bench:
             workers,
         )
         keep_freed_memory()  # as the stage does; the bare forward pass has the same advantage here
-        self.encode = PictureEncoder(build_encoder(encoder, grid=7), device, precision)
+        self.encode = ImageEncoder(build_encoder(encoder, grid=7), device, precision)
         grid, channels = self.encode.encoder.grid, self.encode.encoder.channels
         self.shape = (len(store), 1, grid[0] * grid[1], channels)
         self.facts = {**DEFAULT_FACTS, "grid": list(grid), "encoder": encoder}
@@ -89,9 +89,9 @@ class Bench:
         self.rows = np.random.default_rng(0).standard_normal((batch_size, *self.shape[1:])).astype(np.float16)
         self.blocks = blocks_to_do(np.zeros(len(store), bool), batch_size, 0, 1)
 
-    def ours(self, decoder: Decoder) -> int:
+    def ours(self, pipeline: JpegPipeline) -> int:
         with FeatureWriter(self.folder / "features.h5") as writer:
-            extract_blocks(self.blocks, decoder, self.encode, writer, self.threads, lambda _: True)
+            extract_blocks(self.blocks, pipeline, self.encode, writer, self.threads, lambda _: True)
         return len(self.store)
 
     def forward(self) -> int:
@@ -120,15 +120,15 @@ class Bench:
             torch.cuda.synchronize()
         return len(self.blocks) * self.batch_size
 
-    def decode(self, decoder: Decoder) -> int:
-        slots, ring = len(decoder.slots), deque[int]()
+    def decode(self, pipeline: JpegPipeline) -> int:
+        slots, ring = len(pipeline.slots), deque[int]()
         for number, (first, count) in enumerate(self.blocks):
             if number >= slots:
-                decoder.wait(ring.popleft())
-            decoder.ask(number % slots, first, count)
+                pipeline.wait(ring.popleft())
+            pipeline.submit(number % slots, first, count)
             ring.append(number % slots)
         for slot in ring:
-            decoder.wait(slot)
+            pipeline.wait(slot)
         return len(self.store)
 
     def write(self) -> int:
@@ -139,11 +139,11 @@ class Bench:
 
     def run(self, repeats: int) -> dict[str, list[float]]:
         create_features(self.folder / "features.h5", self.shape, range(len(self.store)), self.facts)
-        with Decoder(self.store, Preprocessing(), 1, self.batch_size, self.workers) as decoder:
+        with JpegPipeline(self.store, Preprocessing(), 1, self.batch_size, self.workers) as pipeline:
             things = {
-                "ours": lambda: self.ours(decoder),
+                "ours": lambda: self.ours(pipeline),
                 "forward": self.forward,
-                "decode": lambda: self.decode(decoder),
+                "decode": lambda: self.decode(pipeline),
             }
             return measure({**things, "write": self.write}, repeats)
 
@@ -156,16 +156,16 @@ def peak_memory() -> int:
 
 @click.command(help=__doc__)
 @click.option("--encoders", default="squeezenet1_1,resnet50", show_default=True)
-@click.option("--pictures", default=1280, show_default=True)
+@click.option("--pictures", "count", default=1280, show_default=True)
 @click.option("--repeats", default=5, show_default=True)
 @click.option("--device", default="auto", show_default=True)
 @click.option("--precision", default="auto", show_default=True)
 @click.option("--batch-size", default=32, show_default=True)
 @click.option(
-    "--images", type=click.Path(exists=True, path_type=Path), help="an images file to use instead of drawn pictures"
+    "--images", type=click.Path(exists=True, path_type=Path), help="an images file to use instead of drawn images"
 )
 def main(
-    encoders: str, pictures: int, repeats: int, device: str, precision: str, batch_size: int, images: Path | None
+    encoders: str, count: int, repeats: int, device: str, precision: str, batch_size: int, images: Path | None
 ) -> None:
     place = resolve_device(device)
     precision = resolve_precision(precision, place)
@@ -175,7 +175,7 @@ def main(
         folder = Path(name)
         if images is None:
             images = folder / "images.h5"
-            draw_pictures(images, pictures)
+            draw_images(images, count)
         store = ImageStore.open(images)
         for encoder in encoders.split(","):
             rates = Bench(encoder, store, folder, place, precision, batch_size, cores, min(cores, 16)).run(repeats)
@@ -183,27 +183,25 @@ def main(
                 "device": torch.cuda.get_device_name(place) if place.type == "cuda" else "cpu",
                 "precision": precision,
                 "cores": cores,
-                "pictures": len(store),
+                "images": len(store),
                 "peak_memory_mb": peak_memory(),
             }
             if place.type == "cpu":
                 allowed = [1 / (1 / forward + 1 / decode) for forward, decode in zip(rates["forward"], rates["decode"])]
             else:
                 allowed = [min(parts) for parts in zip(rates["forward"], rates["decode"], rates["write"])]
-            results.append(
-                result(f"extract {encoder} / its parts", rates["ours"], allowed, 0.95, "pictures/s", **facts)
-            )
+            results.append(result(f"extract {encoder} / its parts", rates["ours"], allowed, 0.95, "images/s", **facts))
             target = 0.90 if encoder == "resnet50" else None
             results.append(
                 result(
-                    f"extract {encoder} / bare forward", rates["ours"], rates["forward"], target, "pictures/s", **facts
+                    f"extract {encoder} / bare forward", rates["ours"], rates["forward"], target, "images/s", **facts
                 )
             )
             results.append(
-                result(f"extract {encoder} / decoding", rates["ours"], rates["decode"], None, "pictures/s", **facts)
+                result(f"extract {encoder} / decoding", rates["ours"], rates["decode"], None, "images/s", **facts)
             )
             results.append(
-                result(f"extract {encoder} / writing", rates["ours"], rates["write"], None, "pictures/s", **facts)
+                result(f"extract {encoder} / writing", rates["ours"], rates["write"], None, "images/s", **facts)
             )
     print_results(results)
 

@@ -1,9 +1,9 @@
-"""The share of a training step that is spent waiting for data: python -m benchmarks.reading
+"""The fraction of a training step that is spent waiting for data: python -m benchmarks.reading
 
-Makes a features file of 2,000 pictures, 7x7x512 in fp16, and trains on it with the training loop itself (batches of 64
+Makes a features file of 2,000 images, 7x7x512 in fp16, and trains on it with the training loop itself (batches of 64
 captions, an LSTM of 256 units, no validation), the features read from disk (runtime.features_on=disk) and from a memory
 map (ram), the file in the page cache. Compared are the captions a second with those of the same steps without the time
-in which the loop waits for its next batch; the ratio is one less the share that is spent waiting.
+in which the loop waits for its next batch; the ratio is one less the fraction that is spent waiting.
 """
 
 from __future__ import annotations

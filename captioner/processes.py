@@ -34,6 +34,10 @@ class Rank:
     local_rank: int = 0
     local_world: int = 1
 
+    @property
+    def local_world_size(self) -> int:
+        return self.local_world
+
 
 class Store:
     """Words that processes leave for one another.

@@ -24,8 +24,8 @@ from captioner.captioning.readers import PictureReaders
 from captioner.captioning.results import Caption, PictureCaptions
 from captioner.device import core_count, resolve_device
 from captioner.errors import CaptionerError
-from captioner.features.forward import CPU_BATCH, PictureEncoder, keep_freed_memory
-from captioner.features.reading import ReadPicture, Recipe
+from captioner.features.forward import CPU_BATCH, ImageEncoder, keep_freed_memory
+from captioner.features.reading import ReadImage, Recipe
 from captioner.model_io import CONFIG, Model, load_model
 from captioner.parameters import EvaluateParameters
 from captioner.search import Hypothesis, beam_search
@@ -46,7 +46,7 @@ class Captioner:
         device: where the arithmetic runs.
     """
 
-    def __init__(self, model: Model, encoder: PictureEncoder, readers: PictureReaders) -> None:
+    def __init__(self, model: Model, encoder: ImageEncoder, readers: PictureReaders) -> None:
         self.model, self.device = model, encoder.device
         self.encoder, self._readers = encoder, readers
         self._decoder = model.decoder.to(encoder.device)
@@ -157,7 +157,7 @@ class Captioner:
             torch.set_num_threads(1)
 
     def _batch(
-        self, names: list[str], reads: list[Future[list[ReadPicture]]], beam: int, n_best: int, attention: bool
+        self, names: list[str], reads: list[Future[list[ReadImage]]], beam: int, n_best: int, attention: bool
     ) -> list[PictureCaptions]:
         found = [picture for read in reads for picture in read.result()]
         good = [number for number, read in enumerate(found) if read.pixels is not None]
@@ -187,7 +187,7 @@ class Captioner:
         for number, hypotheses in zip(good, captions, strict=True):
             read = found[number]
             results[number] = PictureCaptions(
-                names[number], tuple(map(self._caption, hypotheses)), None, read.picture, read.box
+                names[number], tuple(map(self._caption, hypotheses)), None, read.image, read.box
             )
         return results
 

@@ -9,11 +9,11 @@ import torch
 
 from captioner.errors import CaptionerError
 from captioner.features.encoders import Encoder, build_encoder
-from captioner.features.forward import PictureEncoder, resolve_precision
+from captioner.features.forward import ImageEncoder, resolve_precision
 from captioner.model_io import CONFIG, ENCODER, Model
 
 
-def load_encoder(folder: Path, model: Model, device: torch.device) -> PictureEncoder:
+def load_encoder(folder: Path, model: Model, device: torch.device) -> ImageEncoder:
     """The encoder of the model in ``folder``, on ``device``, in the arithmetic that its features were made in.
 
     bf16 on a processor that does not compute in it would take ages: fp32 is taken there, and features differ in their
@@ -32,7 +32,7 @@ def load_encoder(folder: Path, model: Model, device: torch.device) -> PictureEnc
         raise CaptionerError(
             f"{folder / CONFIG}: {encoder.name} gives a grid of {encoder.grid} with {encoder.channels} channels, not {wanted}; copy the model's folder again"
         )
-    return PictureEncoder(encoder, device, precision)
+    return ImageEncoder(encoder, device, precision)
 
 
 def _build(folder: Path, model: Model) -> Encoder:

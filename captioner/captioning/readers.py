@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 import captioner
-from captioner.features.reading import ReadPicture, Recipe, read_picture
+from captioner.features.reading import ReadImage, Recipe, read_image
 
 # pictures that are asked for at once: every answer wakes a thread here, which takes the interpreter's lock from those
 # that compute
@@ -40,7 +40,7 @@ class PictureReaders:
         self._pool = ThreadPoolExecutor(processes, "picture-reader")
         self._pool.submit(self._child)  # the first process starts while an encoder is built
 
-    def read(self, sources: Sequence[str | Image.Image], shown: bool) -> list[Future[list[ReadPicture]]]:
+    def read(self, sources: Sequence[str | Image.Image], shown: bool) -> list[Future[list[ReadImage]]]:
         """Begin to read files, and to prepare open pictures (here: their bytes are decoded already), a few at a time,
         in their order."""
         parts = [sources[first : first + _TOGETHER] for first in range(0, len(sources), _TOGETHER)]
@@ -57,16 +57,16 @@ class PictureReaders:
         for child in children:
             child.end()
 
-    def _read(self, sources: Sequence[str | Image.Image], shown: bool) -> list[ReadPicture]:
+    def _read(self, sources: Sequence[str | Image.Image], shown: bool) -> list[ReadImage]:
         files = [source for source in sources if isinstance(source, str)]
         found = iter(self._read_files(files, shown)) if files else iter(())
         return [next(found) if isinstance(source, str) else self._prepare(source, shown) for source in sources]
 
-    def _prepare(self, picture: Image.Image, shown: bool) -> ReadPicture:
+    def _prepare(self, picture: Image.Image, shown: bool) -> ReadImage:
         with self._lock:  # Python's filters of warnings are of the whole process
-            return read_picture(picture, self._recipe, shown)
+            return read_image(picture, self._recipe, shown)
 
-    def _read_files(self, paths: list[str], shown: bool) -> list[ReadPicture]:
+    def _read_files(self, paths: list[str], shown: bool) -> list[ReadImage]:
         child = self._child()
         found = child.read(paths, self._recipe, shown)
         if found is not None:
@@ -79,9 +79,7 @@ class PictureReaders:
             len(paths) > 1 or child.answered
         ):  # one by one, each with a process that is fresh for it: else the wrong one would be blamed
             return [read for path in paths for read in self._read_files([path], shown)]
-        return [
-            ReadPicture(None, f"the process that decoded it ended with status {status}, perhaps for want of memory")
-        ]
+        return [ReadImage(None, f"the process that decoded it ended with status {status}, perhaps for want of memory")]
 
     def _child(self) -> _Child:
         """This thread's process."""
@@ -107,7 +105,7 @@ class _Child:
         self.answered = False  # whether it has ever read something
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
 
-    def read(self, paths: list[str], recipe: Recipe, shown: bool) -> list[ReadPicture] | None:
+    def read(self, paths: list[str], recipe: Recipe, shown: bool) -> list[ReadImage] | None:
         """None where the process ended over them."""
         task = {"paths": paths, "recipe": asdict(recipe), "shown": shown}
         try:
@@ -129,9 +127,9 @@ class _Child:
         self.answered = True
         squares, small = iter(pixels), iter(pictures)
         return [
-            ReadPicture(None, fact["error"])
+            ReadImage(None, fact["error"])
             if fact["error"] is not None
-            else ReadPicture(
+            else ReadImage(
                 next(squares), None, Image.fromarray(next(small)) if fact["size"] else None, tuple(fact["box"])
             )
             for fact in facts

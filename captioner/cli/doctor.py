@@ -175,7 +175,7 @@ def check_java() -> list[Finding]:
 
 def check_weights(parameters: Parameters) -> list[Finding]:
     """The encoder's weights that ``extract.weights`` names."""
-    from captioner.features.weights import bundled_file, find_file
+    from captioner.features.encoders.weights import bundled_file, find_file
 
     weights, encoder = parameters.extract.weights, parameters.encoder
     name = f"{encoder}, extract.weights={weights}"
@@ -197,7 +197,8 @@ def check_weights(parameters: Parameters) -> list[Finding]:
 def _imagenet(encoder: str, name: str) -> Finding:
     import torch
 
-    from captioner.features.encoders import known_encoders, published_weights
+    from captioner.features.encoders import known_encoders
+    from captioner.features.encoders.torchvision import published_weights
 
     if encoder not in known_encoders():
         return Finding(

@@ -1,1 +1,1 @@
-"""Encoders, and the feature maps that they make of pictures."""
+"""Encoders, and the feature maps that they make of images."""

@@ -1,10 +1,10 @@
-"""Pictures decoded by other processes, handed over in shared memory.
+"""Decoding processes that hand over pixels in shared memory.
 
-A decoding process is a small program of its own (``python -m captioner.features.decoding``): it shares no lock, thread
-or library state with the process that runs the encoder, starts in a fraction of a second, and ends when its input ends,
-also after a SIGKILL of its parent. Pixels lie in a ring of slots in anonymous shared memory that no kill can leave
-behind; through the pipes go records of a few bytes, whole or not at all (a pipe passes writes of up to 4 KB
-atomically), so that all processes take jobs from one pipe.
+A decoding process is a small program (``python -m captioner.features.decoding``) rather than a DataLoader worker: it
+shares no lock, thread or library state with the process that runs the encoder, imports no torch, starts in a fraction
+of a second, and ends when its input ends, also after a SIGKILL of its parent. Pixels lie in a ring of slots in
+anonymous shared memory, which no kill can leave behind. All processes take jobs from one pipe; writes to a pipe are
+atomic up to 4 KB.
 """
 
 from __future__ import annotations
@@ -27,26 +27,25 @@ from captioner.errors import CaptionerError
 from captioner.features.preprocess import Preprocessing, square
 from captioner.images.store import ImageStore
 
-_JOB = struct.Struct("<qqqq")  # slot, place in the slot of the first picture, first row, pictures
-_ANSWER = struct.Struct("<qqq")  # slot, pictures, first row where decoding failed or -1
-_JOB_PICTURES = 4
-# in a block; all blocks of the ring together must fit into the pipes (64 KB), or both sides would wait for ever
-_MOST_JOBS = 256
+_JOB = struct.Struct("<qqqq")  # slot, index in the slot, first row, images
+_ANSWER = struct.Struct("<qqq")  # slot, images, first row where decoding failed, or -1
+_JOB_IMAGES = 4
+_MOST_JOBS = 256  # in a block; the jobs of all slots must fit into a pipe (64 KB), or both sides would wait for ever
 _RING_BYTES = 256 << 20
 
 
-class Decoder:
-    """Decodes blocks of pictures ahead of their use.
+class JpegPipeline:
+    """Decodes, crops and resizes blocks of images ahead of their use.
 
     Args:
-        store: the pictures.
-        preprocessing: what each becomes.
-        views: V, views of each picture.
-        block: the most pictures in a block.
-        processes: how many decode at once.
+        store: the images.
+        preprocessing: how each becomes the encoder's input.
+        views: V, views of each image.
+        block: B, the most images in a block.
+        processes: decoding processes.
 
     Attributes:
-        slots: ``(R, V, B, S, S, 3)`` uint8, the ring; blocks lie in it one after the other.
+        slots: ``(R, V, B, S, S, 3)`` uint8, a ring of R blocks.
     """
 
     def __init__(self, store: ImageStore, preprocessing: Preprocessing, views: int, block: int, processes: int) -> None:
@@ -54,7 +53,7 @@ class Decoder:
         side = preprocessing.image_size
         block_bytes = views * block * side * side * 3
         count = max(2, min(6, _RING_BYTES // block_bytes))
-        self._memory = os.memfd_create("captioner-pictures", os.MFD_CLOEXEC)
+        self._memory = os.memfd_create("captioner-images", os.MFD_CLOEXEC)
         os.ftruncate(self._memory, count * block_bytes)
         self._map = mmap.mmap(self._memory, count * block_bytes)
         self.slots = np.frombuffer(self._map, dtype=np.uint8).reshape(count, views, block, side, side, 3)
@@ -84,7 +83,7 @@ class Decoder:
             os.close(jobs)
             os.close(answers)
 
-    def __enter__(self) -> Decoder:
+    def __enter__(self) -> JpegPipeline:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -95,33 +94,35 @@ class Decoder:
         os.close(self._answers)
         os.close(self._memory)
 
-    def ask(self, slot: int, first: int, count: int) -> None:
-        """Begin to decode ``count`` pictures from row ``first`` into a slot that nobody reads any more."""
+    def submit(self, slot: int, first: int, count: int) -> None:
+        """Begin to decode ``count`` images from row ``first`` into a slot that is free."""
         self._missing[slot] = count
-        size = max(_JOB_PICTURES, -(-count // _MOST_JOBS))
-        for place in range(0, count, size):
+        size = max(_JOB_IMAGES, -(-count // _MOST_JOBS))
+        for index in range(0, count, size):
             try:
-                os.write(self._jobs, _JOB.pack(slot, place, first + place, min(size, count - place)))
-            except BrokenPipeError:  # no process is left to read; ``wait`` says so
+                os.write(self._jobs, _JOB.pack(slot, index, first + index, min(size, count - index)))
+            except BrokenPipeError:  # no process is left to read; ``wait`` raises
                 return
 
     def wait(self, slot: int) -> None:
         """Return once the slot is decoded.
 
         Raises:
-            CaptionerError: a picture cannot be decoded (its image id is named), or a decoding process ended.
+            CaptionerError: an image cannot be decoded (its image id is named), or a decoding process ended.
         """
         while self._missing[slot]:
             if not select.select([self._answers], [], [], 1.0)[0]:
                 if any(process.poll() is not None for process in self._processes):
                     raise CaptionerError(
-                        "a decoding process ended before its work, perhaps for want of memory; lower runtime.workers and run again"
+                        "a decoding process ended before its work, perhaps for want of memory; "
+                        "lower runtime.workers and run again"
                     )
                 continue
             answer = os.read(self._answers, _ANSWER.size)
             if not answer:
                 raise CaptionerError(
-                    "all decoding processes ended before their work, perhaps for want of memory; lower runtime.workers and run again"
+                    "all decoding processes ended before their work, perhaps for want of memory; "
+                    "lower runtime.workers and run again"
                 )
             done_slot, count, failed = _ANSWER.unpack(answer)
             if failed >= 0:
@@ -132,36 +133,36 @@ class Decoder:
         reason = "a decoding process failed"
         try:
             _decode(self._store, self._preprocessing, row, self._views)
-        except Exception as error:  # whatever is wrong with a picture, it is the picture's fault
+        except Exception as error:  # any error of a decoder means that the image is bad
             reason = " ".join(str(error).split()) or type(error).__name__
         raise CaptionerError(
-            f"{self._store.path}: image {self._store.image_ids[row]} cannot be decoded ({reason}); make the file again with the download stage"
+            f"{self._store.path}: image {self._store.image_ids[row]} cannot be decoded ({reason}); "
+            "make the file again with the download stage"
         )
 
 
 def _decode(store: ImageStore, preprocessing: Preprocessing, row: int, views: int) -> list[np.ndarray]:
-    """All views of one picture, each ``(S, S, 3)`` uint8."""
-    picture = store.image(row)
-    return [square(picture, preprocessing, int(store.image_ids[row]), view) for view in range(views)]
+    """All views of one image, each ``(S, S, 3)`` uint8."""
+    image = store.image(row)
+    return [square(image, preprocessing, int(store.image_ids[row]), view) for view in range(views)]
 
 
 def _work(task: dict) -> None:
-    for number in (signal.SIGINT, signal.SIGTERM):  # the parent decides when work ends; these may reach the whole group
+    for number in (signal.SIGINT, signal.SIGTERM):  # the parent stops this process; these may reach the whole group
         signal.signal(number, signal.SIG_IGN)
-    if hasattr(
-        os, "sched_setscheduler"
-    ):  # a batch job does not push the encoder off its core whenever a slot is free, with all that lies in the core's cache
+    # a batch job does not preempt the encoder, and so leaves it the core's cache, whenever a slot is free
+    if hasattr(os, "sched_setscheduler"):
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
     store, preprocessing, shape = ImageStore.open(task["images"]), Preprocessing(**task["preprocessing"]), task["shape"]
     ring = np.frombuffer(mmap.mmap(task["memory"], int(np.prod(shape))), dtype=np.uint8).reshape(shape)
     while job := os.read(task["jobs"], _JOB.size):
-        slot, place, first, count = _JOB.unpack(job)
+        slot, start, first, count = _JOB.unpack(job)
         failed = -1
         for index in range(count):
             try:
                 for view, pixels in enumerate(_decode(store, preprocessing, first + index, shape[1])):
-                    ring[slot, view, place + index] = pixels
-            except Exception:  # the parent decodes this picture again to say what is wrong with it
+                    ring[slot, view, start + index] = pixels
+            except Exception:  # the parent decodes this image again for the error message
                 failed = first + index
                 break
         try:

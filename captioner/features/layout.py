@@ -1,9 +1,8 @@
 """The features file on disk: how it is created, and how rows are written into it.
 
 ``features`` f2 ``(N, V, P, C)`` contiguous, ``image_id`` i8 ``(N,)``, ``done`` u1 ``(N,)``; everything else is in
-attributes. HDF5 is used once, to lay the file out; after that rows go straight to their place with ``pwrite``, so that
-any number of processes write at once without a lock, and the file's metadata never changes again: a kill cannot corrupt
-it.
+attributes. HDF5 only creates the file; after that rows are written at their offset with ``pwrite``. So any number of
+processes write at once without a lock, and no kill can corrupt the file's metadata, which never changes again.
 """
 
 from __future__ import annotations
@@ -17,22 +16,18 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import h5py
+import h5py  # type: ignore[import-untyped]
 import numpy as np
 
 from captioner.errors import CaptionerError
 from captioner.fingerprint import canonical_json, fingerprint
 from captioner.sidecar import sync_folder
 
-FORMAT_VERSION = (
-    2  # 2: texts of a fixed length (one damaged bit in the heap of variable ones makes the HDF5 library crash)
-)
+FORMAT_VERSION = 2  # 2: strings of fixed length (a damaged bit in the heap of variable ones crashes the HDF5 library)
 PAGE = 4096
 _ROOM_FOR_METADATA = 1 << 20
-MEAN, STD = (
-    (0.485, 0.456, 0.406),
-    (0.229, 0.224, 0.225),
-)  # of ImageNet's RGB pixels, the input of every torchvision classifier
+# of ImageNet's RGB pixels, the normalisation of every torchvision classifier
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 DEFAULT_FACTS: dict[str, Any] = {
     "format_version": FORMAT_VERSION,
@@ -50,6 +45,9 @@ DEFAULT_FACTS: dict[str, Any] = {
     "augmentation": None,
 }
 """The keys of a features file's facts; ``write_features`` takes the values from here that it is not given."""
+STATED = ("weights_seed", "image_size", "jpeg_quality")
+"""Optional attributes that a model needs for further images: the seed of random weights, and how ``images.h5`` stored
+its images. Older files lack them."""
 
 
 def storage_size(shape: tuple[int, int, int, int]) -> int:
@@ -66,12 +64,17 @@ def require_space(path: Path, shape: tuple[int, int, int, int]) -> None:
     need, free = storage_size(shape), shutil.disk_usage(path.parent).free
     if need > free:
         raise CaptionerError(
-            f"{path}: the features need {need / 1e9:.3f} GB and the disk has {free / 1e9:.3f} GB free; free some, or lower extract.grid or extract.views"
+            f"{path}: the features need {need / 1e9:.3f} GB and the disk has {free / 1e9:.3f} GB free; "
+            "free some, or lower extract.grid or extract.views"
         )
 
 
 def create_features(
-    path: str | Path, shape: tuple[int, int, int, int], image_ids: Iterable[int], facts: dict[str, Any]
+    path: str | Path,
+    shape: tuple[int, int, int, int],
+    image_ids: Iterable[int],
+    facts: dict[str, Any],
+    stated: dict[str, int] | None = None,
 ) -> None:
     """Make a features file of full size whose rows are all still to be written.
 
@@ -80,6 +83,7 @@ def create_features(
         shape: ``(N, V, P, C)``: images, views, grid positions, channels.
         image_ids: ``(N,)`` int64, no two alike; row i belongs to image_ids[i].
         facts: everything that determines the features (``DEFAULT_FACTS`` names the keys); no path, time or device.
+        stated: further attributes, some of ``STATED``; no part of the fingerprint.
 
     Raises:
         CaptionerError: the shape and the facts do not fit, an image id comes twice, or the disk is too small.
@@ -89,7 +93,8 @@ def create_features(
     count, views, positions, channels = (int(size) for size in shape)
     if min(count, views, positions, channels) < 1 or ids.shape != (count,):
         raise CaptionerError(
-            f"{path}: features of shape {tuple(shape)} for {len(ids)} images; every dimension must be at least 1 and the first the number of images"
+            f"{path}: features of shape {tuple(shape)} for {len(ids)} images; "
+            "every dimension must be at least 1 and the first the number of images"
         )
     if len(np.unique(ids)) != count:
         values, counts = np.unique(ids, return_counts=True)
@@ -105,7 +110,7 @@ def create_features(
     draft.unlink(missing_ok=True)
     require_space(path, (count, views, positions, channels))
     try:
-        _lay_out(draft, (count, views, positions, channels), ids, facts)
+        _lay_out(draft, (count, views, positions, channels), ids, facts, stated or {})
         os.replace(draft, path)
         sync_folder(path.parent)
     except OSError as error:
@@ -117,7 +122,9 @@ def create_features(
         raise
 
 
-def _lay_out(path: Path, shape: tuple[int, int, int, int], ids: np.ndarray, facts: dict[str, Any]) -> None:
+def _lay_out(
+    path: Path, shape: tuple[int, int, int, int], ids: np.ndarray, facts: dict[str, Any], stated: dict[str, int]
+) -> None:
     # alignment: the rows begin on a page, which direct and memory-mapped reads like; only the large data set is
     # affected
     with h5py.File(path, "w", alignment_threshold=PAGE, alignment_interval=PAGE) as file:
@@ -149,6 +156,7 @@ def _lay_out(path: Path, shape: tuple[int, int, int, int], ids: np.ndarray, fact
             "images_fingerprint": facts["images"],
             "grid": np.asarray(facts["grid"], dtype=np.int64),
             **{key: facts[key] for key in ("encoder", "layer", "weights_name", "weights_sha256", "views")},
+            **{key: stated[key] for key in STATED if key in stated},
         }
         for key, value in sorted(attributes.items()):
             if isinstance(value, str):
@@ -200,7 +208,8 @@ class Layout:
             raise ValueError(f"format version {file.attrs['format_version']}, this program reads {FORMAT_VERSION}")
         if features.dtype != np.dtype("<f2") or features.ndim != 4 or done.dtype != np.dtype("u1"):
             raise ValueError(f"features are {features.dtype} of {features.ndim} dimensions, not float16 of 4")
-        self.shape = tuple(int(size) for size in features.shape)
+        count, views, positions, channels = (int(size) for size in features.shape)
+        self.shape = (count, views, positions, channels)
         if file["image_id"].shape != self.shape[:1] or done.shape != self.shape[:1] or min(self.shape) < 1:
             raise ValueError(
                 f"features, image_id and done have the lengths {len(features)}, {len(file['image_id'])}, {len(done)}"
@@ -271,7 +280,7 @@ class FeatureWriter:
             raise ValueError(
                 f"{features.dtype} {features.shape} at row {first} does not fit features of shape {self.layout.shape}"
             )
-        data = memoryview(np.ascontiguousarray(features)).cast("B")
+        data = np.ascontiguousarray(features).data.cast("B")
         self._pwrite(data, self.layout.offset + first * self.layout.row_size)
         with self._lock:
             self._written.append((first, len(features)))

@@ -1,9 +1,7 @@
-"""From a picture to what an encoder sees: a square of ``image_size`` pixels, plain or augmented; and the encoder's
-normalisation.
+"""From an image to an encoder's input: a square of ``image_size`` pixels, plain or augmented.
 
-The work is split where it is cheapest: decoding, cropping and resizing happen in Pillow and give bytes; normalisation
-happens on whole batches of those bytes, on the encoder's device. This module loads no torch, so that decoding processes
-start fast.
+Decoding, cropping and resizing happen in Pillow and give bytes; normalisation happens on whole batches, on the
+encoder's device (``forward.py``). This module imports no torch, so that decoding processes start fast.
 """
 
 from __future__ import annotations
@@ -14,16 +12,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from captioner.features.layout import MEAN, STD
-
 WINDOW = 7 / 8
-"""Side of a random or centre crop, as a share of the picture's (224 of 256 pixels)."""
+"""Side of a random or centre crop, as a fraction of the image's (224 of 256 pixels)."""
 _ASPECT = (3 / 4, 4 / 3)
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How a picture becomes square, and how its augmented views are drawn (fields as in ``ExtractParameters``)."""
+    """How an image becomes square, and how its augmented views are drawn (fields as in ``ExtractParameters``)."""
 
     fit: str = "squash"
     image_size: int = 224
@@ -33,13 +29,17 @@ class Preprocessing:
     crop: str = "resized"
     crop_scale: float = 0.5
 
-    def facts(self) -> dict[str, Any]:
-        """What the features file records of the plain view, enough to map overlays back onto the picture."""
+    def facts(self, mean: tuple[float, float, float], std: tuple[float, float, float]) -> dict[str, Any]:
+        """What the features file records of the plain view, enough to map overlays back onto the image.
+
+        Args:
+            mean, std: the encoder's.
+        """
         return {
             "fit": self.fit,
             "image_size": self.image_size,
-            "mean": list(MEAN),
-            "std": list(STD),
+            "mean": list(mean),
+            "std": list(std),
             "resample": "bilinear",
         }
 
@@ -56,7 +56,7 @@ class Preprocessing:
 
 
 def visible_box(width: int, height: int, fit: str) -> tuple[float, float, float, float]:
-    """The part ``(left, top, right, bottom)`` of a picture, in pixels, that the plain view shows: all of it, or the
+    """The box ``(left, top, right, bottom)`` of an image, in pixels, that the plain view shows: all of it, or the
     central square."""
     if fit == "squash":
         return 0.0, 0.0, float(width), float(height)
@@ -67,7 +67,7 @@ def visible_box(width: int, height: int, fit: str) -> tuple[float, float, float,
 
 @dataclass(frozen=True)
 class View:
-    """What one view shows: a box of the picture in pixels, and whether it is flipped."""
+    """What one view shows: a box of the image in pixels, and whether it is flipped."""
 
     box: tuple[float, float, float, float]
     horizontal_flip: bool = False
@@ -78,7 +78,7 @@ def draw_view(preprocessing: Preprocessing, image_id: int, view: int, width: int
     """View number ``view`` of an image: 0 is the plain one, the others are drawn from a generator seeded by (seed,
     image id, view).
 
-    Every random number is drawn whether it is used or not, so that one parameter never changes what another one draws.
+    Every random number is drawn whether it is used or not, so that no parameter changes the draws of another.
     """
     left, top, right, bottom = visible_box(width, height, preprocessing.fit)
     if view == 0:
@@ -87,30 +87,28 @@ def draw_view(preprocessing: Preprocessing, image_id: int, view: int, width: int
     horizontal, vertical, across, down, area, aspect = generator.random(6)
     wide, high = right - left, bottom - top
     if preprocessing.crop == "none":
-        share_x, share_y = 1.0, 1.0
-    elif (
-        preprocessing.crop == "resized"
-    ):  # random area and aspect, as in Szegedy et al. 2015, section 6, but always inside the picture
+        part_x, part_y = 1.0, 1.0
+    elif preprocessing.crop == "resized":  # random area and aspect: Szegedy et al. 2015, section 6, but always inside
         scale = preprocessing.crop_scale + (1 - preprocessing.crop_scale) * area
         ratio = _ASPECT[0] * (_ASPECT[1] / _ASPECT[0]) ** aspect  # uniform in its logarithm
-        ratio = min(max(ratio, scale), 1 / scale)  # what still fits into the picture
-        share_x, share_y = (scale * ratio) ** 0.5, (scale / ratio) ** 0.5
+        ratio = min(max(ratio, scale), 1 / scale)  # so that the crop fits into the image
+        part_x, part_y = (scale * ratio) ** 0.5, (scale / ratio) ** 0.5
     else:
-        share_x = share_y = WINDOW
+        part_x = part_y = WINDOW
     if preprocessing.crop == "centre":
         across = down = 0.5
-    x, y = left + across * wide * (1 - share_x), top + down * high * (1 - share_y)
-    box = (x, y, min(x + share_x * wide, right), min(y + share_y * high, bottom))
+    x, y = left + across * wide * (1 - part_x), top + down * high * (1 - part_y)
+    box = (x, y, min(x + part_x * wide, right), min(y + part_y * high, bottom))
     return View(box, bool(horizontal < preprocessing.hflip), bool(vertical < preprocessing.vflip))
 
 
-def square(picture: Image.Image, preprocessing: Preprocessing, image_id: int = 0, view: int = 0) -> np.ndarray:
-    """One view of a picture as ``(S, S, 3)`` uint8, RGB."""
-    if picture.mode != "RGB":
-        picture = picture.convert("RGB")
-    drawn = draw_view(preprocessing, image_id, view, picture.width, picture.height)
+def square(image: Image.Image, preprocessing: Preprocessing, image_id: int = 0, view: int = 0) -> np.ndarray:
+    """One view of an image as ``(S, S, 3)`` uint8, RGB."""
+    if image.mode != "RGB":
+        image = image.convert("RGB")
+    drawn = draw_view(preprocessing, image_id, view, image.width, image.height)
     side = preprocessing.image_size
-    pixels = np.asarray(picture.resize((side, side), Image.Resampling.BILINEAR, box=drawn.box))
+    pixels = np.asarray(image.resize((side, side), Image.Resampling.BILINEAR, box=drawn.box))
     if drawn.horizontal_flip:
         pixels = pixels[:, ::-1]
     return pixels[::-1] if drawn.vertical_flip else pixels

@@ -1,7 +1,7 @@
 """Three ways to read random rows of a features file: from memory, from disk, from a GPU.
 
-None of them goes through HDF5: its lock lets one thread read at a time. They know the file offset of the rows and read
-there.
+None of them goes through HDF5, whose lock lets only one thread read at a time: they read at the file offset of the
+rows.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class FeatureReader:
         return self._gather(self._flat(rows, views))
 
     def close(self) -> None:
-        """Give back what the reader holds."""
+        """Release what the reader holds."""
 
     def __enter__(self) -> FeatureReader:
         return self
@@ -63,7 +63,9 @@ class FeatureReader:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _flat(self, rows: object, views: object) -> np.ndarray:
+    def _flat(
+        self, rows: np.ndarray | torch.Tensor | Iterable[int], views: np.ndarray | torch.Tensor | Iterable[int] | None
+    ) -> np.ndarray:
         """Index (B,) of each (row, view) in the features seen as (N * V, P, C)."""
         rows = _indices(rows, self.shape[0], "row")
         if views is None:
@@ -77,7 +79,7 @@ class FeatureReader:
         raise NotImplementedError
 
 
-def _indices(values: object, bound: int, name: str) -> np.ndarray:
+def _indices(values: np.ndarray | torch.Tensor | Iterable[int], bound: int, name: str) -> np.ndarray:
     if isinstance(values, torch.Tensor):
         values = values.cpu().numpy()
     array = np.asarray(values if isinstance(values, np.ndarray) else list(values), dtype=np.int64).reshape(-1)
@@ -104,19 +106,18 @@ class RamReader(FeatureReader):
 
     def _gather(self, flat: np.ndarray) -> torch.Tensor:
         batch = torch.empty((len(flat), self._features.shape[1]), dtype=torch.float16, pin_memory=self._pin)
-        # one thread fills memory's bandwidth, and torch's threads would wait for each other; "clip" writes without a
-        # buffer in between
+        # one thread saturates the memory bandwidth; mode="clip" writes without an intermediate buffer
         np.take(self._features, flat, axis=0, out=batch.numpy(), mode="clip")
         return batch.view(-1, *self.shape[2:])
 
     def close(self) -> None:
-        self._features = np.empty(0, dtype=np.float16)
+        self._features = np.empty((0, 0), dtype=np.float16)
 
 
 class DiskReader(FeatureReader):
-    """``preadv`` in a few threads, straight into the batch: for files that memory does not hold.
+    """``preadv`` in a few threads, straight into the batch: for files that do not fit into memory.
 
-    The kernel is told all rows of a batch first and fetches them side by side, which keeps a disk busier than many
+    The kernel is told all rows of a batch first and fetches them in parallel, which keeps a disk busier than many
     waiting threads.
     """
 
@@ -134,7 +135,7 @@ class DiskReader(FeatureReader):
         batch = torch.empty((len(flat), self.shape[2] * self.shape[3]), dtype=torch.float16, pin_memory=self._pin)
         if self._pool is None or self._owner != os.getpid():  # threads do not survive a fork
             self._pool, self._owner = ThreadPoolExecutor(_READING_THREADS), os.getpid()
-        target = memoryview(batch.numpy().reshape(-1).view(np.uint8))
+        target = batch.numpy().reshape(-1).view(np.uint8).data
         size = 2 * batch.shape[1]
         for index in flat.tolist():
             os.posix_fadvise(self._descriptor, self._offset + index * size, size, os.POSIX_FADV_WILLNEED)
@@ -166,17 +167,18 @@ class DiskReader(FeatureReader):
 
 
 class GpuReader(FeatureReader):
-    """All features (N, V, P, C) float16 in GPU memory, or wherever else a tensor is."""
+    """All features (N, V, P, C) float16 as a tensor in GPU memory."""
 
     where = "gpu"
 
     def __init__(self, features: torch.Tensor) -> None:
-        super().__init__(tuple(features.shape), features.device)
+        count, views, positions, channels = features.shape
+        super().__init__((count, views, positions, channels), features.device)
         self._features = features.view(features.shape[0] * features.shape[1], -1)  # (N * V, P * C)
 
     @classmethod
     def load(cls, path: Path, offset: int, shape: tuple[int, int, int, int], device: torch.device) -> GpuReader:
-        """The whole file, brought to ``device`` some rows at a time."""
+        """Copy the whole file to ``device``, some rows at a time."""
         features = torch.empty(shape, dtype=torch.float16, device=device)
         rows = features.view(shape[0] * shape[1], *shape[2:])
         with DiskReader(path, offset, shape, pin=device.type == "cuda") as disk:
@@ -202,7 +204,7 @@ def open_reader(
         shape: ``(N, V, P, C)``.
         where: ``gpu`` (the whole file in the memory of ``device``), ``ram`` (memory map), ``disk``, or ``auto``: the
             first that the file fits into.
-        device: where the batches are used in the end.
+        device: where the batches are used.
 
     Raises:
         CaptionerError: ``gpu`` without a GPU, or with one that is too small.
@@ -210,9 +212,8 @@ def open_reader(
     device = torch.device(device)
     size = 2 * int(np.prod(shape, dtype=np.int64))
     if where == "auto":
-        if (
-            device.type == "cuda" and size < 0.6 * torch.cuda.mem_get_info(device)[0]
-        ):  # the rest is for the model and its activations
+        # the rest of the GPU's memory is for the model and its activations
+        if device.type == "cuda" and size < 0.6 * torch.cuda.mem_get_info(device)[0]:
             where = "gpu"
         else:
             where = "ram" if size < 0.8 * available_memory() else "disk"
@@ -223,7 +224,8 @@ def open_reader(
             return GpuReader.load(path, offset, shape, device)
         except torch.cuda.OutOfMemoryError as error:
             raise CaptionerError(
-                f"{path}: {size / 1e9:.1f} GB of features do not fit into the memory of {device}; use runtime.features_on=ram or auto"
+                f"{path}: {size / 1e9:.1f} GB of features do not fit into the memory of {device}; "
+                "use runtime.features_on=ram or auto"
             ) from error
     if where not in ("ram", "disk"):
         raise CaptionerError(f"runtime.features_on={where}: it must be one of auto, gpu, ram, disk")

@@ -1,9 +1,8 @@
-"""From a picture file to what the encoder sees, as the stages ``download`` and ``extract`` would do it one after the
-other.
+"""From an image file to an encoder's input, as the stages ``download`` and ``extract`` would make it.
 
-Run as a program (``python -m captioner.features.reading``) it is one of the processes that decode: strangers' bytes are
-decoded there, so that a picture that brings a decoder down takes nothing else with it. A line of JSON comes in for a
-few pictures; out go a line of JSON and the bytes that it announces. It loads no torch.
+As a program (``python -m captioner.features.reading``) it is a decoding process: untrusted bytes are decoded there, so
+that an image that crashes the decoder ends nothing else. Each line of JSON asks for a few images; the answer is a line
+of JSON and the bytes that it announces. It imports no torch.
 """
 
 from __future__ import annotations
@@ -20,15 +19,15 @@ from PIL import Image
 from captioner.features.preprocess import Preprocessing, square, visible_box
 from captioner.images.decode import BadPicture, read_regular, store_picture, to_picture
 
-_SHOWN = 424  # longest side in pixels of the picture that is handed out for overlays
+_SHOWN = 424  # longest side in pixels of the image that is returned for overlays
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a model's pictures were made.
+    """How a model's images were made.
 
     Attributes:
-        image_size, jpeg_quality: of the stored pictures.
+        image_size, jpeg_quality: of the stored images.
         fit, side: how they become the encoder's squares.
     """
 
@@ -39,24 +38,24 @@ class Recipe:
 
 
 @dataclass(frozen=True)
-class ReadPicture:
-    """A picture that was read, or why it could not be.
+class ReadImage:
+    """An image that was read, or why it could not be.
 
     Attributes:
         pixels: (S, S, 3) uint8, what the encoder sees; None where ``error`` says why.
         error: one line.
-        picture: small and upright, for overlays, where asked for.
-        box: the part of it that the encoder sees, as shares.
+        image: small and upright, for overlays, where asked for.
+        box: the part of it that the encoder sees, as fractions of its width and height.
     """
 
     pixels: np.ndarray | None
     error: str | None = None
-    picture: Image.Image | None = None
+    image: Image.Image | None = None
     box: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)
 
 
 def read_file(path: str) -> bytes:
-    """The bytes of a picture file.
+    """The bytes of an image file.
 
     Raises:
         BadPicture: no file, or one that cannot be read.
@@ -72,48 +71,47 @@ def read_file(path: str) -> bytes:
     return data
 
 
-def read_picture(source: str | Image.Image, recipe: Recipe, shown: bool) -> ReadPicture:
-    """Read a file or an open picture.
+def read_image(source: str | Image.Image, recipe: Recipe, shown: bool) -> ReadImage:
+    """Read a file or an open image.
 
     Args:
-        shown: also give the picture itself.
+        shown: also give the image itself.
     """
     try:
         if isinstance(source, Image.Image):
-            picture = store_picture(source, recipe.image_size, recipe.jpeg_quality)
+            image = store_picture(source, recipe.image_size, recipe.jpeg_quality)
         else:
-            picture = to_picture(read_file(source), recipe.image_size, recipe.jpeg_quality)
+            image = to_picture(read_file(source), recipe.image_size, recipe.jpeg_quality)
     except BadPicture as error:
-        return ReadPicture(None, error.reason)
-    pixels = square(picture, Preprocessing(recipe.fit, recipe.side))
+        return ReadImage(None, error.reason)
+    pixels = square(image, Preprocessing(recipe.fit, recipe.side))
     if not shown:
-        return ReadPicture(pixels)
-    width, height = picture.size
+        return ReadImage(pixels)
+    width, height = image.size
     left, top, right, bottom = visible_box(width, height, recipe.fit)
     scale = min(1.0, _SHOWN / max(width, height))
-    small = picture.resize((max(1, round(width * scale)), max(1, round(height * scale))), Image.Resampling.LANCZOS)
-    return ReadPicture(pixels, None, small, (left / width, top / height, right / width, bottom / height))
+    small = image.resize((max(1, round(width * scale)), max(1, round(height * scale))), Image.Resampling.LANCZOS)
+    return ReadImage(pixels, None, small, (left / width, top / height, right / width, bottom / height))
 
 
 def _work() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it may reach the whole group; this process ends when its input does
-    if hasattr(
-        os, "sched_setscheduler"
-    ):  # as in captioner.features.decoding: a batch job does not push the encoder off its core
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it may reach the whole group; this process ends with its input
+    # as in captioner.features.decoding: a batch job does not preempt the encoder
+    if hasattr(os, "sched_setscheduler"):
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
     answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what a library prints is no answer
+    os.dup2(2, 1)  # what a library prints must not end up among the answers
     for line in sys.stdin.buffer:
         task = json.loads(line)
-        found = [read_picture(path, Recipe(**task["recipe"]), task["shown"]) for path in task["paths"]]
-        facts = [{"error": read.error, "size": read.picture and read.picture.size, "box": read.box} for read in found]
+        found = [read_image(path, Recipe(**task["recipe"]), task["shown"]) for path in task["paths"]]
+        facts = [{"error": read.error, "size": read.image and read.image.size, "box": read.box} for read in found]
         answers.write(json.dumps(facts).encode() + b"\n")
         for read in found:
             if read.pixels is not None:
-                answers.write(np.ascontiguousarray(read.pixels))
+                answers.write(np.ascontiguousarray(read.pixels).data)
         for read in found:
-            if read.picture is not None:
-                answers.write(read.picture.tobytes())
+            if read.image is not None:
+                answers.write(read.image.tobytes())
         answers.flush()
 
 
@@ -121,4 +119,4 @@ if __name__ == "__main__":
     try:
         _work()
     except BrokenPipeError:
-        os._exit(0)  # nobody is there any more
+        os._exit(0)  # the reader has ended

@@ -28,9 +28,13 @@ class FeatureStore:
         images_fingerprint: of the images file that they were made from.
         encoder, layer, weights_name, weights_sha256: what made them.
         grid: ``(rows, columns)``, rows * columns = P.
-        preprocessing: ``fit``, ``image_size``, ``mean``, ``std``: how a picture became the encoder's input.
+        preprocessing: ``fit``, ``image_size``, ``mean``, ``std``: how an image became the encoder's input.
         views: V; view 0 is the plain one.
         facts: all facts that make the fingerprint.
+        weights_seed: ``extract.seed`` of random weights; 1, its default, for other weights and where an older file does
+            not state it.
+        image_size, jpeg_quality: how the download stage stored the images, as ``ImageStore`` states it; None where an
+            older file does not.
     """
 
     def __init__(self, layout: Layout) -> None:
@@ -43,6 +47,10 @@ class FeatureStore:
         self.grid: tuple[int, int] = (int(facts["grid"][0]), int(facts["grid"][1]))
         self.preprocessing: dict[str, Any] = facts["preprocessing"]
         self.views = int(facts["views"])
+        self.weights_seed = int(attributes.get("weights_seed", 1))
+        self.image_size, self.jpeg_quality = (
+            None if (value := attributes.get(key)) is None else int(value) for key in ("image_size", "jpeg_quality")
+        )
         self.offset, self.row_size = layout.offset, layout.row_size
         self._order = np.argsort(self.image_ids, kind="stable")
         self._sorted = self.image_ids[self._order]
@@ -58,11 +66,13 @@ class FeatureStore:
         layout = Layout(path)
         if layout.size < layout.expected_size:
             raise CaptionerError(
-                f"{path}: truncated, {layout.size:,} of {layout.expected_size:,} bytes; delete it and run the extract stage again"
+                f"{path}: truncated, {layout.size:,} of {layout.expected_size:,} bytes; "
+                "delete it and run the extract stage again"
             )
         if not layout.done.all():
+            missing = int((~layout.done).sum())
             raise CaptionerError(
-                f"{path}: {int((~layout.done).sum()):,} of {layout.shape[0]:,} rows were never written; run the extract stage again"
+                f"{path}: {missing:,} of {layout.shape[0]:,} rows were never written; run the extract stage again"
             )
         return cls(layout)
 
@@ -78,13 +88,14 @@ class FeatureStore:
         wanted = np.asarray(
             image_ids if isinstance(image_ids, np.ndarray) else list(image_ids), dtype=np.int64
         ).reshape(-1)
-        places = np.minimum(np.searchsorted(self._sorted, wanted), len(self._sorted) - 1)
-        found = self._sorted[places] == wanted
+        positions = np.minimum(np.searchsorted(self._sorted, wanted), len(self._sorted) - 1)
+        found = self._sorted[positions] == wanted
         if not found.all():
             raise CaptionerError(
-                f"{self.path}: no features of image {wanted[~found][0]} ({int((~found).sum()):,} images are missing); run the extract stage again"
+                f"{self.path}: no features of image {wanted[~found][0]} ({int((~found).sum()):,} images are missing); "
+                "run the extract stage again"
             )
-        return self._order[places]
+        return self._order[positions]
 
     def reader(self, where: str = "auto", device: str | torch.device = "cpu") -> FeatureReader:
         """A reader of random rows; ``where`` and ``device`` as in ``readers.open_reader``."""
@@ -92,7 +103,11 @@ class FeatureStore:
 
 
 def write_features(
-    path: str | Path, features: np.ndarray, image_ids: Iterable[int], facts: dict[str, Any] | None = None
+    path: str | Path,
+    features: np.ndarray,
+    image_ids: Iterable[int],
+    facts: dict[str, Any] | None = None,
+    stated: dict[str, int] | None = None,
 ) -> FeatureStore:
     """Write a whole features file from memory.
 
@@ -101,13 +116,13 @@ def write_features(
         image_ids: ``(N,)`` int64.
         facts: any of ``layout.DEFAULT_FACTS``; the rest is filled in. Without ``grid``, a square grid where P is a
             square, else 1 x P.
+        stated: any of ``layout.STATED``.
     """
     features = np.asarray(features, dtype=np.float16)
     side = int(round(features.shape[2] ** 0.5))
     grid = [side, side] if side * side == features.shape[2] else [1, features.shape[2]]
-    create_features(
-        path, features.shape, image_ids, {**DEFAULT_FACTS, "grid": grid, "views": features.shape[1], **(facts or {})}
-    )
+    facts = {**DEFAULT_FACTS, "grid": grid, "views": features.shape[1], **(facts or {})}
+    create_features(path, features.shape, image_ids, facts, stated)
     with FeatureWriter(path) as writer:
         writer.write(0, features)
         writer.sync()

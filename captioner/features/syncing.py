@@ -1,4 +1,4 @@
-"""Rows on their way to the disk: written by one thread, synced and marked as done by another."""
+"""Writing rows in one thread while another syncs them and marks them as done."""
 
 from __future__ import annotations
 
@@ -9,17 +9,14 @@ import numpy as np
 from captioner.features.layout import FeatureWriter
 
 _SYNC_SECONDS = 1.0
-_SYNC_BYTES = (
-    32 << 20
-)  # what is left for the end of a run where the disk keeps up; a fast GPU makes a gigabyte a second
+_SYNC_BYTES = 32 << 20  # a fast GPU makes a gigabyte a second, which must not all be synced at the end
 
 
 class SyncedWriter:
-    """Writes rows and never waits for the disk to sync them: a thread does so every second, and at once when 32 MB
-    wait.
+    """Writes rows without waiting for the disk: a thread syncs them every second, and at once when 32 MB wait.
 
-    Use as a context manager; on leaving it everything written is synced and marked. Once a sync has failed no row is
-    marked any more: the system reports lost bytes once, and they may be those of rows that a later sync would mark.
+    Use as a context manager; on leaving it everything written is synced and marked. After a failed sync no further row
+    is marked: the system reports lost bytes only once, and a later sync could mark rows that were among them.
 
     Raises:
         CaptionerError: the disk fails; at the next ``write`` or on leaving.
@@ -28,7 +25,8 @@ class SyncedWriter:
     def __init__(self, writer: FeatureWriter) -> None:
         self.layout = writer.layout
         self._writer, self._waiting, self._due = writer, 0, threading.Event()
-        self._left, self._error = False, None
+        self._left = False
+        self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._sync, name="sync", daemon=True)
 
     def __enter__(self) -> SyncedWriter:

@@ -28,19 +28,27 @@ def verify_features(path: str | Path) -> list[str]:
     facts, attributes = layout.facts, layout.attributes
     count, views, positions, channels = layout.shape
     if fingerprint(facts) != attributes.get("fingerprint"):
+        stated = str(attributes.get("fingerprint"))[:12]
         faults.append(
-            f"{path}: fingerprint {str(attributes.get('fingerprint'))[:12]} does not belong to its facts ({fingerprint(facts)[:12]}); one of them was changed"
+            f"{path}: fingerprint {stated} does not belong to its facts ({fingerprint(facts)[:12]}); "
+            "one of them was changed"
         )
-    told = {"grid": np.asarray(attributes.get("grid")).tolist(), "images": attributes.get("images_fingerprint")}
-    told |= {key: attributes.get(key) for key in ("encoder", "layer", "weights_name", "weights_sha256", "views")}
+    stated_by_attributes = {
+        "grid": np.asarray(attributes.get("grid")).tolist(),
+        "images": attributes.get("images_fingerprint"),
+    }
+    stated_by_attributes |= {
+        key: attributes.get(key) for key in ("encoder", "layer", "weights_name", "weights_sha256", "views")
+    }
     faults += [
         f"{path}: attribute {key} is {value!r}, its facts say {facts[key]!r}"
-        for key, value in told.items()
+        for key, value in stated_by_attributes.items()
         if value != facts[key]
     ]
     if facts["views"] != views or facts["grid"][0] * facts["grid"][1] != positions:
         faults.append(
-            f"{path}: features have the shape {layout.shape}, its facts say {facts['views']} views of a {facts['grid'][0]}x{facts['grid'][1]} grid"
+            f"{path}: features have the shape {layout.shape}, "
+            f"its facts say {facts['views']} views of a {facts['grid'][0]}x{facts['grid'][1]} grid"
         )
     if len(np.unique(layout.image_ids)) != count:
         faults.append(f"{path}: {count - len(np.unique(layout.image_ids)):,} image ids come more than once")
@@ -62,7 +70,7 @@ def _not_finite(layout: Layout) -> list[str]:
         for first in range(0, layout.shape[0], step):
             last = min(first + step, layout.shape[0])
             data = os.pread(file.fileno(), (last - first) * layout.row_size, layout.offset + first * layout.row_size)
-            whole = len(data) // layout.row_size  # fewer where the file ends early, which is told already
+            whole = len(data) // layout.row_size  # fewer where the file ends early, which is reported already
             rows = np.frombuffer(data, dtype=np.uint16, count=whole * layout.row_size // 2).reshape(whole, -1)
             not_finite = ((rows & 0x7FFF) >= 0x7C00).any(axis=1)
             bad += (first + np.flatnonzero(not_finite & layout.done[first : first + whole])).tolist()

@@ -195,7 +195,8 @@ def _assemble(plan: Plan, parameters: DownloadParameters, sidecar: Sidecar, fold
     )
     draft = sidecar.path("images.h5")
     ids = np.array([record.image_id for record, _ in kept], dtype=np.int64)
-    fingerprint = create_images(draft, ids, sizes, lengths, _pieces(sidecar.folder, numbers))
+    pieces = _pieces(sidecar.folder, numbers)
+    fingerprint = create_images(draft, ids, sizes, lengths, pieces, parameters.image_size, parameters.jpeg_quality)
     store = ImageStore.open(draft)
     if store.fingerprint != fingerprint or store.content_fingerprint() != fingerprint:
         raise CaptionerError(f"{draft}: reads back other bytes than were written; the disk is faulty")

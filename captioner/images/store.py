@@ -4,7 +4,8 @@
     offset     (N+1,) int64: picture n is jpeg[offset[n]:offset[n+1]]
     image_id   (N,)   int64, ascending
     size       (N, 2) int32: height, width in pixels
-    attributes: format_version, fingerprint (SHA-256 of all four)
+    attributes: format_version, fingerprint (SHA-256 of all four), and how the download stage stored the images:
+                image_size, jpeg_quality (not in older files)
 
 Reading goes around h5py: the bytes' place in the file is looked up once, then ``os.pread`` needs no lock, no handle
 that breaks across a fork, and no cache.
@@ -25,6 +26,8 @@ from PIL import Image
 from captioner.errors import CaptionerError
 
 FORMAT_VERSION = 1
+STATED = ("image_size", "jpeg_quality")
+"""Optional attributes: how the images were stored, for models that caption other images later."""
 _PIECE = 1 << 22
 
 
@@ -36,7 +39,11 @@ class ImageStore:
         image_ids: (N,) int64, ascending.
         sizes: (N, 2) int32, (height, width) in pixels.
         fingerprint: SHA-256 (hex) of ids, offsets, sizes and JPEG bytes, as the file states it.
+        image_size, jpeg_quality: parameters of the download stage; None in files that do not state them.
     """
+
+    image_size: int | None = None
+    jpeg_quality: int | None = None
 
     def __init__(
         self, path: Path, image_ids: np.ndarray, sizes: np.ndarray, offsets: np.ndarray, start: int, fingerprint: str
@@ -70,6 +77,7 @@ class ImageStore:
                 offsets, image_ids, sizes = file["offset"][:], file["image_id"][:], file["size"][:]
                 start, length = file["jpeg"].id.get_offset(), file["jpeg"].shape[0]
                 fingerprint = bytes(file.attrs["fingerprint"]).decode("ascii")
+                stated = {key: int(file.attrs[key]) for key in STATED if key in file.attrs}
         except CaptionerError:
             raise
         except (OSError, RuntimeError, KeyError, IndexError, ValueError, TypeError) as error:
@@ -89,9 +97,11 @@ class ImageStore:
             raise CaptionerError(
                 f"{path}: truncated at {os.path.getsize(path):,} of at least {start + length:,} bytes; {remedy}"
             )
-        return cls(
+        store = cls(
             path, image_ids.astype(np.int64), sizes.astype(np.int32), offsets.astype(np.int64), int(start), fingerprint
         )
+        store.image_size, store.jpeg_quality = stated.get("image_size"), stated.get("jpeg_quality")
+        return store
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -157,7 +167,13 @@ class ImageStore:
 
 
 def create_images(
-    path: str | Path, image_ids: np.ndarray, sizes: np.ndarray, lengths: np.ndarray, data: Iterable[bytes]
+    path: str | Path,
+    image_ids: np.ndarray,
+    sizes: np.ndarray,
+    lengths: np.ndarray,
+    data: Iterable[bytes],
+    image_size: int | None = None,
+    jpeg_quality: int | None = None,
 ) -> str:
     """Write an images file in one pass over its bytes, so that memory stays small whatever its size.
 
@@ -167,6 +183,7 @@ def create_images(
         sizes: (N, 2) height, width.
         lengths: (N,) bytes of each JPEG.
         data: the JPEG bytes in order of the ids, in pieces of any size.
+        image_size, jpeg_quality: stated as attributes; no part of the fingerprint.
 
     Returns:
         The fingerprint. The same arguments give the same bytes.
@@ -194,6 +211,9 @@ def create_images(
         jpeg = _early(file, "jpeg", (total,), np.dtype("u1"))
         start = jpeg.id.get_offset()
         file.attrs["format_version"] = FORMAT_VERSION
+        for key, value in zip(STATED, (image_size, jpeg_quality)):
+            if value is not None:
+                file.attrs[key] = value
         # written now with its final length, so that setting it at the end moves nothing
         file.attrs.create("fingerprint", "0" * 64, dtype=h5py.string_dtype("ascii", 64))
     digest, written = _digest(ids, offsets, shapes), 0

@@ -19,7 +19,7 @@ from captioner.captioning.captioner import _recipe
 from captioner.errors import CaptionerError
 from captioner.evaluation import evaluate
 from captioner.features.encoders import build_encoder
-from captioner.features.reading import read_picture
+from captioner.features.reading import read_image
 from captioner.features.store import FeatureStore
 from captioner.model_io import save_encoder
 from captioner.parameters import parse_parameters
@@ -35,7 +35,7 @@ def test_features_are_those_of_extraction(tmp_path: Path, fit: str) -> None:
     stored = np.asarray(FeatureStore.open(run["features"]).reader("ram").read(np.arange(16)))
     with Captioner.load(run["models"], "cpu") as captioner:
         recipe = _recipe(run["models"], captioner.model)
-        pixels = np.stack([read_picture(str(path), recipe, False).pixels for path in sorted(run["files"].iterdir())])
+        pixels = np.stack([read_image(str(path), recipe, False).pixels for path in sorted(run["files"].iterdir())])
         torch.set_num_threads(1)
         assert np.array_equal(captioner.encoder(pixels).numpy(), stored)
     assert len({row.tobytes() for row in stored}) == 16
@@ -151,7 +151,7 @@ def test_weights_of_the_users_own_come_with_the_model(tmp_path: Path) -> None:
     save_encoder(run["models"], FeatureStore.open(run["features"]), parameters.extract)
     with Captioner.load(run["models"], "cpu") as captioner:
         stored = np.asarray(FeatureStore.open(run["features"]).reader("ram").read(np.arange(1)), dtype=np.float32)
-        pixels = read_picture(str(run["files"] / "00.jpg"), _recipe(run["models"], captioner.model), False).pixels
+        pixels = read_image(str(run["files"] / "00.jpg"), _recipe(run["models"], captioner.model), False).pixels
         assert np.allclose(
             captioner.encoder(pixels[None].copy()).float().numpy(), stored, atol=0.02 * np.abs(stored).max()
         )

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from captioner.captioning.readers import PictureReaders
-from captioner.features.reading import Recipe, read_picture
+from captioner.features.reading import Recipe, read_image
 from tests.captioning.small import files, jpeg
 
 RECIPE = Recipe(256, 90, "squash", 64)
@@ -34,9 +34,9 @@ def read_all(readers: PictureReaders, paths: list[Path], shown: bool = False) ->
 def test_pictures_come_as_they_are_read_here(readers: PictureReaders, tmp_path: Path) -> None:
     paths = files(tmp_path / "files")
     for found, path in zip(read_all(readers, paths, shown=True), paths, strict=True):
-        expected = read_picture(str(path), RECIPE, True)
+        expected = read_image(str(path), RECIPE, True)
         assert np.array_equal(found.pixels, expected.pixels) and found.pixels.shape == (64, 64, 3)
-        assert found.picture.tobytes() == expected.picture.tobytes() and found.box == expected.box
+        assert found.image.tobytes() == expected.image.tobytes() and found.box == expected.box
 
 
 def test_a_picture_that_kills_its_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Small pictures and quick extractions for the tests of this folder."""
+"""Small images and quick extractions for the tests of this folder."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ QUICK = {"weights": "random", "image_size": 64, "batch_size": 8, "precision": "f
 ENCODER = "squeezenet1_1"
 
 
-def picture(number: int, width: int = 80, height: int = 64) -> Image.Image:
-    """Smooth colours that differ from picture to picture and from place to place."""
+def image(number: int, width: int = 80, height: int = 64) -> Image.Image:
+    """Smooth colours that differ from image to image and from place to place."""
     y, x = np.mgrid[0:height, 0:width]
     channels = [
         127 + 120 * np.sin(x / (7 + number % 5) + number),
@@ -39,12 +39,12 @@ def jpeg(image: Image.Image) -> bytes:
     return data.getvalue()
 
 
-def write_pictures(path: Path, count: int) -> Path:
+def make_images_file(path: Path, count: int) -> Path:
     """An images file whose ids are 1000, 1003, 1006, ..."""
     records = []
     for number in range(count):
         width, height = (80, 64) if number % 2 else (64, 90)
-        records.append((1000 + 3 * number, jpeg(picture(number, width, height)), height, width))
+        records.append((1000 + 3 * number, jpeg(image(number, width, height)), height, width))
     write_images(path, records)
     return path
 
@@ -60,10 +60,10 @@ def runtime(**changes: object) -> RuntimeParameters:
 
 @pytest.fixture(scope="session")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """21 pictures: with batch_size=8, two whole blocks and a part of one."""
-    folder = tmp_path_factory.mktemp("pictures") / "scenes"
+    """21 images: with batch_size=8, two whole blocks and a part of one."""
+    folder = tmp_path_factory.mktemp("images") / "scenes"
     folder.mkdir()
-    return write_pictures(folder / "images.h5", 21)
+    return make_images_file(folder / "images.h5", 21)
 
 
 _PROGRAM = """
@@ -71,11 +71,16 @@ import json, sys
 from captioner.errors import CaptionerError
 from captioner.features import syncing
 from captioner.features.extract import extract
+from captioner.launch import launch, launched_by_torchrun, process_count
 from captioner.parameters.schema import ExtractParameters, RuntimeParameters
 task = json.loads(sys.argv[1])
 syncing._SYNC_SECONDS = task["sync"]
+parameters, runtime = ExtractParameters(**task["parameters"]), RuntimeParameters(**task["runtime"])
 try:
-    extract(ExtractParameters(**task["parameters"]), RuntimeParameters(**task["runtime"]), task["encoder"], task["images"], task["out"])
+    if process_count(runtime) > 1 and not launched_by_torchrun():
+        launch("program", process_count(runtime))
+    else:
+        extract(parameters, runtime, task["encoder"], task["images"], task["out"])
 except CaptionerError as error:
     error.show()
     sys.exit(error.exit_code)
@@ -93,7 +98,7 @@ def program(
     launcher: list[str] | None = None,
     **changes: object,
 ) -> tuple[list[str], dict]:
-    """Command and environment of an extraction in a process of its own."""
+    """Command and environment of an extraction in a process of its own, which starts others as the stage does."""
     task = {
         "parameters": {**QUICK, **changes},
         "runtime": {"device": "cpu", "threads": 1, "workers": 1, **(runtime or {})},
@@ -106,7 +111,7 @@ def program(
     script = out.parent / "program.py"
     script.write_text(_PROGRAM)
     command = [*(launcher or [sys.executable]), str(script), json.dumps(task)]
-    return command, {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return command, {**os.environ, "PYTHONPATH": f"{ROOT}:{script.parent}", "OMP_NUM_THREADS": "1"}
 
 
 def run(command: list[str], environment: dict) -> subprocess.CompletedProcess:
@@ -115,7 +120,7 @@ def run(command: list[str], environment: dict) -> subprocess.CompletedProcess:
 
 @pytest.fixture(scope="session")
 def plain(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Features of all pictures with three views."""
+    """Features of all images with three views."""
     out = tmp_path_factory.mktemp("features") / "plain.h5"
     extract(quick(views=3), runtime(), ENCODER, images, out)
     return out

@@ -19,11 +19,11 @@ FIT, TEST = 160, 40
 
 @pytest.fixture(scope="module")
 def drawn():
-    """Pictures ``(200, 3, 224, 224)``, and which kinds are in them ``(200, 32)``."""
+    """Images ``(200, 3, 224, 224)``, and which kinds are in them ``(200, 32)``."""
     examples = [train._example((PROBE_SEED, index)) for index in range(FIT + TEST)]
-    pictures = torch.stack([torch.from_numpy(picture.copy()) for picture, *_ in examples])
+    images = torch.stack([torch.from_numpy(image.copy()) for image, *_ in examples])
     present = torch.stack([torch.from_numpy(covers).amax((1, 2)) > 0 for _, covers, *_ in examples])
-    return train.normalised(pictures), present
+    return train.normalised(images), present
 
 
 def bundled():
@@ -39,20 +39,20 @@ def random():
 
 
 @torch.inference_mode()
-def cells_of(features, pictures):
+def cells_of(features, images):
     """``(N, 3, 224, 224)`` -> ``(N, 49, 512)``: the map pooled to 7x7, as the pipeline stores it."""
-    maps = torch.cat([features(part) for part in pictures.split(20)])
+    maps = torch.cat([features(part) for part in images.split(20)])
     return F.adaptive_avg_pool2d(maps, 7).flatten(2).mT
 
 
 def both_right(features, drawn) -> float:
-    """Share of test scenes whose two kinds are the two that a linear probe holds likeliest.
+    """Fraction of test scenes whose two kinds are the two that a linear probe holds likeliest.
 
-    The probe is a ridge regression from one 7x7 cell to the share of it that each kind covers; a picture's score
+    The probe is a ridge regression from one 7x7 cell to the part of it that each kind covers; an image's score
     for a kind is that of its best cell. It has no way to learn what the features do not already tell.
     """
-    pictures, present = drawn
-    cells = cells_of(features, pictures)
+    images, present = drawn
+    cells = cells_of(features, images)
     covers = (
         torch.stack(
             [torch.from_numpy(train.targets(scenes.describe(PROBE_SEED, index))[0]) for index in range(FIT)]
@@ -103,9 +103,9 @@ def test_folding_keeps_what_the_network_computes():
             torch.nn.init.uniform_(module.running_var, 0.5, 2)
     plain = train._torchvision_features()
     plain.load_state_dict(train.fold(normed), strict=True)
-    pictures = torch.randn(2, 3, 64, 64)
+    images = torch.randn(2, 3, 64, 64)
     with torch.inference_mode():
-        assert torch.allclose(plain.eval()(pictures), normed.eval()(pictures), rtol=1e-3, atol=1e-3)
+        assert torch.allclose(plain.eval()(images), normed.eval()(images), rtol=1e-3, atol=1e-3)
 
 
 def test_targets_agree_with_the_scene():

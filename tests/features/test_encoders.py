@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from captioner.errors import CaptionerError
-from captioner.features.encoders import Encoder, build_classifier, build_encoder, check_grid, cut, known_encoders
+from captioner.features.encoders import Encoder, build_encoder, check_grid, known_encoders
+from captioner.features.encoders.folding import fold_batch_norms
+from captioner.features.encoders.torchvision import build_classifier, cut
 from captioner.features.extract import _threads
-from captioner.features.folding import fold_batch_norms
 from captioner.parameters.schema import ExtractParameters
 
 
@@ -69,20 +70,20 @@ def test_cut_and_head_make_the_classifier(name: str, cheap_weights: None) -> Non
     channels, side, head = CLASSIFIERS[name]
     model = build_classifier(name, "random", 1)
     encoder = Encoder(name, cut(model), "native")
-    pictures = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(2))
+    images = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(2))
     with torch.inference_mode():
-        features = encoder(pictures)  # (1, P, C)
+        features = encoder(images)  # (1, P, C)
         assert features.shape == (1, side * side, channels)
         map = features.transpose(1, 2).unflatten(2, (side, side))
         if head is not None:
-            logits = model(pictures)
+            logits = model(images)
             torch.testing.assert_close(head(model, map), logits, rtol=1e-3, atol=1e-4 * float(logits.abs().max()))
             assert logits.std() > 0  # features and head both take part
         else:  # the head of a vision transformer looks at the class token alone; the grid is all the other tokens
-            patches = torch.cat([model.class_token, model._process_input(pictures)], dim=1)
+            patches = torch.cat([model.class_token, model._process_input(images)], dim=1)
             torch.testing.assert_close(features, model.encoder(patches)[:, 1:], rtol=1e-4, atol=1e-5)
         fold_batch_norms(encoder)
-        torch.testing.assert_close(encoder(pictures), features, rtol=1e-3, atol=1e-4 * float(features.abs().max()))
+        torch.testing.assert_close(encoder(images), features, rtol=1e-3, atol=1e-4 * float(features.abs().max()))
     left = [type(module).__name__ for module in encoder.modules()].count("BatchNorm2d")
     assert left == {"densenet201": 102}.get(
         name, 0
@@ -113,11 +114,11 @@ def test_grid_is_checked(grid: object) -> None:
 
 
 def test_pooling_is_adaptive_and_never_enlarges() -> None:
-    pictures = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(3))
+    images = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(3))
     with torch.inference_mode():
-        own = build_encoder("squeezenet1_1", seed=5)(pictures).transpose(1, 2).unflatten(2, (13, 13))
+        own = build_encoder("squeezenet1_1", seed=5)(images).transpose(1, 2).unflatten(2, (13, 13))
         encoder = build_encoder("squeezenet1_1", seed=5, grid=7)
-        pooled = encoder(pictures).transpose(1, 2).unflatten(2, (7, 7))
+        pooled = encoder(images).transpose(1, 2).unflatten(2, (7, 7))
     assert encoder.grid == (7, 7) and encoder.map == (13, 13)
     for row, column in (
         (0, 0),
@@ -142,10 +143,10 @@ def test_random_weights_are_seeded_and_leave_the_global_generator_alone() -> Non
 def test_deep_random_encoder_stays_within_float16() -> None:
     """Identity normalisations and 33 blocks that each double the variance would make 2^(33/2) of an input of size 1,
     beyond 65504."""
-    pictures = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(4))
+    images = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(4))
     encoder = build_encoder("resnet101", grid=7, image_size=64)
     with torch.inference_mode():
-        features = encoder(pictures)
+        features = encoder(images)
     assert 0.1 < float(features.std()) < float(features.max()) < 1000
     gammas = {
         name: float(tensor[0]) for name, tensor in encoder.body.state_dict().items() if name.endswith("bn3.weight")
@@ -155,9 +156,9 @@ def test_deep_random_encoder_stays_within_float16() -> None:
     assert all(bool((tensor == 1).all()) for name, tensor in untouched.items() if name.endswith("bn3.weight"))
 
 
-def test_picture_size() -> None:
+def test_image_size() -> None:
     assert build_encoder("squeezenet1_1", image_size=128).grid == (7, 7)
-    with pytest.raises(CaptionerError, match="takes no pictures of 200x200"):
+    with pytest.raises(CaptionerError, match="takes no images of 200x200"):
         build_encoder("vit_b_32", image_size=200)
 
 

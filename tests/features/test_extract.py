@@ -16,13 +16,13 @@ from captioner.features.extract import extract
 from captioner.features.preprocess import Preprocessing, square
 from captioner.features.store import FeatureStore
 from captioner.features.verify import verify_features
-from captioner.images.store import ImageStore
+from captioner.images.store import ImageStore, create_images
 from captioner.parameters.schema import ExtractParameters
 from tests.features.conftest import ENCODER, program, quick, run, runtime
 
 
 def test_features_are_those_of_the_encoder_on_each_view(images: Path, plain: Path) -> None:
-    store, pictures = FeatureStore.open(plain), ImageStore.open(images)
+    store, stored = FeatureStore.open(plain), ImageStore.open(images)
     assert (
         store.shape == (21, 3, 9, 512)
         and store.image_ids.tolist() == list(range(1000, 1063, 3))
@@ -32,13 +32,13 @@ def test_features_are_those_of_the_encoder_on_each_view(images: Path, plain: Pat
     mean, std = torch.tensor(store.preprocessing["mean"]), torch.tensor(store.preprocessing["std"])
     reader = store.reader()
     for row, view in ((0, 0), (10, 1), (20, 2)):
-        pixels = square(pictures.image(row), Preprocessing(image_size=64), int(store.image_ids[row]), view)
+        pixels = square(stored.image(row), Preprocessing(image_size=64), int(store.image_ids[row]), view)
         with torch.inference_mode():
             expected = encoder(((torch.tensor(pixels.copy()) / 255 - mean) / std).permute(2, 0, 1)[None])[0]
         torch.testing.assert_close(reader.read([row], [view])[0].float(), expected, rtol=2e-3, atol=1e-3)
     assert verify_features(plain) == []
     assert (
-        store.images_fingerprint == pictures.fingerprint
+        store.images_fingerprint == stored.fingerprint
         and store.weights_name == "random"
         and store.facts["precision"] == "fp32"
     )
@@ -73,6 +73,20 @@ def test_two_processes_write_the_bytes_of_one(images: Path, plain: Path, tmp_pat
 def test_threads_and_workers_change_no_byte(images: Path, plain: Path, tmp_path: Path) -> None:
     extract(quick(views=3), runtime(threads=2, workers=3), ENCODER, images, tmp_path / "threads.h5")
     assert (tmp_path / "threads.h5").read_bytes() == plain.read_bytes()
+
+
+def test_how_the_images_were_stored_is_passed_on(images: Path, plain: Path, tmp_path: Path) -> None:
+    assert FeatureStore.open(plain).image_size is None and FeatureStore.open(plain).weights_seed == 1
+    stored = ImageStore.open(images)
+    lengths = np.array([len(stored.jpeg(row)) for row in range(len(stored))])
+    jpegs = (stored.jpeg(row) for row in range(len(stored)))
+    create_images(tmp_path / "images.h5", stored.image_ids, stored.sizes, lengths, jpegs, 64, 95)
+    extract(quick(seed=3), runtime(), ENCODER, tmp_path / "images.h5", tmp_path / "f.h5")
+    store = FeatureStore.open(tmp_path / "f.h5")
+    assert (store.weights_seed, store.image_size, store.jpeg_quality) == (3, 64, 95)
+    assert store.images_fingerprint == stored.fingerprint
+    extract(quick(seed=3), runtime(), ENCODER, images, tmp_path / "old.h5")
+    assert FeatureStore.open(tmp_path / "old.h5").fingerprint == store.fingerprint
 
 
 CHANGES = {
@@ -149,7 +163,7 @@ PINNED = {
 
 
 def test_pinned_features(plain: Path) -> None:
-    """Some features of some pictures. If they change on purpose, raise extract.version, or stale features will be taken
+    """Some features of some images. If they change on purpose, raise extract.version, or stale features will be taken
     for fresh ones.
 
     Processors and versions of libjpeg differ in the last bits, so two units in float16's last place are allowed.

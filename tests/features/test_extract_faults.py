@@ -18,12 +18,12 @@ from captioner.errors import CaptionerError
 from captioner.features import blocks, decoding
 from captioner.features.encoders import build_encoder
 from captioner.features.extract import extract
-from captioner.features.forward import PictureEncoder, resolve_precision
+from captioner.features.forward import ImageEncoder, resolve_precision
 from captioner.features.layout import Layout
 from captioner.features.preprocess import Preprocessing
 from captioner.features.store import FeatureStore
 from captioner.images.store import ImageStore, write_images
-from tests.features.conftest import ENCODER, jpeg, picture, program, quick, run, runtime, write_pictures
+from tests.features.conftest import ENCODER, image, jpeg, make_images_file, program, quick, run, runtime
 
 
 def test_finished_work_is_not_done_again(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -36,7 +36,7 @@ def test_finished_work_is_not_done_again(images: Path, tmp_path: Path, capsys: p
     assert FeatureStore.open(out).preprocessing["fit"] == "crop"
 
 
-def test_changed_pictures_start_afresh(
+def test_changed_images_start_afresh(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     out = tmp_path / "f.h5"
@@ -45,14 +45,14 @@ def test_changed_pictures_start_afresh(
         extract(quick(), runtime(), ENCODER, images, out)
     assert not out.exists() and (tmp_path / "f.h5.partial" / "features.h5").exists()
     (tmp_path / "scenes").mkdir()
-    other = write_pictures(tmp_path / "scenes" / "images.h5", 5)
+    other = make_images_file(tmp_path / "scenes" / "images.h5", 5)
     extract(quick(), runtime(), ENCODER, other, out)
     assert "unfinished work was for other images" in capsys.readouterr().err
     assert FeatureStore.open(out).shape[0] == 5
 
 
-def test_undecodable_picture_is_named(tmp_path: Path) -> None:
-    records = [(number, jpeg(picture(number)), 64, 80) for number in range(12)]
+def test_undecodable_image_is_named(tmp_path: Path) -> None:
+    records = [(number, jpeg(image(number)), 64, 80) for number in range(12)]
     records[9] = (9, b"\xff\xd8 no picture", 64, 80)
     write_images(tmp_path / "images.h5", records)
     with pytest.raises(CaptionerError, match=r"images.h5: image 9 cannot be decoded"):
@@ -64,15 +64,15 @@ def test_undecodable_picture_is_named(tmp_path: Path) -> None:
 def test_non_finite_feature_is_named(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: float
 ) -> None:
-    encode = PictureEncoder.encode
+    encode = ImageEncoder.encode
 
-    def spoilt(self: PictureEncoder, pictures: torch.Tensor) -> torch.Tensor:
-        features = encode(self, pictures).float()
-        if len(pictures) == 5:  # the last block, rows 16 to 20
+    def spoilt(self: ImageEncoder, images: torch.Tensor) -> torch.Tensor:
+        features = encode(self, images).float()
+        if len(images) == 5:  # the last block, rows 16 to 20
             features[2, 4, 7] = value  # 1e6 is beyond float16
         return features.half()
 
-    monkeypatch.setattr(PictureEncoder, "encode", spoilt)
+    monkeypatch.setattr(ImageEncoder, "encode", spoilt)
     with pytest.raises(
         CaptionerError, match=r"squeezenet1_1 makes non-finite features of image 1054 \(view 0\).*extract.precision"
     ):
@@ -91,12 +91,12 @@ def test_finite_check_sees_every_kind_of_bits() -> None:
 
 def test_death_of_a_decoding_process_is_an_error(images: Path) -> None:
     store = ImageStore.open(images)
-    with decoding.Decoder(store, Preprocessing(image_size=64), 1, 8, 1) as decoder:
-        decoder._processes[0].kill()
-        decoder._processes[0].wait()
-        decoder.ask(0, 0, 8)
+    with decoding.JpegPipeline(store, Preprocessing(image_size=64), 1, 8, 1) as pipeline:
+        pipeline._processes[0].kill()
+        pipeline._processes[0].wait()
+        pipeline.submit(0, 0, 8)
         with pytest.raises(CaptionerError, match="decoding process.* ended before"):
-            decoder.wait(0)
+            pipeline.wait(0)
 
 
 def test_bundled_weights_warn_on_other_data_sets(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -133,17 +133,17 @@ def test_lower_precisions_are_close(images: Path, tmp_path: Path, plain: Path, p
 
 
 def test_casting_the_weights_once_is_what_autocast_does(images: Path) -> None:
-    pictures = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
-    ours = PictureEncoder(build_encoder(ENCODER, seed=3), torch.device("cpu"), "bf16")
-    result = ours(pictures)
+    images = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
+    ours = ImageEncoder(build_encoder(ENCODER, seed=3), torch.device("cpu"), "bf16")
+    result = ours(images)
     plain = build_encoder(ENCODER, seed=3).to(memory_format=torch.channels_last)
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
-        expected = plain(ours.normalise(torch.from_numpy(pictures)))
+        expected = plain(ours.normalise(torch.from_numpy(images)))
     assert torch.equal(result, expected.half())
 
 
 def test_stop_signal_saves_and_the_next_run_goes_on(tmp_path: Path) -> None:
-    images = write_pictures(tmp_path / "images.h5", 500)
+    images = make_images_file(tmp_path / "images.h5", 500)
     command, environment = program(images, tmp_path / "f.h5", sync=0.05, batch_size=2, image_size=224)
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
     partial = tmp_path / "f.h5.partial" / "features.h5"
@@ -155,11 +155,11 @@ def test_stop_signal_saves_and_the_next_run_goes_on(tmp_path: Path) -> None:
     assert 0 < done < 500
     finished = run(command, environment)
     assert finished.returncode == 0 and "going on with unfinished work" in finished.stderr
-    assert f"500 pictures, {done} done before" in finished.stderr
+    assert f"500 images, {done} done before" in finished.stderr
 
 
 def test_second_process_is_refused(tmp_path: Path) -> None:
-    images = write_pictures(tmp_path / "images.h5", 1500)
+    images = make_images_file(tmp_path / "images.h5", 1500)
     command, environment = program(images, tmp_path / "f.h5", batch_size=2, image_size=224)
     first = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
     try:
@@ -178,8 +178,8 @@ def _await(happened: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
-def _kill_and_resume(tmp_path: Path, kills: int, pictures: int, seed: int) -> None:
-    images = write_pictures(tmp_path / "images.h5", pictures)
+def _kill_and_resume(tmp_path: Path, kills: int, count: int, seed: int) -> None:
+    images = make_images_file(tmp_path / "images.h5", count)
     options = {"sync": 0.05, "batch_size": 2, "image_size": 160, "views": 2}
     command, environment = program(images, tmp_path / "whole.h5", **options)
     assert run(command, environment).returncode == 0
@@ -205,7 +205,7 @@ def _kill_and_resume(tmp_path: Path, kills: int, pictures: int, seed: int) -> No
         if partial.exists():
             now = int(Layout(partial).done.sum())
             assert now >= done and (
-                f"{done} done before" in message or "pictures" not in message or done == 0
+                f"{done} done before" in message or "images, " not in message or done == 0
             )  # finished work is not done again
             done = now
     assert survived == kills
@@ -224,10 +224,10 @@ def test_killed_twenty_times(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_memory_does_not_grow_with_the_pictures(tmp_path: Path) -> None:
+def test_memory_does_not_grow_with_the_images(tmp_path: Path) -> None:
     peaks = []
     for count in (100, 2000):
-        images = write_pictures(tmp_path / f"{count}.h5", count)
+        images = make_images_file(tmp_path / f"{count}.h5", count)
         command, environment = program(images, tmp_path / f"features{count}.h5", memory=True)
         finished = run(command, environment)
         assert finished.returncode == 0, finished.stderr

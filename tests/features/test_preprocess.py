@@ -7,7 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from captioner.features.forward import PictureEncoder
+from captioner.features.forward import ImageEncoder
+from captioner.features.layout import MEAN, STD
 from captioner.features.preprocess import Preprocessing, draw_view, square, visible_box
 
 SIDES = [(80, 64), (64, 90), (50, 50)]
@@ -48,7 +49,7 @@ def test_view_0_is_plain_pillow() -> None:
     )
 
 
-def test_grey_pictures_become_rgb() -> None:
+def test_grey_images_become_rgb() -> None:
     assert square(quarters().convert("L"), Preprocessing(image_size=32)).shape == (32, 32, 3)
 
 
@@ -115,13 +116,13 @@ def test_views_depend_on_seed_image_and_view_alone() -> None:
 
 def test_normalisation_is_imagenets() -> None:
     class Identity(torch.nn.Module):
-        name = "identity"
+        name, mean, std = "identity", MEAN, STD
 
-        def forward(self, pictures: torch.Tensor) -> torch.Tensor:
-            return pictures.flatten(2).transpose(1, 2)
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return images.flatten(2).transpose(1, 2)
 
     pixels = np.random.default_rng(0).integers(0, 256, (2, 5, 5, 3), dtype=np.uint8)
     expected = (pixels / 255 - np.array([0.485, 0.456, 0.406])) / np.array([0.229, 0.224, 0.225])
-    features = PictureEncoder(Identity(), torch.device("cpu"), "fp32")(pixels)  # type: ignore[arg-type]
+    features = ImageEncoder(Identity(), torch.device("cpu"), "fp32")(pixels)  # type: ignore[arg-type]
     assert features.dtype == torch.float16
     np.testing.assert_allclose(features.float().numpy().reshape(2, 5, 5, 3), expected, atol=2e-3)

@@ -77,6 +77,15 @@ def test_store_attributes_and_rows(path: Path) -> None:
     assert store.rows([]).tolist() == []
 
 
+def test_stated_attributes_are_optional_and_no_part_of_the_fingerprint(path: Path, features: np.ndarray) -> None:
+    plain = FeatureStore.open(path)
+    assert (plain.weights_seed, plain.image_size, plain.jpeg_quality) == (1, None, None)
+    stated = {"weights_seed": 7, "image_size": 256, "jpeg_quality": 90}
+    store = write_features(path.with_name("g.h5"), features, IDS, {"encoder": "alexnet", "grid": [2, 3]}, stated)
+    assert (store.weights_seed, store.image_size, store.jpeg_quality) == (7, 256, 90)
+    assert store.fingerprint == plain.fingerprint and verify_features(store.path) == []
+
+
 def test_a_missing_image_is_named(path: Path) -> None:
     with pytest.raises(CaptionerError, match="image 4711"):
         FeatureStore.open(path).rows([5, 4711])

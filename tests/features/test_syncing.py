@@ -120,13 +120,13 @@ def test_what_was_written_before_the_disk_was_full_is_marked(path: Path, monkeyp
         return pwrite(descriptor, data, position)
 
     monkeypatch.setattr(os, "pwrite", full)
-    with FeatureWriter(path) as writer:
-        with (
-            pytest.raises(CaptionerError, match="No space left on device.*free the disk and run again"),
-            SyncedWriter(writer) as synced,
-        ):
-            synced.write(0, ROW)
-            synced.write(1, ROW.repeat(2, 0))
+    with (
+        FeatureWriter(path) as writer,
+        pytest.raises(CaptionerError, match="No space left on device.*free the disk and run again"),
+        SyncedWriter(writer) as synced,
+    ):
+        synced.write(0, ROW)
+        synced.write(1, ROW.repeat(2, 0))
     assert done(path) == [0] and not sync_threads()
 
 

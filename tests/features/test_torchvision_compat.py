@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from captioner.features import torchvision_compat
+from captioner.features.encoders import torchvision_compat
 from tests.data import ROOT
 
 
@@ -18,7 +18,7 @@ import torch
 def fail(path):
     raise OSError("built for another torch")
 torch.ops.load_library = fail
-from captioner.features.torchvision_compat import torchvision
+from captioner.features.encoders.torchvision_compat import torchvision
 assert torchvision.models.alexnet() is not None
 assert torch.ops.torchvision.nms.default is not None and torch.ops.torchvision.qnms.default is not None
 """

@@ -11,8 +11,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from captioner.errors import CaptionerError
-from captioner.features.encoders import build_classifier, build_encoder
-from captioner.features.weights import content_sha256
+from captioner.features.encoders import build_encoder
+from captioner.features.encoders.torchvision import build_classifier
+from captioner.features.encoders.weights import content_sha256
 from tests.data import real_data
 
 NAME = "squeezenet1_1"

@@ -7,6 +7,7 @@ convolution is followed by batch normalisation while training, and folded into p
 
 from __future__ import annotations
 
+import copy
 import multiprocessing
 import time
 from pathlib import Path
@@ -18,13 +19,14 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from captioner.errors import CaptionerError
 from captioner.features.bundled import ENCODER, weights_path
-from captioner.features.torchvision_compat import torchvision
+from captioner.features.encoders.torchvision_compat import torchvision
 from captioner.images import scenes
 
-DATA_SET_SEED = 1  # download.seed: the pictures that the weights must never have seen
+DATA_SET_SEED = 1  # download.seed: the images that the weights must never have seen
 SIDE = 224
 CELLS = 13  # the last map of squeezenet1_1 at 224x224
 CHANNELS = 512
@@ -37,7 +39,7 @@ def targets(scene: scenes.Scene) -> tuple[np.ndarray, np.ndarray, int]:
     """What the maps should say of a scene.
 
     Returns:
-        ``(32, 13, 13)`` u1, the share of each cell that each kind's boxes cover, times 255;
+        ``(32, 13, 13)`` u1, the part of each cell that each kind's boxes cover, times 255;
         ``(32, 13, 13)`` u1, 255 times a bump at each thing's centre; and the number of the background.
     """
     fine = CELLS * _FINE
@@ -58,22 +60,22 @@ def targets(scene: scenes.Scene) -> tuple[np.ndarray, np.ndarray, int]:
 
 def _example(number: tuple[int, int]):
     scene = scenes.describe(*number)
-    picture = scenes.draw(scene).resize((SIDE, SIDE), Image.Resampling.BILINEAR)
-    return np.asarray(picture), *targets(scene)
+    image = scenes.draw(scene).resize((SIDE, SIDE), Image.Resampling.BILINEAR)
+    return np.asarray(image), *targets(scene)
 
 
 def make(seed: int, count: int, processes: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """``count`` scenes of a seed: pictures ``(N, 224, 224, 3)`` u1, covers ``(N, 32, 13, 13)`` u1, centres
+    """``count`` scenes of a seed: images ``(N, 224, 224, 3)`` u1, covers ``(N, 32, 13, 13)`` u1, centres
     ``(N, 32, 13, 13)`` u1 and backgrounds ``(N,)`` i8."""
-    pictures = np.empty((count, SIDE, SIDE, 3), np.uint8)
+    images = np.empty((count, SIDE, SIDE, 3), np.uint8)
     covers = np.empty((count, KINDS, CELLS, CELLS), np.uint8)
     centres = np.empty_like(covers)
     grounds = np.empty(count, np.int64)
     with multiprocessing.get_context("spawn").Pool(processes) as pool:
         jobs = pool.imap(_example, ((seed, index) for index in range(count)), chunksize=64)
-        for i, (pictures[i], covers[i], centres[i], grounds[i]) in enumerate(jobs):
-            pass
-    return tuple(torch.from_numpy(part) for part in (pictures, covers, centres, grounds))
+        for i, example in enumerate(jobs):
+            images[i], covers[i], centres[i], grounds[i] = example
+    return torch.from_numpy(images), torch.from_numpy(covers), torch.from_numpy(centres), torch.from_numpy(grounds)
 
 
 class Trainee(nn.Module):
@@ -85,12 +87,13 @@ class Trainee(nn.Module):
         self.head = nn.Conv2d(CHANNELS, 2 * KINDS, 1)
         self.ground = nn.Linear(CHANNELS, len(scenes.BACKGROUNDS))
         # Few cells are covered by a given kind: begin with that belief rather than learn it first.
+        assert self.head.bias is not None
         nn.init.constant_(self.head.bias, -3.0)
         nn.init.normal_(self.head.weight, std=0.01)
 
-    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """``(B, 3, 224, 224)`` normalised -> kinds ``(B, 32, 13, 13)``, centres likewise, grounds ``(B, 5)``."""
-        maps = self.features(pictures)  # (B, 512, 13, 13)
+        maps = self.features(images)  # (B, 512, 13, 13)
         cells = self.head(F.dropout(maps, 0.1, self.training))
         return cells[:, :KINDS], cells[:, KINDS:], self.ground(maps.mean((2, 3)))
 
@@ -100,6 +103,7 @@ def _torchvision_features() -> nn.Sequential:
     for module in features.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
+            assert module.bias is not None
             nn.init.zeros_(module.bias)
     return features
 
@@ -108,12 +112,9 @@ class _Normed(nn.Sequential):
     """A convolution and its batch normalisation, under the name that the convolution had."""
 
     def folded(self) -> nn.Conv2d:
-        conv, norm = self
-        scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
-        plain = nn.Conv2d(conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding)
-        plain.weight.data = conv.weight.data * scale.data[:, None, None, None]
-        plain.bias.data = (norm.bias - norm.running_mean * scale).data
-        return plain
+        conv, norm = copy.deepcopy(self).eval()
+        assert isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
+        return fuse_conv_bn_eval(conv, norm)
 
 
 def with_norms(features: nn.Module) -> nn.Module:
@@ -121,7 +122,12 @@ def with_norms(features: nn.Module) -> nn.Module:
     for name, child in features.named_children():
         if isinstance(child, nn.Conv2d):
             bare = nn.Conv2d(
-                child.in_channels, child.out_channels, child.kernel_size, child.stride, child.padding, bias=False
+                child.in_channels,
+                child.out_channels,
+                child.kernel_size,  # type: ignore[arg-type]  # annotated as a tuple of any length
+                child.stride,  # type: ignore[arg-type]
+                child.padding,  # type: ignore[arg-type]
+                bias=False,
             )
             bare.weight.data = child.weight.data
             setattr(features, name, _Normed(bare, nn.BatchNorm2d(child.out_channels, momentum=0.05)))
@@ -132,11 +138,11 @@ def with_norms(features: nn.Module) -> nn.Module:
 
 def fold(features: nn.Module) -> dict[str, Tensor]:
     """The trained features as plain convolutions under torchvision's names, ``features.`` left out."""
-    state = {}
+    state: dict[str, Tensor] = {}
     for name, module in features.named_modules():
         if isinstance(module, _Normed):
             plain = module.folded()
-            state[f"{name}.weight"], state[f"{name}.bias"] = plain.weight.detach(), plain.bias.detach()
+            state |= {f"{name}.{key}": value.detach() for key, value in plain.named_parameters()}
     return state
 
 
@@ -144,15 +150,15 @@ _MEAN = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1) * 255
 _STD = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1) * 255
 
 
-def normalised(pictures: Tensor) -> Tensor:
+def normalised(images: Tensor) -> Tensor:
     """``(B, 224, 224, 3)`` u1 -> ``(B, 3, 224, 224)`` f4, channels last in memory, ImageNet mean and spread."""
-    return (pictures.permute(0, 3, 1, 2).float() - _MEAN) / _STD
+    return (images.permute(0, 3, 1, 2).float() - _MEAN) / _STD
 
 
 def augmented(batch: tuple[Tensor, ...], random: torch.Generator) -> tuple[Tensor, ...]:
-    """Half of the batches mirrored with their maps, and every picture's colours a little changed."""
-    pictures, covers, centres, grounds = batch
-    inputs = normalised(pictures)
+    """Half of the batches mirrored with their maps, and every image's colours a little changed."""
+    images, covers, centres, grounds = batch
+    inputs = normalised(images)
     if torch.rand((), generator=random) < 0.5:
         inputs, covers, centres = inputs.flip(3), covers.flip(3), centres.flip(3)
     n = len(inputs)
@@ -162,7 +168,7 @@ def augmented(batch: tuple[Tensor, ...], random: torch.Generator) -> tuple[Tenso
 
 
 def loss_of(model: Trainee, inputs: Tensor, covers: Tensor, centres: Tensor, grounds: Tensor) -> Tensor:
-    """The summed loss of cells at 13x13, of cells pooled to 7x7 (as the pipeline pools) and of the whole picture."""
+    """The summed loss of cells at 13x13, of cells pooled to 7x7 (as the pipeline pools) and of the whole image."""
     kinds, middles, places = (part.float() for part in model(inputs))
     cover, centre = covers.float() / 255, centres.float() / 255
     # Centres tell how many there are, which covered cells do not where things touch.
@@ -183,22 +189,21 @@ def _map_loss(logits: Tensor, wanted: Tensor) -> Tensor:
 
 
 def presence(kinds: Tensor) -> Tensor:
-    """Cell logits ``(B, 32, 13, 13)`` -> picture logits ``(B, 32)``: the largest after pooling to 7x7."""
+    """Cell logits ``(B, 32, 13, 13)`` -> image logits ``(B, 32)``: the largest after pooling to 7x7."""
     return F.adaptive_avg_pool2d(kinds, 7).amax((2, 3))
 
 
 @torch.inference_mode()
 def measure(model: nn.Module, data: tuple[Tensor, ...], batch: int = 64) -> dict:
-    """Held-out figures: share of scenes whose two likeliest kinds are right, share of backgrounds right, and for
+    """Held-out metrics: fraction of scenes whose two likeliest kinds are right, fraction of backgrounds right, and for
     each kind recall and precision of being among the two likeliest, and average precision."""
     model.eval()
-    scores, places = [], []
+    batches = []
     for start in range(0, len(data[0]), batch):
         with torch.autocast("cpu", torch.bfloat16):
             kinds, _, ground = model(normalised(data[0][start : start + batch]))
-        scores.append(presence(kinds.float()))
-        places.append(ground.float().argmax(1))
-    scores, places = torch.cat(scores), torch.cat(places)
+        batches.append((presence(kinds.float()), ground.float().argmax(1)))
+    scores, grounds = (torch.cat(parts) for parts in zip(*batches))
     truth = data[1].amax((2, 3)) > 0
     named = torch.zeros_like(truth).scatter_(1, scores.topk(2).indices, True)
     hits = (named & truth).sum(0).float()
@@ -212,8 +217,8 @@ def measure(model: nn.Module, data: tuple[Tensor, ...], batch: int = 64) -> dict
             "ap": ((order.cumsum(0) / ranks * order).sum() / order.sum()).item(),
         }
     return {
-        "both_right": (named == truth).all(1).float().mean().item(),
-        "background_right": (places == data[3]).float().mean().item(),
+        "both_right": torch.eq(named, truth).all(1).float().mean().item(),
+        "background_right": torch.eq(grounds, data[3]).float().mean().item(),
         "kinds": per_kind,
     }
 
@@ -230,7 +235,7 @@ def train(
     """Train for ``steps`` steps of ``batch`` scenes with AdamW and one cycle of the learning rate."""
     torch.manual_seed(seed)
     random = torch.Generator().manual_seed(seed)
-    model = Trainee().to(memory_format=torch.channels_last)
+    model = Trainee().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.01, betas=(0.9, 0.98))
     scheduler = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, rate, total_steps=steps, pct_start=0.15, anneal_strategy="cos"
@@ -280,27 +285,27 @@ def main(seed, train_scenes, held_out, steps, batch, rate, threads, out, keep) -
         )
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # every buffer is written here; filling costs time
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # every buffer is written here; filling costs time
     began = time.monotonic()
     data, unseen = make(seed, train_scenes, threads), make(seed + 1, held_out, threads)
     click.echo(f"{train_scenes} + {held_out} scenes drawn in {time.monotonic() - began:.0f} s")
-    model, figures = train(data, unseen, batch, rate, seed, steps, keep)
-    for name, row in figures["kinds"].items():
+    model, metrics = train(data, unseen, batch, rate, seed, steps, keep)
+    for name, row in metrics["kinds"].items():
         click.echo(f"{name:12s}" + "".join(f"  {key} {value:.3f}" for key, value in row.items()))
-    click.echo(f"both kinds right {figures['both_right']:.4f}, background right {figures['background_right']:.4f}")
-    save(fold(model.features), out, seed, train_scenes, steps * batch, held_out, figures)
+    click.echo(f"both kinds right {metrics['both_right']:.4f}, background right {metrics['background_right']:.4f}")
+    save(fold(model.features), out, seed, train_scenes, steps * batch, held_out, metrics)
     click.echo(f"{out}: {out.stat().st_size} bytes, {time.monotonic() - began:.0f} s in all")
 
 
-def save(state: dict[str, Tensor], out: Path, seed: int, count: int, seen: int, held_out: int, figures: dict) -> None:
+def save(state: dict[str, Tensor], out: Path, seed: int, count: int, seen: int, held_out: int, metrics: dict) -> None:
     """Write folded features as fp16 safetensors with a record of how they were made."""
     metadata = {
         "encoder": ENCODER,
         "made_by": "python -m captioner.features.bundled.train",
         "data": f"{count} drawn scenes of seed {seed}, {seen} shown; tested on {held_out} of seed {seed + 1}",
-        "both_kinds_right": f"{figures['both_right']:.4f}",
-        "background_right": f"{figures['background_right']:.4f}",
-        "mean_ap": f"{np.mean([row['ap'] for row in figures['kinds'].values()]):.4f}",
+        "both_kinds_right": f"{metrics['both_right']:.4f}",
+        "background_right": f"{metrics['background_right']:.4f}",
+        "mean_ap": f"{np.mean([row['ap'] for row in metrics['kinds'].values()]):.4f}",
         "glyphs": f"OpenMoji, CC BY-SA 4.0, font SHA-256 {scenes.FONT_SHA256}",
     }
     save_file({f"features.{name}": part.half().contiguous() for name, part in state.items()}, out, metadata)

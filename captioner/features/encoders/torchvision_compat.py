@@ -1,4 +1,4 @@
-"""The one place that imports torchvision: ``from captioner.features.torchvision_compat import torchvision``.
+"""The one place that imports torchvision: ``from captioner.features.encoders.torchvision_compat import torchvision``.
 
 A CPU-only torch beside a torchvision built for CUDA cannot load torchvision's compiled operators, and then
 torchvision's import fails on two operators that it only wants to describe. Image classification needs neither; naming
@@ -45,6 +45,6 @@ def _define_missing() -> library.Library | None:
 
 _library = _define_missing()  # kept: its definitions live as long as it does
 
-import torchvision  # noqa: E402
+import torchvision  # type: ignore[import-untyped]  # noqa: E402
 
 __all__ = ["torchvision"]

@@ -19,9 +19,7 @@ from captioner.features.bundled import ENCODER as BUNDLED_ENCODER
 from captioner.features.bundled import weights_path
 
 BUNDLED_DATASET = "scenes"
-_COUNTER = (
-    "num_batches_tracked"  # of batch normalisation; no part of what the encoder computes, and older files lack it
-)
+_COUNTER = "num_batches_tracked"  # of batch normalisation; the encoder does not use it, and older files lack it
 
 
 def content_sha256(module: nn.Module) -> str:
@@ -67,7 +65,8 @@ def load_weights(body: nn.Module, encoder: str, weights: str, known: Mapping[str
             if names
         ]
         raise CaptionerError(
-            f"{path}: these are no weights of {encoder}: {'; '.join(faults)}; give the weights of this encoder, or extract.weights=imagenet"
+            f"{path}: these are no weights of {encoder}: {'; '.join(faults)}; give the weights of this encoder, "
+            "or extract.weights=imagenet"
         )
     with torch.no_grad():
         for name, tensor in own.items():
@@ -83,12 +82,14 @@ def bundled_file(encoder: str) -> Path:
     """
     if encoder != BUNDLED_ENCODER:
         raise CaptionerError(
-            f"extract.weights=bundled: the bundled weights are of {BUNDLED_ENCODER}, not of {encoder}; use extract.weights=imagenet (fetched from the network), "
-            f"the path of a weights file, or encoder={BUNDLED_ENCODER}"
+            f"extract.weights=bundled: the bundled weights are of {BUNDLED_ENCODER}, not of {encoder}; "
+            "use extract.weights=imagenet (fetched from the network), the path of a weights file, "
+            f"or encoder={BUNDLED_ENCODER}"
         )
     if not weights_path().is_file():
         raise CaptionerError(
-            f"{weights_path()}: the bundled weights are not there; get them back with: git checkout -- {weights_path().name}"
+            f"{weights_path()}: the bundled weights are not there; "
+            f"get them back with: git checkout -- {weights_path().name}"
         )
     return weights_path()
 
@@ -101,7 +102,8 @@ def find_file(encoder: str, weights: str) -> Path:
             if (path / f"{encoder}{suffix}").is_file():
                 return path / f"{encoder}{suffix}"
         raise CaptionerError(
-            f"{path}: this folder has no {encoder}.pth and no {encoder}.safetensors; put the weights there, or give the path of the file"
+            f"{path}: this folder has no {encoder}.pth and no {encoder}.safetensors; "
+            "put the weights there, or give the path of the file"
         )
     if not path.is_file():
         raise CaptionerError(
@@ -127,8 +129,9 @@ def _read(path: Path) -> dict[str, Tensor]:
         safetensors.SafetensorError,
         pickle.UnpicklingError,
     ) as error:
+        reason = " ".join(str(error).split())[:160]
         raise CaptionerError(
-            f"{path}: no weights file (a state dict as .pth or .safetensors): {' '.join(str(error).split())[:160]}; give another one"
+            f"{path}: no weights file (a state dict as .pth or .safetensors): {reason}; give another one"
         ) from error
     for wrapper in ("state_dict", "model"):  # what training scripts often save around the weights
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):

@@ -42,5 +42,7 @@ def _followed_by_norm(traced: fx.GraphModule) -> list[tuple[str, str]]:
 
 
 def _fold(parent: nn.Module, before: str, after: str) -> None:
-    parent.set_submodule(before, fuse_conv_bn_eval(parent.get_submodule(before), parent.get_submodule(after)))
+    convolution, norm = parent.get_submodule(before), parent.get_submodule(after)
+    assert isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
+    parent.set_submodule(before, fuse_conv_bn_eval(convolution, norm))
     parent.set_submodule(after, nn.Identity())

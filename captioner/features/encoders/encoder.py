@@ -1,0 +1,78 @@
+"""An encoder: a network cut at its last spatial map, frozen, with the normalisation that its inputs need."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from captioner.errors import CaptionerError
+from captioner.features.layout import MEAN, STD
+
+
+class Cut(NamedTuple):
+    """A network cut at its last map."""
+
+    body: nn.Module  # computes the map; its parameters keep the names they had in the whole network
+    layer: str  # the module of the network, or the operation in one of its modules, whose output is the map
+    tokens: bool  # whether the map is a sequence of tokens
+    activations: int  # numbers held at once for one image of 224x224, roughly
+
+
+class Encoder(nn.Module):
+    """A frozen encoder in eval mode.
+
+    Attributes:
+        name: as in ``encoder`` of params.yaml.
+        layer, activations: as in ``Cut``.
+        channels: C.
+        map: ``(rows, columns)`` of the encoder's own feature map.
+        grid: ``(rows, columns)`` of what ``forward`` returns, P = rows * columns.
+        mean, std: of the RGB images it was trained on, values from 0 to 1; inputs are normalised with them.
+        weights_name: bundled, imagenet, random or file.
+        weights_sha256: SHA-256 (hex) of the encoder's weights as float32, whatever file they came from.
+    """
+
+    mean: tuple[float, float, float] = MEAN
+    std: tuple[float, float, float] = STD
+
+    def __init__(self, name: str, cut: Cut, pool: int | str) -> None:
+        super().__init__()
+        self.name, self.body, self.layer, self.activations = name, cut.body, cut.layer, cut.activations
+        self._tokens, self._pool = cut.tokens, pool
+        self.channels = 0
+        self.map = self.grid = (0, 0)
+        self.weights_name = self.weights_sha256 = ""
+        self.eval().requires_grad_(False)
+
+    def feature_map(self, images: Tensor) -> Tensor:
+        """Normalised images ``(B, 3, S, S)`` -> the encoder's own map ``(B, C, H, W)``."""
+        features = self.body(images)
+        if self._tokens:  # (B, T, D)
+            side = math.isqrt(features.shape[1])
+            features = features[:, features.shape[1] - side * side :]  # without the class token, which comes first
+            features = features.transpose(1, 2).unflatten(2, (side, side))  # (B, D, H, W)
+        return features
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalised images ``(B, 3, S, S)`` -> features ``(B, P, C)``, positions row by row."""
+        features = self.feature_map(images)
+        if self._pool != "native":
+            # a map that is coarser than the grid is never enlarged
+            size = (min(int(self._pool), features.shape[2]), min(int(self._pool), features.shape[3]))
+            if size != tuple(features.shape[2:]):
+                features = F.adaptive_avg_pool2d(features.float(), size)
+        return features.flatten(2).transpose(1, 2)
+
+
+def check_grid(grid: int | str) -> int | str:
+    """``grid`` if it is one: a positive whole number, or ``native``.
+
+    Raises:
+        CaptionerError: anything else.
+    """
+    if grid == "native" or (isinstance(grid, int) and not isinstance(grid, bool) and grid >= 1):
+        return grid
+    raise CaptionerError(f"extract.grid={grid!r}: it must be a whole number of at least 1, or native")
