@@ -14,7 +14,7 @@ class Progress:
     Args:
         label: what is being done, for example ``extract squeezenet1_1``.
         total: units of work in all.
-        unit: what is counted, plural, for example ``pictures``.
+        unit: what is counted, plural, for example ``images``.
         done: units found finished by an earlier run; they count for the bar, not for the rate.
         shown: False where another process shows the progress of both.
     """

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from captioner.images.pictures import PICTURE_SUFFIXES
+from captioner.images.containers import IMAGE_SUFFIXES
 
 
 def find_pictures(arguments: Iterable[str]) -> tuple[list[str], list[tuple[str, str]]]:
@@ -27,11 +27,11 @@ def find_pictures(arguments: Iterable[str]) -> tuple[list[str], list[tuple[str, 
         ):
             below.sort()
             names = sorted(
-                name for name in files if name.lower().endswith(PICTURE_SUFFIXES) and not name.startswith(".")
+                name for name in files if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
             )
             found += [os.path.join(folder, name) for name in names]
         if len(found) == before and len(faults) == faulty:
-            faults.append((argument, f"no picture in this folder ({', '.join(PICTURE_SUFFIXES)})"))
+            faults.append((argument, f"no picture in this folder ({', '.join(IMAGE_SUFFIXES)})"))
     return found, faults
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from captioner.features.preprocess import Preprocessing, square, visible_box
-from captioner.images.decode import BadPicture, read_regular, store_picture, to_picture
+from captioner.images.decode import BadImage, read_regular, store_image, to_image
 
 _SHOWN = 424  # longest side in pixels of the image that is returned for overlays
 
@@ -58,16 +58,16 @@ def read_file(path: str) -> bytes:
     """The bytes of an image file.
 
     Raises:
-        BadPicture: no file, or one that cannot be read.
+        BadImage: no file, or one that cannot be read.
     """
     try:
         data = read_regular(path)
     except OSError as error:
-        raise BadPicture(f"cannot be read ({error.strerror})") from None
+        raise BadImage(f"cannot be read ({error.strerror})") from None
     except ValueError:  # a zero byte in the name
-        raise BadPicture("no file has such a name") from None
+        raise BadImage("no file has such a name") from None
     if data is None:
-        raise BadPicture("no file")
+        raise BadImage("no file")
     return data
 
 
@@ -79,10 +79,10 @@ def read_image(source: str | Image.Image, recipe: Recipe, shown: bool) -> ReadIm
     """
     try:
         if isinstance(source, Image.Image):
-            image = store_picture(source, recipe.image_size, recipe.jpeg_quality)
+            image = store_image(source, recipe.image_size, recipe.jpeg_quality)
         else:
-            image = to_picture(read_file(source), recipe.image_size, recipe.jpeg_quality)
-    except BadPicture as error:
+            image = to_image(read_file(source), recipe.image_size, recipe.jpeg_quality)
+    except BadImage as error:
         return ReadImage(None, error.reason)
     pixels = square(image, Preprocessing(recipe.fit, recipe.side))
     if not shown:

@@ -1,1 +1,1 @@
-"""Pictures: where they come from and how they are stored."""
+"""Images: where they come from and how they are stored."""

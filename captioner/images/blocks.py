@@ -1,7 +1,7 @@
-"""The work of a download in blocks of pictures, by several processes, each block finished or not there at all.
+"""The work of a download in blocks of images, by several processes, each block finished or not there at all.
 
 A block is two files in the sidecar: ``block-00012.bin`` with its JPEGs back to back, and then ``block-00012.json`` with
-their sizes and a checksum. What a block holds depends on its pictures alone, not on who made it or when.
+their sizes and a checksum. What a block holds depends on its images alone, not on who made it or when.
 """
 
 from __future__ import annotations
@@ -20,40 +20,40 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from captioner.errors import CaptionerError
-from captioner.images.decode import BadPicture, encode, to_jpeg
+from captioner.images.decode import BadImage, encode, to_jpeg
 from captioner.images.records import SceneSource, Source
 from captioner.interrupts import StopSignal
 from captioner.progress import Progress
 from captioner.sidecar import write_atomically
 
-BLOCK = 128  # pictures; some 4 MB at 256 pixels, a second of work or less
+BLOCK = 128  # images; some 4 MB at 256 pixels, a second of work or less
 
 
 @dataclass(frozen=True)
 class BlockMaker:
-    """Makes blocks in ``folder`` from pictures' sources; sent to the worker processes."""
+    """Makes blocks in ``folder`` from images' sources; sent to the worker processes."""
 
     folder: Path
     image_size: int
     quality: int
 
     def __call__(self, number: int, sources: list[Source]) -> int:
-        """Write block ``number``, both files synced to disk; returns how many pictures it has."""
-        data, pictures = bytearray(), []
+        """Write block ``number``, both files synced to disk; returns how many images it has."""
+        data, images = bytearray(), []
         for source in sources:
             try:
-                jpeg, height, width = self._picture(source)
-            except BadPicture as bad:
-                pictures.append(bad.reason)
+                jpeg, height, width = self._image(source)
+            except BadImage as bad:
+                images.append(bad.reason)
             else:
                 data += jpeg
-                pictures.append([len(jpeg), height, width])
+                images.append([len(jpeg), height, width])
         write_atomically(bin_path(self.folder, number), bytes(data))
-        index = {"pictures": pictures, "bytes": len(data), "crc": zlib.crc32(data)}
+        index = {"pictures": images, "bytes": len(data), "crc": zlib.crc32(data)}
         write_atomically(_index_path(self.folder, number), json.dumps(index, separators=(",", ":")))
         return len(sources)
 
-    def _picture(self, source: Source) -> tuple[bytes, int, int]:
+    def _image(self, source: Source) -> tuple[bytes, int, int]:
         if isinstance(source, SceneSource):
             from captioner.images.scenes import describe, draw
 
@@ -67,19 +67,19 @@ def bin_path(folder: Path, number: int) -> Path:
 
 
 def read_block(folder: Path, number: int, count: int) -> list[list[int] | str] | None:
-    """[bytes, height, width] or the reason why it is left out, for each of ``count`` pictures; None where the block is
+    """[bytes, height, width] or the reason why it is left out, for each of ``count`` images; None where the block is
     not finished."""
     try:
         index = json.loads(_index_path(folder, number).read_bytes())
-        pictures = index["pictures"]
+        images = index["pictures"]
         sound = (
-            len(pictures) == count
+            len(images) == count
             and os.path.getsize(bin_path(folder, number)) == index["bytes"]
             and zlib.crc32(bin_path(folder, number).read_bytes()) == index["crc"]
         )
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return pictures if sound else None
+    return images if sound else None
 
 
 def discard_block(folder: Path, number: int) -> None:

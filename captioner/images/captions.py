@@ -63,13 +63,13 @@ class CaptionSet:
         return len(self._images)
 
     def image_ids(self, split: str) -> list[int]:
-        """Ids of the pictures of ``train``, ``val`` or ``test``, in file order; may be empty."""
+        """Ids of the images of ``train``, ``val`` or ``test``, in file order; may be empty."""
         if split not in SPLITS:
             raise ValueError(f"split {split!r}")
         return [number for number, image in self._images.items() if image["split"] == split]
 
     def captions(self, image_id: int) -> list[str]:
-        """The captions of a picture, in file order, at least one."""
+        """The captions of an image, in file order, at least one."""
         self._known(image_id)
         return list(self._captions[image_id])
 
@@ -78,7 +78,7 @@ class CaptionSet:
         return self._known(image_id)["split"]
 
     def file_name(self, image_id: int) -> str:
-        """The picture's name in its data set."""
+        """The image's name in its data set."""
         return self._known(image_id)["file_name"]
 
     @cached_property

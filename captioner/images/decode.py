@@ -1,7 +1,7 @@
-"""Untrusted picture bytes to JPEG bytes of a bounded size.
+"""Untrusted image bytes to JPEG bytes of a bounded size.
 
-Whatever a picture is (palette, alpha, CMYK, 16 bits, rotated by EXIF), what comes out is an RGB JPEG whose shorter side
-is at most ``image_size``. Colour profiles are ignored; of an animation the first frame is taken; 1x1 is a picture too.
+Whatever an image is (palette, alpha, CMYK, 16 bits, rotated by EXIF), what comes out is an RGB JPEG whose shorter side
+is at most ``image_size``. Colour profiles are ignored; of an animation the first frame is taken; 1x1 is an image too.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ MOST_PIXELS = 89_000_000
 _METADATA = 1 << 16  # a JPEG larger than its bare pixels and this carries something else; it is encoded anew
 
 
-class BadPicture(Exception):
-    """A picture that is left out; ``reason`` is one line without a path or an address, for skipped.csv."""
+class BadImage(Exception):
+    """An image that is left out; ``reason`` is one line without a path or an address, for skipped.csv."""
 
     def __init__(self, reason: str) -> None:
         self.reason = " ".join(re.sub(r"<[^>]*at 0x[0-9a-fA-F]+>", "", reason).split())
@@ -48,7 +48,7 @@ def read_regular(path: str) -> bytes | None:
     device.
 
     Raises:
-        BadPicture: the file is too large.
+        BadImage: the file is too large.
         OSError, ValueError: no such file, or one that cannot be read; no file can have such a name.
     """
     descriptor = os.open(
@@ -59,7 +59,7 @@ def read_regular(path: str) -> bytes | None:
         if not stat.S_ISREG(status.st_mode):
             return None
         if status.st_size > MOST_BYTES:
-            raise BadPicture(f"file of {status.st_size:,} bytes; at most {MOST_BYTES:,} are read")
+            raise BadImage(f"file of {status.st_size:,} bytes; at most {MOST_BYTES:,} are read")
         with open(descriptor, "rb", closefd=False) as file:
             return file.read(MOST_BYTES + 1)
     finally:
@@ -67,7 +67,7 @@ def read_regular(path: str) -> bytes | None:
 
 
 def to_jpeg(data: bytes, image_size: int, quality: int) -> tuple[bytes, int, int]:
-    """Decode a whole picture and store it as JPEG.
+    """Decode a whole image and store it as JPEG.
 
     Args:
         data: the file's bytes, from anywhere.
@@ -78,38 +78,38 @@ def to_jpeg(data: bytes, image_size: int, quality: int) -> tuple[bytes, int, int
         JPEG bytes, height, width. An upright RGB JPEG that is small enough comes back byte for byte.
 
     Raises:
-        BadPicture: no picture, truncated, too large to decode safely, or of an unknown kind of colour.
+        BadImage: no image, truncated, too large to decode safely, or of an unknown kind of colour.
     """
     with _judged():
-        picture, kept = _decode(data, image_size)
-        return (data, picture.height, picture.width) if kept else encode(picture, image_size, quality)
+        image, kept = _decode(data, image_size)
+        return (data, image.height, image.width) if kept else encode(image, image_size, quality)
 
 
-def to_picture(data: bytes, image_size: int, quality: int) -> Image.Image:
-    """The picture, mode RGB, that ``to_jpeg`` stores: pixel for pixel what comes out of its JPEG bytes.
+def to_image(data: bytes, image_size: int, quality: int) -> Image.Image:
+    """The image, mode RGB, that ``to_jpeg`` stores: pixel for pixel what comes out of its JPEG bytes.
 
     Raises:
-        BadPicture: as ``to_jpeg``.
+        BadImage: as ``to_jpeg``.
     """
     with _judged():
-        picture, kept = _decode(data, image_size)
-        return picture if kept else _stored(picture, image_size, quality)
+        image, kept = _decode(data, image_size)
+        return image if kept else _stored(image, image_size, quality)
 
 
-def store_picture(picture: Image.Image, image_size: int, quality: int) -> Image.Image:
-    """``to_picture`` of one that is open already, of any mode.
+def store_image(image: Image.Image, image_size: int, quality: int) -> Image.Image:
+    """``to_image`` of one that is open already, of any mode.
 
     Raises:
-        BadPicture: its pixels cannot be had, or not be stored as JPEG.
+        BadImage: its pixels cannot be had, or not be stored as JPEG.
     """
     with _judged():
-        rotation = _orientation(picture)
-        picture = _rgb(picture)
-        return _stored(picture if rotation == 1 else _upright(picture, rotation), image_size, quality)
+        rotation = _orientation(image)
+        image = _rgb(image)
+        return _stored(image if rotation == 1 else _upright(image, rotation), image_size, quality)
 
 
-def _stored(picture: Image.Image, image_size: int, quality: int) -> Image.Image:
-    return Image.open(io.BytesIO(encode(picture, image_size, quality)[0]), formats=("JPEG",)).convert("RGB")
+def _stored(image: Image.Image, image_size: int, quality: int) -> Image.Image:
+    return Image.open(io.BytesIO(encode(image, image_size, quality)[0]), formats=("JPEG",)).convert("RGB")
 
 
 @contextmanager
@@ -117,57 +117,57 @@ def _judged() -> Iterator[None]:
     """Whatever a decoder of untrusted bytes raises is said in one line."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # large but allowed pictures, odd EXIF: judged here, not printed
+            warnings.simplefilter("ignore")  # large but allowed images, odd EXIF: judged here, not printed
             yield
-    except BadPicture:
+    except BadImage:
         raise
     except UnidentifiedImageError:
-        raise BadPicture("no picture of a known format") from None
+        raise BadImage("no image of a known format") from None
     except Image.DecompressionBombError:
-        raise BadPicture(f"more than {MOST_PIXELS_JPEG:,} pixels") from None
+        raise BadImage(f"more than {MOST_PIXELS_JPEG:,} pixels") from None
     except MemoryError:
-        raise BadPicture("too large for the memory") from None
+        raise BadImage("too large for the memory") from None
     except Exception as error:  # decoders of untrusted bytes raise nearly everything
         text = str(error)
-        raise BadPicture(
+        raise BadImage(
             "truncated" if "truncated" in text.lower() else f"cannot be decoded ({type(error).__name__}: {text})"
         ) from None
 
 
-def encode(picture: Image.Image, image_size: int, quality: int) -> tuple[bytes, int, int]:
-    """An RGB picture, its shorter side cut down to ``image_size``, as JPEG bytes with height and width."""
-    size = _fitted(picture.size, image_size)
-    if size != picture.size:
-        picture = picture.resize(size, Image.Resampling.LANCZOS)
+def encode(image: Image.Image, image_size: int, quality: int) -> tuple[bytes, int, int]:
+    """An RGB image, its shorter side cut down to ``image_size``, as JPEG bytes with height and width."""
+    size = _fitted(image.size, image_size)
+    if size != image.size:
+        image = image.resize(size, Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=quality)
-    return buffer.getvalue(), picture.height, picture.width
+    image.save(buffer, "JPEG", quality=quality)
+    return buffer.getvalue(), image.height, image.width
 
 
 def _decode(data: bytes, image_size: int) -> tuple[Image.Image, bool]:
-    """The picture, RGB, upright and small enough; and whether its bytes may be kept as they are."""
+    """The image, RGB, upright and small enough; and whether its bytes may be kept as they are."""
     if not data:
-        raise BadPicture("empty file")
+        raise BadImage("empty file")
     if len(data) > MOST_BYTES:
-        raise BadPicture(f"file of {len(data):,} bytes; at most {MOST_BYTES:,} are read")
-    picture = Image.open(io.BytesIO(data), formats=FORMATS)
-    width, height = picture.size
-    most = MOST_PIXELS_JPEG if picture.format in ("JPEG", "MPO") else MOST_PIXELS
+        raise BadImage(f"file of {len(data):,} bytes; at most {MOST_BYTES:,} are read")
+    image = Image.open(io.BytesIO(data), formats=FORMATS)
+    width, height = image.size
+    most = MOST_PIXELS_JPEG if image.format in ("JPEG", "MPO") else MOST_PIXELS
     if width * height > most:
-        raise BadPicture(f"{width}x{height} pixels; at most {most:,} are decoded")
-    rotation = _orientation(picture)
+        raise BadImage(f"{width}x{height} pixels; at most {most:,} are decoded")
+    rotation = _orientation(image)
     fits = min(width, height) <= image_size and len(data) <= 3 * width * height + _METADATA
-    if picture.format == "JPEG" and picture.mode == "RGB" and rotation == 1 and fits:
-        picture.load()
-        return picture, True
+    if image.format == "JPEG" and image.mode == "RGB" and rotation == 1 and fits:
+        image.load()
+        return image, True
     target = _fitted((width, height), image_size)
     # libjpeg scales by 1/2, 1/4, 1/8 while it decodes; twice the target leaves Lanczos enough to work with
-    picture.draft(picture.mode, (2 * target[0], 2 * target[1]))
-    picture.load()
-    picture = _rgb(picture)
-    if picture.size != target:
-        picture = picture.resize(target, Image.Resampling.LANCZOS)
-    return picture if rotation == 1 else _upright(picture, rotation), False
+    image.draft(image.mode, (2 * target[0], 2 * target[1]))
+    image.load()
+    image = _rgb(image)
+    if image.size != target:
+        image = image.resize(target, Image.Resampling.LANCZOS)
+    return image if rotation == 1 else _upright(image, rotation), False
 
 
 def _fitted(size: tuple[int, int], image_size: int) -> tuple[int, int]:
@@ -177,37 +177,37 @@ def _fitted(size: tuple[int, int], image_size: int) -> tuple[int, int]:
     return tuple(image_size if side == shorter else round(side * image_size / shorter) for side in size)
 
 
-def _orientation(picture: Image.Image) -> int:
+def _orientation(image: Image.Image) -> int:
     try:
-        value = picture.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # broken EXIF in a sound picture
+        value = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # broken EXIF in a sound image
         return 1
     return value if value in range(2, 9) else 1
 
 
-def _upright(picture: Image.Image, orientation: int) -> Image.Image:
-    plain = Image.frombytes(picture.mode, picture.size, picture.tobytes())  # without the metadata that the decoder kept
+def _upright(image: Image.Image, orientation: int) -> Image.Image:
+    plain = Image.frombytes(image.mode, image.size, image.tobytes())  # without the metadata that the decoder kept
     plain.getexif()[ExifTags.Base.Orientation] = orientation
     return ImageOps.exif_transpose(plain)
 
 
-def _rgb(picture: Image.Image) -> Image.Image:
-    if picture.mode.startswith("I") or picture.mode == "F":
-        return Image.fromarray(_eight_bits(picture)).convert("RGB")
-    if picture.has_transparency_data:
-        picture = picture.convert("RGBA")
-        white = Image.new("RGB", picture.size, (255, 255, 255))
-        white.paste(picture, mask=picture.getchannel("A"))
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I") or image.mode == "F":
+        return Image.fromarray(_eight_bits(image)).convert("RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGB", image.size, (255, 255, 255))
+        white.paste(image, mask=image.getchannel("A"))
         return white
-    return picture.convert("RGB")
+    return image.convert("RGB")
 
 
-def _eight_bits(picture: Image.Image) -> np.ndarray:
-    """(H, W) uint8 of a grey picture with 16-bit, 32-bit or real values; Pillow's own conversion would clip at 255."""
-    values = np.nan_to_num(np.asarray(picture, dtype=np.float32), nan=0.0, posinf=0.0, neginf=0.0)
+def _eight_bits(image: Image.Image) -> np.ndarray:
+    """(H, W) uint8 of a grey image with 16-bit, 32-bit or real values; Pillow's own conversion would clip at 255."""
+    values = np.nan_to_num(np.asarray(image, dtype=np.float32), nan=0.0, posinf=0.0, neginf=0.0)
     top = float(values.max())
-    if picture.mode == "F":
+    if image.mode == "F":
         white = 1.0 if top <= 1 else 255.0 if top <= 255 else 65535.0
     else:
-        white = 65535.0 if picture.mode.startswith("I;16") or top > 255 else 255.0
+        white = 65535.0 if image.mode.startswith("I;16") or top > 255 else 255.0
     return np.clip(np.rint(values * (255.0 / white)), 0, 255).astype(np.uint8)

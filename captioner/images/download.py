@@ -1,6 +1,6 @@
-"""The download stage: pictures and captions of one or more data sets into images.h5, captions.json and skipped.csv.
+"""The download stage: images and captions of one or more data sets into images.h5, captions.json and skipped.csv.
 
-First a plan says which pictures, in which split, from where. Then blocks of pictures are read, resized and stored in a
+First a plan says which images, in which split, from where. Then blocks of images are read, resized and stored in a
 sidecar by several processes; a run that was killed goes on with the blocks that are missing. At the end the blocks
 become one file.
 """
@@ -47,7 +47,7 @@ def download(
         sources: the folder of manifests.
 
     Raises:
-        CaptionerError: bad parameters or data, too many pictures missing, or a disk that is too small or cannot be
+        CaptionerError: bad parameters or data, too many images missing, or a disk that is too small or cannot be
             written.
         Interrupted: a signal came; the same call goes on.
     """
@@ -74,20 +74,18 @@ def _make_blocks(
     stop: StopSignal,
     label: str,
 ) -> None:
-    starts = range(0, len(plan.pictures), blocks.BLOCK)
+    starts = range(0, len(plan.images), blocks.BLOCK)
     todo = {}
     for number, start in enumerate(starts):
-        sources = [record.source for record, _ in plan.pictures[start : start + blocks.BLOCK]]
+        sources = [record.source for record, _ in plan.images[start : start + blocks.BLOCK]]
         if blocks.read_block(sidecar.folder, number, len(sources)) is None:
             todo[number] = sources
     left = sum(map(len, todo.values()))
     _check_disk(sidecar.folder, plan, parameters, left)
     maker = blocks.BlockMaker(sidecar.folder, parameters.image_size, parameters.jpeg_quality)
     workers = min(runtime.workers or min(len(os.sched_getaffinity(0)), 16), len(todo))
-    with Progress(label, len(plan.pictures), "pictures", len(plan.pictures) - left) as progress:
-        blocks.make_blocks(
-            maker, _fetched(todo, len(plan.pictures), parameters, runtime, stop), workers, stop, progress
-        )
+    with Progress(label, len(plan.images), "images", len(plan.images) - left) as progress:
+        blocks.make_blocks(maker, _fetched(todo, len(plan.images), parameters, runtime, stop), workers, stop, progress)
 
 
 def _fetched(
@@ -97,7 +95,7 @@ def _fetched(
     runtime: RuntimeParameters,
     stop: StopSignal,
 ) -> Iterator[tuple[int, list[Source]]]:
-    """The blocks to make; those with pictures on the network once these have arrived, in any order."""
+    """The blocks to make; those with images on the network once these have arrived, in any order."""
     wanted = [
         (number, position, source.url)
         for number, sources in todo.items()
@@ -145,29 +143,29 @@ def _check_disk(folder: Path, plan: Plan, parameters: DownloadParameters, left: 
     encoded = int(parameters.image_size**2 * 4 / 3 * _JPEG_BYTES_A_PIXEL)
     stored = [
         min(record.source.size, encoded) if isinstance(record.source, (FileSource, ZipSource)) else encoded
-        for record, _ in plan.pictures
+        for record, _ in plan.images
     ]
     total = sum(stored)
     need = total + total * left // max(len(stored), 1)
     free = shutil.disk_usage(folder).free
     if need > free:
         raise CaptionerError(
-            f"{folder.parent}: {free / 1e6:,.0f} MB free, about {need / 1e6:,.0f} MB needed while the pictures are stored; "
-            "free the disk, or take fewer (download.limit) or smaller (download.image_size) pictures"
+            f"{folder.parent}: {free / 1e6:,.0f} MB free, about {need / 1e6:,.0f} MB needed while the images are stored; "
+            "free the disk, or take fewer (download.limit) or smaller (download.image_size) images"
         )
 
 
 def _assemble(plan: Plan, parameters: DownloadParameters, sidecar: Sidecar, folder: Path) -> None:
     kept, facts, bad, refetch = [], [], [], set()
-    numbers = range(-(-len(plan.pictures) // blocks.BLOCK))
+    numbers = range(-(-len(plan.images) // blocks.BLOCK))
     for number in numbers:
-        part = plan.pictures[number * blocks.BLOCK : (number + 1) * blocks.BLOCK]
-        pictures = blocks.read_block(sidecar.folder, number, len(part))
-        if pictures is None:
+        part = plan.images[number * blocks.BLOCK : (number + 1) * blocks.BLOCK]
+        images = blocks.read_block(sidecar.folder, number, len(part))
+        if images is None:
             raise CaptionerError(
                 f"{blocks.bin_path(sidecar.folder, number)}: was changed while it was in use; run again"
             )
-        for (record, split), stored in zip(part, pictures):
+        for (record, split), stored in zip(part, images):
             if isinstance(stored, str):
                 bad.append((record.file_name, stored))
                 if isinstance(record.source, UrlSource):
@@ -179,7 +177,7 @@ def _assemble(plan: Plan, parameters: DownloadParameters, sidecar: Sidecar, fold
     try:
         check_missing(
             len(bad),
-            len(plan.pictures),
+            len(plan.images),
             "are missing or unreadable",
             plan.info["dataset"],
             parameters.max_missing,
@@ -202,7 +200,7 @@ def _assemble(plan: Plan, parameters: DownloadParameters, sidecar: Sidecar, fold
         raise CaptionerError(f"{draft}: reads back other bytes than were written; the disk is faulty")
     _write_captions(sidecar.path("captions.json"), kept, sizes, plan.info)
     write_atomically(sidecar.path("skipped.csv"), _skipped(skipped))
-    for name in ("skipped.csv", "captions.json", "images.h5"):  # the pictures last: when they are there, all is
+    for name in ("skipped.csv", "captions.json", "images.h5"):  # the images last: when they are there, all is
         sidecar.publish(name, folder / name)
     _report(plan.info["dataset"], kept, len(skipped), folder)
 
@@ -252,17 +250,17 @@ def _report(dataset: str, kept: list, skipped: int, folder: Path) -> None:
     click.echo(
         f"download {dataset}: "
         + ", ".join(f"{counts[split]:,} {split}" for split in SPLITS)
-        + f" pictures, {captions:,} captions; "
+        + f" images, {captions:,} captions; "
         + (f"{skipped:,} left out, see {folder / 'skipped.csv'}" if skipped else "none left out"),
         err=True,
     )
     if not counts["test"]:
         click.echo(
-            f"download {dataset}: no test pictures; give a split (download.split, or a column 'split'), or evaluate on validation: -S"
+            f"download {dataset}: no test images; give a split (download.split, or a column 'split'), or evaluate on validation: -S"
             " evaluate.split=val",
             err=True,
         )
     if not counts["val"]:
         click.echo(
-            f"download {dataset}: no validation pictures; set download.val_share, or give some the split val", err=True
+            f"download {dataset}: no validation images; set download.val_share, or give some the split val", err=True
         )

@@ -15,9 +15,9 @@ from captioner.images.web import Hiccup, Refused, blocks, body_length, delay_bef
 if TYPE_CHECKING:
     import requests
 
-# A picture may trickle in without ever stalling; this many timeouts are the most that one attempt gets.
+# An image may trickle in without ever stalling; this many timeouts are the most that one attempt gets.
 _TIMEOUTS_PER_ATTEMPT = 20
-# Where photo hosts send the reader of a deleted photo: a picture, but not the one that the captions describe.
+# Where photo hosts send the reader of a deleted photo: an image, but not the one that the captions describe.
 _PLACEHOLDER = "photo_unavailable"
 
 

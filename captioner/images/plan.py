@@ -1,4 +1,4 @@
-"""What a download will store, decided before any picture is touched: records, splits, merged ids, and the facts that
+"""What a download will store, decided before any image is touched: records, splits, merged ids, and the facts that
 name it all."""
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ class Plan:
     """Everything that determines the outs.
 
     Attributes:
-        pictures: (record, split) by ascending id, ids and names as they will be stored.
-        skipped: (picture, reason) known to be left out already.
+        images: (record, split) by ascending id, ids and names as they will be stored.
+        skipped: (image, reason) known to be left out already.
         facts: what identifies the result; no path.
         info: what captions.json says about the data set.
     """
 
-    pictures: Divided
+    images: Divided
     skipped: list[tuple[str, str]]
     facts: dict[str, Any]
     info: dict[str, Any]
@@ -50,7 +50,7 @@ def make_plan(
     and file names begin with their data set's name.
 
     Raises:
-        CaptionerError: see the readers; or more than ``download.max_missing`` of the listed pictures have no caption or
+        CaptionerError: see the readers; or more than ``download.max_missing`` of the listed images have no caption or
             are absent.
     """
     names = dataset_names(dataset)
@@ -88,17 +88,17 @@ def make_plan(
         sets, shared = without_shared_photos(list(zip(names, sets)))
         skipped += shared
         sets = _merged(names, sets)
-    pictures = [pair for pairs in limited(sets, parameters.limit) for pair in pairs]
+    images = [pair for pairs in limited(sets, parameters.limit) for pair in pairs]
     tables = ", ".join(listing.table for listing in listings)
-    if not any(split == "train" for _, split in pictures):
+    if not any(split == "train" for _, split in images):
         raise CaptionerError(
-            f"{tables}: no picture with captions is in the training split; check the splits, or divide another way (download.split)"
+            f"{tables}: no image with captions is in the training split; check the splits, or divide another way (download.split)"
         )
-    absent = [record for record, _ in pictures if isinstance(record.source, Absent)]
+    absent = [record for record, _ in images if isinstance(record.source, Absent)]
     if absent:
         check_missing(
             len(absent),
-            len(pictures),
+            len(images),
             "are not there",
             tables,
             parameters.max_missing,
@@ -110,7 +110,7 @@ def make_plan(
         "image_size": parameters.image_size,
         "jpeg_quality": parameters.jpeg_quality,
         "pillow": PIL.__version__,
-        "pictures": digest(pictures),
+        "pictures": digest(images),
         "skipped": hashlib.sha256(repr(skipped).encode("utf-8", "backslashreplace")).hexdigest(),
     }
     info = {
@@ -119,11 +119,11 @@ def make_plan(
         "licence": "; ".join(f"{manifest.name}: {manifest.licence}" for manifest in manifests if manifest.licence),
         "url": " ".join(manifest.homepage for manifest in manifests if manifest.homepage),
     }
-    return Plan(pictures, skipped, facts, info)
+    return Plan(images, skipped, facts, info)
 
 
 def check_missing(missing: int, total: int, what: str, table: str, most: float, example: str = "") -> None:
-    """CaptionerError with numbers, an example and the remedy where more than the share ``most`` of ``total`` pictures
+    """CaptionerError with numbers, an example and the remedy where more than the share ``most`` of ``total`` images
     is missing."""
     if missing <= most * total:
         return
@@ -134,7 +134,7 @@ def check_missing(missing: int, total: int, what: str, table: str, most: float, 
         remedy = f"complete them, or where they are meant to be incomplete, go on without these: -S download.max_missing={share:g}"
     first = f" (the first: {example})" if example else ""
     raise CaptionerError(
-        f"{table}: {missing:,} of {total:,} listed pictures {what}{first}, more than download.max_missing={most:g}; {remedy}"
+        f"{table}: {missing:,} of {total:,} listed images {what}{first}, more than download.max_missing={most:g}; {remedy}"
     )
 
 

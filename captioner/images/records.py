@@ -1,4 +1,4 @@
-"""What a data set lists: pictures with captions, and where the bytes of each are."""
+"""What a data set lists: images with captions, and where the bytes of each are."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from pathlib import Path, PurePosixPath
 from typing import Union
 
 from captioner.errors import CaptionerError
-from captioner.images.decode import MOST_BYTES, BadPicture, read_regular
+from captioner.images.decode import MOST_BYTES, BadImage, read_regular
 
 _LOCAL_HEADER = 30
 
 
 @dataclass(frozen=True)
 class Absent:
-    """A listed picture that the local copy or the archive lacks, or that could not be fetched."""
+    """A listed image that the local copy or the archive lacks, or that could not be fetched."""
 
     reason: str
     identity = "absent"
 
     def read(self) -> bytes:
-        raise BadPicture(self.reason)
+        raise BadImage(self.reason)
 
 
 @dataclass(frozen=True)
 class FileSource:
-    """A picture in a file of its own; ``size`` in bytes as it was when the data set was listed."""
+    """An image in a file of its own; ``size`` in bytes as it was when the data set was listed."""
 
     path: str
     size: int
@@ -42,15 +42,15 @@ class FileSource:
         try:
             data = read_regular(self.path)
         except OSError as error:
-            raise BadPicture(f"file cannot be read ({error.strerror})") from None
+            raise BadImage(f"file cannot be read ({error.strerror})") from None
         if data is None:
-            raise BadPicture("no regular file")
+            raise BadImage("no regular file")
         return data
 
 
 @dataclass(frozen=True)
 class ZipSource:
-    """A picture inside a zip, by the place and sizes that the archive's directory states; read with pread, never
+    """An image inside a zip, by the place and sizes that the archive's directory states; read with pread, never
     unpacked to disk."""
 
     archive: str
@@ -66,7 +66,7 @@ class ZipSource:
 
     def read(self) -> bytes:
         if max(self.size, self.packed) > MOST_BYTES:
-            raise BadPicture(f"file of {self.size:,} bytes; at most {MOST_BYTES:,} are read")
+            raise BadImage(f"file of {self.size:,} bytes; at most {MOST_BYTES:,} are read")
         try:
             descriptor = os.open(self.archive, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
@@ -76,28 +76,28 @@ class ZipSource:
         try:
             head = os.pread(descriptor, _LOCAL_HEADER, self.offset)
             if len(head) < _LOCAL_HEADER or head[:4] != b"PK\x03\x04":
-                raise BadPicture("the zip archive is damaged here")
+                raise BadImage("the zip archive is damaged here")
             skip = _LOCAL_HEADER + int.from_bytes(head[26:28], "little") + int.from_bytes(head[28:30], "little")
             data = os.pread(descriptor, self.packed, self.offset + skip)
         except OSError as error:
-            raise BadPicture(f"the zip archive cannot be read ({error.strerror})") from None
+            raise BadImage(f"the zip archive cannot be read ({error.strerror})") from None
         finally:
             os.close(descriptor)
         if self.method == 8:
             try:
                 data = zlib.decompressobj(-15).decompress(data, self.size + 1)
             except zlib.error:
-                raise BadPicture("the zip archive is damaged here") from None
+                raise BadImage("the zip archive is damaged here") from None
         elif self.method != 0:
-            raise BadPicture(f"zip compression method {self.method} is not supported")
+            raise BadImage(f"zip compression method {self.method} is not supported")
         if len(data) != self.size or zlib.crc32(data) != self.crc:
-            raise BadPicture("the zip archive is damaged here")
+            raise BadImage("the zip archive is damaged here")
         return data
 
 
 @dataclass(frozen=True)
 class UrlSource:
-    """A picture on the network; it is fetched before the work on its block begins."""
+    """An image on the network; it is fetched before the work on its block begins."""
 
     url: str
 
@@ -106,12 +106,12 @@ class UrlSource:
         return f"url {self.url}"
 
     def read(self) -> bytes:
-        raise BadPicture("not fetched")
+        raise BadImage("not fetched")
 
 
 @dataclass(frozen=True)
 class FetchedSource:
-    """The bytes of a picture that came over the network."""
+    """The bytes of an image that came over the network."""
 
     data: bytes
     identity = "fetched"
@@ -140,7 +140,7 @@ Source = Union[Absent, FileSource, ZipSource, UrlSource, FetchedSource, SceneSou
 
 @dataclass(frozen=True)
 class ImageRecord:
-    """One picture of a data set.
+    """One image of a data set.
 
     Attributes:
         image_id: unique within the data set.
@@ -148,7 +148,7 @@ class ImageRecord:
         captions: at least one, none empty.
         split: train, val or test where the data set says so, else None.
         source: where its bytes are.
-        photo: what the picture shows, across data sets: two records with one ``photo`` are the same photograph.
+        photo: what the image shows, across data sets: two records with one ``photo`` are the same photograph.
     """
 
     image_id: int
@@ -164,10 +164,10 @@ class Listing:
     """What a reader found: records by ascending id, what it left out and why.
 
     Attributes:
-        records: the pictures that have captions.
-        skipped: (picture or row, reason) of everything left out.
-        uncaptioned: how many listed pictures have no caption.
-        table: the file that lists the pictures, for messages.
+        records: the images that have captions.
+        skipped: (image or row, reason) of everything left out.
+        uncaptioned: how many listed images have no caption.
+        table: the file that lists the images, for messages.
     """
 
     records: list[ImageRecord]
@@ -194,7 +194,7 @@ def inside(name: str, where: str) -> str:
             parts.pop()
         elif part == ".." or path.is_absolute() or part.endswith(":") or "\0" in part:
             raise CaptionerError(
-                f"{where}: picture {name!r} is outside its folder; give a path relative to the folder of the pictures"
+                f"{where}: image {name!r} is outside its folder; give a path relative to the folder of the images"
             )
         else:
             parts.append(part)
@@ -202,7 +202,7 @@ def inside(name: str, where: str) -> str:
 
 
 def digest(records: Iterable[tuple[ImageRecord, str]]) -> str:
-    """SHA-256 (hex) of records with their splits: ids, names, captions and what identifies each picture's bytes, but no
+    """SHA-256 (hex) of records with their splits: ids, names, captions and what identifies each image's bytes, but no
     path."""
     total = hashlib.sha256()
     for record, split in records:

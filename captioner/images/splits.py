@@ -1,6 +1,6 @@
-"""Training, validation and test: always by picture, never by caption.
+"""Training, validation and test: always by image, never by caption.
 
-A data set's own division or Karpathy's stands; where no picture is for validation, a share of the training pictures is
+A data set's own division or Karpathy's stands; where no image is for validation, a share of the training images is
 held out. Draws go by a hash of seed and image id, so they do not depend on the order of a table or on which data sets
 are merged.
 """
@@ -15,8 +15,8 @@ from typing import Any
 
 from captioner.errors import CaptionerError
 from captioner.images.captions import SPLITS, read_json
+from captioner.images.containers import read_member
 from captioner.images.manifests import Fetcher, Manifest
-from captioner.images.pictures import read_member
 from captioner.images.records import ImageRecord, Listing
 
 Divided = list[tuple[ImageRecord, str]]
@@ -52,7 +52,7 @@ class KarpathySplit:
             self._by_name[image["filename"]] = _KARPATHY_SPLITS[split]
 
     def of(self, record: ImageRecord, coco: bool) -> str | None:
-        """The split of a picture, None where the file does not list it; ``coco``: its id is COCO's."""
+        """The split of an image, None where the file does not list it; ``coco``: its id is COCO's."""
         if coco and self._by_id:
             return self._by_id.get(record.image_id)
         return self._by_name.get(record.file_name) or self._by_name.get(record.file_name.rsplit("/", 1)[-1])
@@ -112,8 +112,8 @@ def divide(
 
     Args:
         seed: of the draws.
-        val_share: share of the training pictures for validation, where none is for validation already.
-        test_share: share of the test pictures that is kept.
+        val_share: share of the training images for validation, where none is for validation already.
+        test_share: share of the test images that is kept.
     """
     pairs: list[tuple[ImageRecord, str]] = []
     for record in listing.records:
@@ -124,7 +124,7 @@ def divide(
         pairs.append((record, split or "train"))
     if karpathy is not None and not pairs:
         raise CaptionerError(
-            f"{karpathy.name}: it lists none of the {len(listing.records):,} pictures of {listing.table}; give the file of this data set"
+            f"{karpathy.name}: it lists none of the {len(listing.records):,} images of {listing.table}; give the file of this data set"
         )
     if not any(split == "val" for _, split in pairs):
         held_out = drawn([record.image_id for record, split in pairs if split == "train"], val_share, seed, "val")
@@ -155,7 +155,7 @@ def without_shared_photos(sets: Sequence[tuple[str, Divided]]) -> tuple[list[Div
     test.
 
     Returns:
-        The data sets, and (picture, reason) of what was left out.
+        The data sets, and (image, reason) of what was left out.
     """
     keepers: dict[str, tuple[int, int]] = {}  # photo -> (protection, -position of its data set)
     for position, (_, pairs) in enumerate(sets):
@@ -175,7 +175,7 @@ def without_shared_photos(sets: Sequence[tuple[str, Divided]]) -> tuple[list[Div
 
 
 def limited(sets: Sequence[Divided], limit: int) -> list[Divided]:
-    """The first ``limit`` pictures of each split; of several data sets they are taken in turn. 0: all."""
+    """The first ``limit`` images of each split; of several data sets they are taken in turn. 0: all."""
     if limit == 0:
         return list(sets)
     turns = []

@@ -1,7 +1,7 @@
-"""``images.h5``: every picture of a data set as JPEG bytes, back to back in one file.
+"""``images.h5``: every image of a data set as JPEG bytes, back to back in one file.
 
     jpeg       (B,)   uint8, contiguous: all JPEG files, one after the other
-    offset     (N+1,) int64: picture n is jpeg[offset[n]:offset[n+1]]
+    offset     (N+1,) int64: image n is jpeg[offset[n]:offset[n+1]]
     image_id   (N,)   int64, ascending
     size       (N, 2) int32: height, width in pixels
     attributes: format_version, fingerprint (SHA-256 of all four), and how the download stage stored the images:
@@ -107,7 +107,7 @@ class ImageStore:
         return len(self.image_ids)
 
     def jpeg(self, row: int) -> bytes:
-        """The JPEG file of picture ``row``. IndexError outside 0 .. N-1; CaptionerError where the file ends too
+        """The JPEG file of image ``row``. IndexError outside 0 .. N-1; CaptionerError where the file ends too
         early."""
         row = int(row)
         if not 0 <= row < len(self):
@@ -119,9 +119,9 @@ class ImageStore:
         return data
 
     def image(self, row: int) -> Image.Image:
-        """Picture ``row`` decoded, mode RGB."""
-        picture = Image.open(io.BytesIO(self.jpeg(row)), formats=("JPEG",))
-        return picture.convert("RGB")
+        """Image ``row`` decoded, mode RGB."""
+        image = Image.open(io.BytesIO(self.jpeg(row)), formats=("JPEG",))
+        return image.convert("RGB")
 
     def rows(self, image_ids: Sequence[int] | np.ndarray) -> np.ndarray:
         """Rows of these ids, (K,) int64. CaptionerError names the first id that the file lacks."""
@@ -131,7 +131,7 @@ class ImageStore:
         if not found.all():
             lost = wanted[~found]
             raise CaptionerError(
-                f"{self.path}: no picture with image id {lost[0]} ({len(lost)} of {len(wanted)} ids are missing); captions and images are"
+                f"{self.path}: no image with image id {lost[0]} ({len(lost)} of {len(wanted)} ids are missing); captions and images are"
                 " not of one download"
             )
         return rows.astype(np.int64)
@@ -189,7 +189,7 @@ def create_images(
         The fingerprint. The same arguments give the same bytes.
 
     Raises:
-        ValueError: no pictures, ids that do not rise, empty JPEGs, or data of another length than the lengths say.
+        ValueError: no images, ids that do not rise, empty JPEGs, or data of another length than the lengths say.
     """
     ids = np.ascontiguousarray(image_ids, dtype="<i8")
     shapes = np.ascontiguousarray(sizes, dtype="<i4").reshape(-1, 2)
@@ -201,9 +201,7 @@ def create_images(
         or len(shapes) != len(ids)
         or len(offsets) != len(ids) + 1
     ):
-        raise ValueError(
-            "image ids must rise, every picture must have bytes and a size, and there must be one at least"
-        )
+        raise ValueError("image ids must rise, every image must have bytes and a size, and there must be one at least")
     total = int(offsets[-1])
     with h5py.File(path, "w") as file:
         for name, content in (("offset", offsets), ("image_id", ids), ("size", shapes)):

@@ -1,4 +1,4 @@
-"""Looks through an images file: index, completeness, fingerprint, and every picture."""
+"""Looks through an images file: index, completeness, fingerprint, and every image."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _MOST_NAMED = 20
 def verify_images(path: str | Path) -> list[str]:
     """Everything that is wrong with an images file, one line each; an empty list where nothing is.
 
-    The fingerprint is computed afresh, and each picture is decoded and compared with its stated size. No error is
+    The fingerprint is computed afresh, and each image is decoded and compared with its stated size. No error is
     raised for a bad file.
     """
     try:
@@ -34,19 +34,19 @@ def verify_images(path: str | Path) -> list[str]:
         if fault:
             bad += 1
             if bad <= _MOST_NAMED:
-                problems.append(f"{path}: picture {image_id} (row {row}): {fault}")
+                problems.append(f"{path}: image {image_id} (row {row}): {fault}")
     if bad > _MOST_NAMED:
-        problems.append(f"{path}: {bad - _MOST_NAMED} more bad pictures")
+        problems.append(f"{path}: {bad - _MOST_NAMED} more bad images")
     return problems
 
 
 def _fault(store: ImageStore, row: int) -> str:
     height, width = (int(side) for side in store.sizes[row])
     try:
-        picture = Image.open(io.BytesIO(store.jpeg(row)), formats=("JPEG",))
-        if picture.size != (width, height):
-            return f"is {picture.width}x{picture.height} pixels, stated are {width}x{height}"
-        picture.load()
+        image = Image.open(io.BytesIO(store.jpeg(row)), formats=("JPEG",))
+        if image.size != (width, height):
+            return f"is {image.width}x{image.height} pixels, stated are {width}x{height}"
+        image.load()
     except CaptionerError as error:
         return error.message
     except Exception as error:  # whatever a decoder makes of damaged bytes

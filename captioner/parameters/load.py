@@ -1,5 +1,7 @@
-"""Reads params.yaml into the frozen dataclasses; an unknown key or a wrong type is an error that names the nearest
-key."""
+"""Reads params.yaml into frozen dataclasses and checks every value.
+
+An unknown key is an error that names the nearest known one.
+"""
 
 from __future__ import annotations
 
@@ -15,14 +17,15 @@ from typing import Any
 import yaml
 
 from captioner.errors import CaptionerError
-from captioner.parameters.schema import Parameters, parameter_name
+from captioner.parameters.options import field_choices, parameter_name
+from captioner.parameters.schema import Parameters
 
 
 def load_parameters(path: str | Path = "params.yaml") -> Parameters:
     """Read and check a parameters file.
 
     Raises:
-        CaptionerError: the file is missing or no YAML mapping, a key is unknown, or a value has a wrong type or range.
+        CaptionerError: missing or not a YAML mapping, an unknown key, or a value has a wrong type or range.
     """
     path = Path(path)
     try:
@@ -30,21 +33,25 @@ def load_parameters(path: str | Path = "params.yaml") -> Parameters:
     except OSError as error:
         raise CaptionerError(f"{path}: cannot be read ({error.strerror}); run from the project's top folder") from error
     except UnicodeDecodeError as error:
-        raise CaptionerError(f"{path}: no UTF-8 text ({error}); save it as UTF-8") from error
+        raise CaptionerError(f"{path}: not UTF-8 text ({error}); save it as UTF-8") from error
     try:
         content = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise CaptionerError(f"{path}: no valid YAML ({error}); mend it") from error
+        raise CaptionerError(f"{path}: not valid YAML ({error}); correct it") from error
     return parse_parameters(content if content is not None else {}, str(path))
 
 
 def parse_parameters(content: Any, source: str = "parameters") -> Parameters:
-    """Check a mapping as it stands in params.yaml; ``source`` names it in errors. Missing keys keep their defaults."""
+    """Check a mapping with the structure of params.yaml; missing keys keep their defaults.
+
+    Args:
+        source: name of the mapping in error messages.
+    """
     return _parse(Parameters, content, source, "")
 
 
 def parameters_content(parameters: Any) -> dict[str, Any]:
-    """The mapping of JSON values that ``parse_parameters`` makes these parameters from."""
+    """The parameters as JSON values; the inverse of ``parse_parameters``."""
     content = {}
     for field in dataclasses.fields(parameters):
         value = getattr(parameters, field.name)
@@ -90,7 +97,7 @@ def _nearest(name: str) -> str | None:
 
 
 def parameter_names(kind: type, prefix: str = "") -> typing.Iterator[str]:
-    """Dotted names of every parameter in a dataclass, sections opened."""
+    """Dotted names of all parameters of a dataclass and its sections."""
     hints = typing.get_type_hints(kind)
     for field in dataclasses.fields(kind):
         if dataclasses.is_dataclass(hints[field.name]):
@@ -123,11 +130,14 @@ def _check(value: Any, hint: Any, field: dataclasses.Field, where: str) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         raise CaptionerError(f"{where}: it must be a finite number")
     rules = field.metadata
-    if rules["choices"] is not None and value not in rules["choices"]:
-        near = difflib.get_close_matches(str(value), rules["choices"], n=1)
-        raise CaptionerError(
-            f"{where}: it must be one of {', '.join(rules['choices'])}" + (f"; did you mean {near[0]}?" if near else "")
-        )
+    defaults = field.default if isinstance(field.default, tuple) else (field.default,)
+    if value not in defaults:  # a default needs no look at a registry, whose import may cost seconds
+        choices = field_choices(field)
+        if choices is not None and value not in choices:
+            near = difflib.get_close_matches(str(value), choices, n=1)
+            raise CaptionerError(
+                f"{where}: it must be one of {', '.join(choices)}" + (f"; did you mean {near[0]}?" if near else "")
+            )
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         if rules["low"] is not None and value < rules["low"]:
             raise CaptionerError(f"{where}: it must be at least {rules['low']}")

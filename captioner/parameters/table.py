@@ -1,4 +1,4 @@
-"""The parameter table of the README: ``python -m captioner.parameters.table`` prints it."""
+"""The parameter table of the documentation: ``python -m captioner.parameters.table`` prints it."""
 
 from __future__ import annotations
 
@@ -6,21 +6,20 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
-from captioner.parameters.schema import Parameters, parameter_name
+from captioner.parameters.options import field_choices, parameter_name
+from captioner.parameters.schema import Parameters
 
 
 def rows(section: Any, prefix: str = "") -> Iterator[str]:
-    """One Markdown row a parameter: dotted name, default, allowed values, help."""
+    """One Markdown row for each parameter: dotted name, default, allowed values, help text."""
     nested = []
     for field in dataclasses.fields(section):
         value = getattr(section, field.name)
         if dataclasses.is_dataclass(value):
             nested.append((value, f"{field.name}."))
             continue
-        rules = field.metadata
-        bounds = " … ".join("" if bound is None else f"{bound:g}" for bound in (rules["low"], rules["high"]))
-        allowed = ", ".join(rules["choices"]) if rules["choices"] else bounds if bounds.strip(" …") else ""
-        yield f"| `{prefix}{parameter_name(field)}` | `{_shown(value)}` | {allowed} | {rules['help']} |"
+        name, help_text = parameter_name(field), field.metadata["help"]
+        yield f"| `{prefix}{name}` | `{_format(value)}` | {_allowed(field)} | {help_text} |"
     for value, name in nested:
         yield from rows(value, name)
 
@@ -30,18 +29,24 @@ def table() -> str:
     return "\n".join(["| parameter | default | allowed | what it does |", "|---|---|---|---|", *rows(Parameters())])
 
 
-def _shown(value: Any) -> str:
+def _allowed(field: dataclasses.Field) -> str:
+    choices = field_choices(field)
+    if choices is not None:
+        return ", ".join(choices)
+    low, high = field.metadata["low"], field.metadata["high"]
+    if low is None and high is None:
+        return ""
+    return " … ".join("" if bound is None else f"{bound:g}" for bound in (low, high))
+
+
+def _format(value: Any) -> str:
+    if value is None:
+        return "null"
     if isinstance(value, bool):
         return str(value).lower()
-    return (
-        "null"
-        if value is None
-        else f"[{', '.join(map(str, value))}]"
-        if isinstance(value, tuple)
-        else f"{value:g}"
-        if isinstance(value, float)
-        else str(value)
-    )
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(str, value))}]"
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 if __name__ == "__main__":

@@ -42,13 +42,13 @@ def test_second_signal_ends_at_once() -> None:
 
 
 def test_progress_in_a_log_is_two_lines(capsys) -> None:
-    with Progress("extract", 100, "pictures", done=40) as progress:
+    with Progress("extract", 100, "images", done=40) as progress:
         for _ in range(60):
             progress.advance(1)
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 2
-    assert lines[0] == "extract: 100 pictures, 40 done before"
-    assert lines[1].startswith("extract: 60 pictures in ")
+    assert lines[0] == "extract: 100 images, 40 done before"
+    assert lines[1].startswith("extract: 60 images in ")
 
 
 def test_error_messages_are_one_line() -> None:

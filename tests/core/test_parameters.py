@@ -1,8 +1,11 @@
-"""params.yaml: what is read, what is refused, and in which words."""
+"""params.yaml: accepted values, errors, and choices from registries."""
 
 from __future__ import annotations
 
 import dataclasses
+import importlib
+import subprocess
+import sys
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -12,6 +15,8 @@ import yaml
 from captioner.errors import CaptionerError
 from captioner.parameters import Parameters, load_parameters, parse_parameters
 from captioner.parameters.load import parameter_names
+from captioner.parameters.options import field_choices
+from captioner.parameters.table import table
 from stages.common import read_parameters
 from tests.data import ROOT
 
@@ -62,6 +67,46 @@ def test_a_mistake_is_named_with_its_remedy(content: object, words: list[str]) -
     assert "\n" not in caught.value.message
 
 
+REGISTRIES = [
+    ("attention", "captioner.decoder.attention", "ATTENTIONS"),
+    ("train.norm", "captioner.decoder.norm", "NORMS"),
+]
+
+
+@pytest.mark.parametrize("name, module, registry", REGISTRIES, ids=[row[0] for row in REGISTRIES])
+def test_a_registered_name_is_accepted(monkeypatch: pytest.MonkeyPatch, name: str, module: str, registry: str) -> None:
+    """A new entry of a registry needs no change of the parameters."""
+    section, _, key = name.rpartition(".")
+    content = {section: {key: "brand_new"}} if section else {key: "brand_new"}
+    with pytest.raises(CaptionerError, match=f"{name}='brand_new': it must be one of .*") as caught:
+        parse_parameters(content)
+    known = getattr(importlib.import_module(module), registry)
+    assert ", ".join(known) in caught.value.message
+    monkeypatch.setitem(known, "brand_new", None)
+    parameters = parse_parameters(content)
+    assert getattr(getattr(parameters, section) if section else parameters, key) == "brand_new"
+    assert "brand_new" in next(row for row in table().splitlines() if row.startswith(f"| `{name}`"))
+    with pytest.raises(CaptionerError, match=f"{name}='brand_nwe': .*brand_new; did you mean brand_new"):
+        parse_parameters({section: {key: "brand_nwe"}} if section else {key: "brand_nwe"})
+
+
+def test_the_defaults_are_registered() -> None:
+    """The parser does not look a default up, so that reading the usual params.yaml imports no registry."""
+    for section in [Parameters(), *vars(Parameters()).values()]:
+        for field in dataclasses.fields(section) if dataclasses.is_dataclass(section) else []:
+            choices = field_choices(field) if field.metadata else None
+            default = field.default if isinstance(field.default, tuple) else (field.default,)
+            assert choices is None or set(default) <= set(choices), field.name
+
+
+def test_reading_the_parameters_does_not_import_torch() -> None:
+    code = (
+        "import sys; from captioner.parameters import load_parameters; load_parameters(); print('torch' in sys.modules)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "False"
+
+
 def test_numbers_that_yaml_reads_as_text(tmp_path) -> None:
     """YAML 1.1 takes 1e-3 (no dot) for a string; a user means the number."""
     file = tmp_path / "params.yaml"
@@ -73,7 +118,7 @@ def test_numbers_that_yaml_reads_as_text(tmp_path) -> None:
 
 def test_broken_or_missing_file(tmp_path) -> None:
     (tmp_path / "broken.yaml").write_text("a: [1")
-    with pytest.raises(CaptionerError, match="no valid YAML"):
+    with pytest.raises(CaptionerError, match="not valid YAML"):
         load_parameters(tmp_path / "broken.yaml")
     with pytest.raises(CaptionerError, match="cannot be read"):
         load_parameters(tmp_path / "absent.yaml")

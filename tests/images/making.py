@@ -1,4 +1,4 @@
-"""Small pictures and data sets for the tests of the download stage."""
+"""Small images and data sets for the tests of the download stage."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from captioner.parameters.schema import DownloadParameters, RuntimeParameters
 SOURCES = Path(__file__).resolve().parents[2] / "sources"
 
 
-def picture(width: int = 40, height: int = 30, seed: int = 0, mode: str = "RGB") -> Image.Image:
-    """A smooth picture that no other seed has."""
+def make_image(width: int = 40, height: int = 30, seed: int = 0, mode: str = "RGB") -> Image.Image:
+    """A smooth image that no other seed has."""
     rng = np.random.default_rng(seed)
     small = Image.fromarray(rng.integers(0, 256, (4, 5, 3), dtype=np.uint8))
     return small.resize((width, height), Image.Resampling.BILINEAR).convert(mode)
 
 
 def encoded(image: Image.Image, kind: str = "JPEG", **options) -> bytes:
-    """The bytes of a picture file."""
+    """The bytes of an image file."""
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()
@@ -34,11 +34,11 @@ def encoded(image: Image.Image, kind: str = "JPEG", **options) -> bytes:
 
 def jpeg(width: int = 40, height: int = 30, seed: int = 0) -> bytes:
     """A small JPEG."""
-    return encoded(picture(width, height, seed), quality=85)
+    return encoded(make_image(width, height, seed), quality=85)
 
 
 def custom_set(folder: Path, count: int, splits: tuple[str, ...] = ()) -> Path:
-    """``count`` pictures with two captions each and a table; splits are dealt out in turn. Returns the table."""
+    """``count`` images with two captions each and a table; splits are dealt out in turn. Returns the table."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = []
     for number in range(count):
@@ -57,7 +57,7 @@ def table(path: Path, rows: list[tuple], header: tuple = ("image", "caption", "s
 
 
 def coco_json(names: dict[int, str], part: str = "train2017", captions: int = 2) -> dict:
-    """COCO captions for pictures by id."""
+    """COCO captions for images by id."""
     return {
         "info": {},
         "licenses": [],
@@ -72,7 +72,7 @@ def coco_json(names: dict[int, str], part: str = "train2017", captions: int = 2)
 
 
 def coco_set(root: Path, train: int = 8, val: int = 4) -> Path:
-    """A COCO 2017 copy with few pictures, in folders."""
+    """A COCO 2017 copy with few images, in folders."""
     (root / "annotations").mkdir(parents=True)
     for part, first, count in (("train2017", 1, train), ("val2017", 501, val)):
         (root / part).mkdir()

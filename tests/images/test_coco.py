@@ -113,22 +113,20 @@ def test_partial_copy_of_parts(root, tmp_path):
         and ("train2017", "whole part left out: no annotations/captions_train2017.json in this copy") in listing.skipped
     )
     shutil.rmtree(root / "val2017")
-    with pytest.raises(
-        CaptionerError, match="no part of coco2017 with annotations and pictures .*val2017: no pictures"
-    ):
+    with pytest.raises(CaptionerError, match="no part of coco2017 with annotations and images .*val2017: no images"):
         listed(root)
 
 
-def test_partial_copy_of_pictures(root, tmp_path):
+def test_partial_copy_of_images(root, tmp_path):
     for number in (2, 3):
         (root / "train2017" / f"{number:012d}.jpg").unlink()
-    with pytest.raises(CaptionerError, match="2 of 12 listed pictures are not there .*max_missing=0.167"):
+    with pytest.raises(CaptionerError, match="2 of 12 listed images are not there .*max_missing=0.167"):
         run(tmp_path / "out", "coco2017", root=root)
     out = run(tmp_path / "out", "coco2017", root=root, max_missing=0.167)
     assert skipped(out) == {f"{n:012d}.jpg": "not in train2017" for n in (2, 3)}
 
 
-def test_pictures_without_captions_and_captions_without_pictures(root):
+def test_images_without_captions_and_captions_without_images(root):
     content = coco_json({n: f"{n:012d}.jpg" for n in range(1, 8)})
     content["annotations"] = [a for a in content["annotations"] if a["image_id"] != 5] + [
         {"id": 1, "image_id": 99, "caption": "x"},
@@ -140,7 +138,7 @@ def test_pictures_without_captions_and_captions_without_pictures(root):
     assert set(listing.skipped) == {
         ("000000000005.jpg", "no captions"),
         ("train2017/000000000008.jpg", "no captions"),
-        ("image id 99", "a caption for a picture that the annotations do not list"),
+        ("image id 99", "a caption for an image that the annotations do not list"),
         ("000000000001.jpg", "caption 2 is empty"),
     }
 
@@ -156,7 +154,7 @@ def test_duplicate_ids(root):
         listed(root)
 
 
-def test_picture_of_two_parts_is_for_the_test(root):
+def test_image_of_two_parts_is_for_the_test(root):
     content = coco_json({501: "000000000501.jpg", 1: "000000000001.jpg"})
     annotations(root).write_text(json.dumps(content))
     assert [(r.image_id, r.split) for r in listed(root).records][:2] == [(1, "train"), (501, "test")]
@@ -263,7 +261,7 @@ def test_dead_urls_are_listed_and_too_many_are_tried_again(root, tmp_path, monke
     shutil.copytree(root / "annotations", tmp_path / "away" / "annotations")
     served(monkeypatch, root, dead=("000000000003.jpg",))
     with pytest.raises(
-        CaptionerError, match="1 of 12 listed pictures could not be fetched .*000000000003.jpg: 404 Not Found"
+        CaptionerError, match="1 of 12 listed images could not be fetched .*000000000003.jpg: 404 Not Found"
     ):
         run(tmp_path / "out", "coco2017", root=tmp_path / "away", from_="urls")
     out = run(tmp_path / "out", "coco2017", root=tmp_path / "away", from_="urls", max_missing=0.1)

@@ -1,4 +1,4 @@
-"""Own pictures: every way a table can be right or wrong."""
+"""Own images: every way a table can be right or wrong."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_path_that_leaves_the_folder(folder, name):
     "name, text, message",
     [
         ("t.csv", "", "first line is ''"),
-        ("t.csv", "image,caption,split\n", "no picture is listed"),
+        ("t.csv", "image,caption,split\n", "no image is listed"),
         ("t.csv", "file;text\na.jpg;x\n", "columns image and caption"),
         ("t.csv", "image,caption\na.jpg,one, two\n", "line 2: 3 columns instead of 2"),
         ("t.csv", 'image,caption\na.jpg,"one" two\n', "line 2: no valid CSV"),
@@ -118,12 +118,12 @@ def test_path_that_leaves_the_folder(folder, name):
         (
             "t.csv",
             "image,caption,split\na.jpg,x,train\na.jpg,y,test\n",
-            "line 3: picture a.jpg is in train and in test",
+            "line 3: image a.jpg is in train and in test",
         ),
         ("t.jsonl", '{"image": "a.jpg"\n', "line 1: no valid JSON"),
         ("t.jsonl", '["a.jpg", "x"]\n', "line 1: no JSON object"),
         ("t.jsonl", '{"image": "a.jpg", "caption": "x", "split": 3}\n', "line 1: split 3 is unknown"),
-        ("t.json", '{"images": [], "annotations": []}', "no picture is listed"),
+        ("t.json", '{"images": [], "annotations": []}', "no image is listed"),
     ],
 )
 def test_bad_tables(folder, name, text, message):
@@ -159,27 +159,27 @@ def test_whole_stage(tmp_path):
     assert skipped(out) == {}
 
 
-def test_bad_pictures_are_listed_and_too_many_are_an_error(tmp_path):
+def test_bad_images_are_listed_and_too_many_are_an_error(tmp_path):
     path = custom_set(tmp_path / "own", 10)
     (tmp_path / "own" / "003.jpg").write_bytes(jpeg()[:300])
-    (tmp_path / "own" / "004.jpg").write_text("no picture")
+    (tmp_path / "own" / "004.jpg").write_text("no image")
     (tmp_path / "own" / "005.jpg").unlink()
     with pytest.raises(
         CaptionerError,
         match=(
-            r"1 of 10 listed pictures are not there \(the first: 005.jpg: file not found\), more than download.max_missing=0.02;"
+            r"1 of 10 listed images are not there \(the first: 005.jpg: file not found\), more than download.max_missing=0.02;"
             r" .*max_missing=0.1"
         ),
     ):
         run(tmp_path / "out", captions=path)
     with pytest.raises(
-        CaptionerError, match=r"3 of 10 listed pictures are missing or unreadable .*max_missing=0.25; .*max_missing=0.3"
+        CaptionerError, match=r"3 of 10 listed images are missing or unreadable .*max_missing=0.25; .*max_missing=0.3"
     ):
         run(tmp_path / "out", captions=path, max_missing=0.25)
     assert not (tmp_path / "out" / "images.h5").exists() and not (tmp_path / "out" / "captions.json").exists()
     out = run(tmp_path / "out", captions=path, max_missing=0.3)
     assert set(skipped(out)) == {"003.jpg", "004.jpg", "005.jpg"}
-    assert skipped(out)["004.jpg"] == "no picture of a known format"
+    assert skipped(out)["004.jpg"] == "no image of a known format"
     assert CaptionSet.load(out / "captions.json").image_ids("train") + CaptionSet.load(out / "captions.json").image_ids(
         "val"
     )
@@ -196,11 +196,11 @@ def test_things_that_are_no_files(tmp_path):
     assert skipped(out) == {"003.jpg": "no regular file", "004.jpg": "no regular file"}
 
 
-def test_pictures_without_captions_count_as_missing(tmp_path):
+def test_images_without_captions_count_as_missing(tmp_path):
     path = custom_set(tmp_path / "own", 10)
     with open(path, "a") as file:
         file.write("lonely.jpg,,\n")
-    with pytest.raises(CaptionerError, match="1 of 11 listed pictures have no caption"):
+    with pytest.raises(CaptionerError, match="1 of 11 listed images have no caption"):
         run(tmp_path / "out", captions=path)
     assert skipped(run(tmp_path / "out", captions=path, max_missing=0.1))["lonely.jpg"] == "no captions"
 

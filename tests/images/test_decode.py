@@ -1,4 +1,4 @@
-"""Every kind of picture, good and bad: expected pixels are known from how the picture was made."""
+"""Every kind of image, good and bad: expected pixels are known from how the image was made."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
-from captioner.images.decode import BadPicture, to_jpeg
-from tests.images.making import encoded, jpeg, picture
+from captioner.images.decode import BadImage, to_jpeg
+from tests.images.making import encoded, jpeg, make_image
 
 
 def decoded(data: bytes, image_size: int = 256) -> Image.Image:
@@ -29,7 +29,7 @@ def near(image: Image.Image, colour: tuple[int, int, int], at: tuple[int, int] =
 
 
 def test_small_upright_jpeg_keeps_its_bytes():
-    for data in (jpeg(256, 300), jpeg(100, 900), encoded(picture(50, 60), progressive=True)):
+    for data in (jpeg(256, 300), jpeg(100, 900), encoded(make_image(50, 60), progressive=True)):
         assert to_jpeg(data, 256, 90)[0] == data
 
 
@@ -119,7 +119,7 @@ def test_grey_alpha_and_transparent_palette():
     assert near(decoded(encoded(Image.new("RGB", (40, 30), (1, 2, 3)), "PNG", transparency=(1, 2, 3))), (255, 255, 255))
 
 
-# where the stored picture's upper left corner goes when it is shown, by EXIF orientation (TIFF 6.0, tag 274)
+# where the stored image's upper left corner goes when it is shown, by EXIF orientation (TIFF 6.0, tag 274)
 CORNERS = {1: (0, 0), 2: (1, 0), 3: (1, 1), 4: (0, 1), 5: (0, 0), 6: (1, 0), 7: (1, 1), 8: (0, 1)}
 
 
@@ -143,11 +143,11 @@ def test_exif_orientation(orientation, scale):
 def test_unknown_orientation_is_ignored(orientation):
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = orientation
-    data = encoded(picture(), exif=exif)
+    data = encoded(make_image(), exif=exif)
     assert to_jpeg(data, 256, 90)[0] == data
 
 
-def test_picture_of_a_camera_with_a_second_one_inside():
+def test_image_of_a_camera_with_a_second_one_inside():
     """MPO: a JPEG that carries another view; the first is taken."""
     data = encoded(
         Image.new("RGB", (40, 30), (200, 0, 0)),
@@ -170,16 +170,16 @@ def patched_jpeg(width: int, height: int) -> bytes:
     return data[: at + 5] + struct.pack(">HH", height, width) + data[at + 9 :]
 
 
-def test_huge_pictures_are_refused_before_they_are_decoded():
+def test_huge_images_are_refused_before_they_are_decoded():
     for data in (png(20_000, 20_000, 1, 0, bytes(2500)), patched_jpeg(20_000, 20_000), patched_jpeg(65_500, 65_500)):
-        with pytest.raises(BadPicture, match="pixels"):
+        with pytest.raises(BadImage, match="pixels"):
             to_jpeg(data, 256, 90)
 
 
 def test_png_larger_than_a_decoded_copy_may_be():
     """90,000,000 pixels: allowed as JPEG (decoded at a fraction), refused where every pixel must be held."""
     data = png(10_000, 9_000, 1, 0, bytes(1250))
-    with pytest.raises(BadPicture, match="10000x9000 pixels"):
+    with pytest.raises(BadImage, match="10000x9000 pixels"):
         to_jpeg(data, 256, 90)
 
 
@@ -191,14 +191,14 @@ def test_large_jpeg_is_scaled():
 @pytest.mark.parametrize("size", [(100, 80), (800, 600)])
 def test_truncated_jpeg(share, size):
     data = encoded(Image.effect_noise(size, 80).convert("RGB"))
-    with pytest.raises(BadPicture):
+    with pytest.raises(BadImage):
         to_jpeg(data[: int(len(data) * share)], 256, 90)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "GIF", "BMP", "TIFF", "WEBP"])
 def test_truncated_others(kind):
     data = encoded(Image.effect_noise((90, 80), 80).convert("RGB"), kind)
-    with pytest.raises(BadPicture):
+    with pytest.raises(BadImage):
         to_jpeg(data[: len(data) // 2], 256, 90)
 
 
@@ -214,29 +214,29 @@ def test_truncated_others(kind):
         b"\0" * 1000,
     ],
 )
-def test_fake_pictures(data):
-    with pytest.raises(BadPicture) as caught:
+def test_fake_images(data):
+    with pytest.raises(BadImage) as caught:
         to_jpeg(data, 256, 90)
     assert "\n" not in caught.value.reason and "0x" not in caught.value.reason and caught.value.reason
 
 
 def test_formats_of_documents_are_not_read():
-    with pytest.raises(BadPicture, match="known format"):
+    with pytest.raises(BadImage, match="known format"):
         to_jpeg(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", 256, 90)
 
 
-def test_damaged_pictures_raise_nothing_else():
-    """A thousand random damages: a picture comes out, or BadPicture."""
+def test_damaged_images_raise_nothing_else():
+    """A thousand random damages: an image comes out, or BadImage."""
     rng = np.random.default_rng(1)
-    originals = [encoded(picture(60, 50), kind) for kind in ("JPEG", "PNG", "GIF", "TIFF", "BMP", "WEBP")]
+    originals = [encoded(make_image(60, 50), kind) for kind in ("JPEG", "PNG", "GIF", "TIFF", "BMP", "WEBP")]
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6
-    originals.append(encoded(picture(60, 50), exif=exif))
+    originals.append(encoded(make_image(60, 50), exif=exif))
     for number in range(1000):
         data = bytearray(originals[number % len(originals)])
         for place in rng.integers(0, min(len(data), 700), rng.integers(1, 8)):
             data[place] = rng.integers(0, 256)
-        with contextlib.suppress(BadPicture):
+        with contextlib.suppress(BadImage):
             to_jpeg(bytes(data), 32, 90)
 
 

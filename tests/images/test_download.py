@@ -290,9 +290,9 @@ def test_scene_captions_belong_to_their_scenes(tmp_path):
         assert np.abs(error).mean() < 3
 
 
-def test_no_training_picture(tmp_path):
+def test_no_training_image(tmp_path):
     path = custom_set(tmp_path / "own", 4, ("test",))
-    with pytest.raises(CaptionerError, match="table.csv: no picture with captions is in the training split"):
+    with pytest.raises(CaptionerError, match="table.csv: no image with captions is in the training split"):
         run(tmp_path / "out", captions=path)
 
 

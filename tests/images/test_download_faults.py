@@ -247,8 +247,8 @@ def test_other_parameters_start_afresh(tmp_path, monkeypatch, capfd):
 def test_a_raised_max_missing_goes_on_with_the_work(tmp_path, capfd):
     """The remedy that the error names must not begin again."""
     table = custom_set(tmp_path / "own", 20)
-    (tmp_path / "own" / "003.jpg").write_text("no picture")
-    with pytest.raises(CaptionerError, match="1 of 20 .*003.jpg: no picture of a known format"):
+    (tmp_path / "own" / "003.jpg").write_text("no image")
+    with pytest.raises(CaptionerError, match="1 of 20 .*003.jpg: no image of a known format"):
         run(tmp_path / "out", captions=table)
     capfd.readouterr()
     out = run(tmp_path / "out", captions=table, max_missing=0.05)

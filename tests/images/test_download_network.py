@@ -1,4 +1,4 @@
-"""The whole stage against a local web server that misbehaves: archives and pictures by their URLs."""
+"""The whole stage against a local web server that misbehaves: archives and images by their URLs."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def runtime(tmp_path, **options) -> RuntimeParameters:
     )
 
 
-def test_archives_that_arrive_in_pieces(http_server, root, tmp_path):  # noqa: F811
+def test_archives_that_arrive_in_pieces(http_server, root, tmp_path):
     contents = archives(root, tmp_path)
     faults = ([Reset(0.5)], [Truncate(0.3), Status(503)], [])
     for (name, body), fault in zip(contents.items(), faults):
@@ -74,7 +74,7 @@ def test_archives_that_arrive_in_pieces(http_server, root, tmp_path):  # noqa: F
     assert len(http_server.requests) == requests  # another size fetches nothing again
 
 
-def test_an_archive_that_is_gone(http_server, root, tmp_path):  # noqa: F811
+def test_an_archive_that_is_gone(http_server, root, tmp_path):
     contents = archives(root, tmp_path)
     for name in NAMES[::2]:
         http_server.add("/" + name, contents[name])
@@ -84,7 +84,7 @@ def test_an_archive_that_is_gone(http_server, root, tmp_path):  # noqa: F811
 
 
 def online(server, root: Path, away: Path, faults: dict[str, dict]) -> Path:
-    """A copy with annotations alone, whose pictures are on the server; returns its folder."""
+    """A copy with annotations alone, whose images are on the server; returns its folder."""
     shutil.copytree(root / "annotations", away / "annotations")
     for table in (away / "annotations").iterdir():
         content = json.loads(table.read_text())
@@ -98,7 +98,7 @@ def online(server, root: Path, away: Path, faults: dict[str, dict]) -> Path:
     return away
 
 
-def test_pictures_by_url(http_server, root, tmp_path):  # noqa: F811
+def test_images_by_url(http_server, root, tmp_path):
     """A 404, a reset, a stall and a truncation that pass, a truncation that stays."""
     faults = {
         "000000000002.jpg": None,
@@ -117,9 +117,9 @@ def test_pictures_by_url(http_server, root, tmp_path):  # noqa: F811
     assert 501 not in CaptionSet.load(out / "captions.json").image_ids("test")
 
 
-def test_dead_pictures_are_tried_again_by_the_next_run(http_server, root, tmp_path):  # noqa: F811
+def test_dead_images_are_tried_again_by_the_next_run(http_server, root, tmp_path):
     away = online(http_server, root, tmp_path / "away", {"000000000002.jpg": None})
-    with pytest.raises(CaptionerError, match="1 of 12 listed pictures could not be fetched .*404"):
+    with pytest.raises(CaptionerError, match="1 of 12 listed images could not be fetched .*404"):
         run(tmp_path / "out", "coco2017", runtime(tmp_path), root=away, from_="urls")
     http_server.add("/train2017/000000000002.jpg", (root / "train2017" / "000000000002.jpg").read_bytes())
     out = run(tmp_path / "out", "coco2017", runtime(tmp_path), root=away, from_="urls")

@@ -1,4 +1,4 @@
-"""Many pictures at once: the sound ones arrive, the dead ones are named, nothing grows without bound."""
+"""Many images at once: the sound ones arrive, the dead ones are named, nothing grows without bound."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ def manifest(name):
     return read_manifest(name, SOURCES)
 
 
-def pictures(folder, names=NAMES):
+def images(folder, names=NAMES):
     folder.mkdir(parents=True)
     for number, name in enumerate(names):
         (folder / name).write_bytes(jpeg(seed=number))
@@ -27,7 +27,7 @@ def pictures(folder, names=NAMES):
 
 @pytest.fixture(params=["Flicker8k_Dataset", "Flickr8k_Dataset"])
 def official(request, tmp_path):
-    pictures(tmp_path / request.param)
+    images(tmp_path / request.param)
     text = tmp_path / "Flickr8k_text"
     text.mkdir()
     lines = [f"{name}#{k}\tCaption {k} , of {name} ." for name in NAMES for k in range(2)]
@@ -56,9 +56,9 @@ def test_stage(official):
     assert ImageStore.open(out / "images.h5").jpeg(0) == jpeg(seed=0)
 
 
-def test_picture_in_two_lists(official):
+def test_image_in_two_lists(official):
     (official / "Flickr8k_text" / "Flickr_8k.testImages.txt").write_text(NAMES[0])
-    with pytest.raises(CaptionerError, match=f"testImages.txt: picture {NAMES[0]} is also in the list for train"):
+    with pytest.raises(CaptionerError, match=f"testImages.txt: image {NAMES[0]} is also in the list for train"):
         read_flickr(manifest("flickr8k"), official)
 
 
@@ -72,18 +72,18 @@ def test_stray_and_broken_lines(official):
     with open(official / "Flickr8k_text" / "Flickr8k.token.txt", "a") as file:
         file.write(f"nonsense\n{NAMES[0]}#7\t  \n\n")
     listing = read_flickr(manifest("flickr8k"), official)
-    assert ("Flickr8k.token.txt, line 18", "no picture and caption in this line") in listing.skipped
+    assert ("Flickr8k.token.txt, line 18", "no image and caption in this line") in listing.skipped
     assert (NAMES[0], "line 19: empty caption") in listing.skipped
 
 
-def test_picture_without_captions_is_listed(official):
+def test_image_without_captions_is_listed(official):
     next(official.glob("Flick*Dataset")).joinpath("77_aa.jpg").write_bytes(jpeg())
     assert ("77_aa.jpg", "no captions") in read_flickr(manifest("flickr8k"), official).skipped
 
 
 @pytest.mark.parametrize("dataset", ["flickr8k", "flickr30k"])
 def test_common_layout(tmp_path, dataset):
-    pictures(tmp_path / "Images")
+    images(tmp_path / "Images")
     rows = [f'{NAMES[0]},"A dog, running"', f"{NAMES[0]},A dog, that nobody quoted"] + [
         f"{name},A cat" for name in NAMES[1:]
     ]
@@ -97,7 +97,7 @@ def test_common_layout(tmp_path, dataset):
 
 def test_flickr30k_official_layout(tmp_path):
     names = ["1000092795.jpg", "10002456.jpg"]
-    pictures(tmp_path / "flickr30k-images", names)
+    images(tmp_path / "flickr30k-images", names)
     (tmp_path / "results_20130124.token").write_text(
         "".join(f"{name}#{k}\tText {k} .\n" for name in names for k in range(5))
     )
@@ -107,7 +107,7 @@ def test_flickr30k_official_layout(tmp_path):
 
 def test_flickr30k_bars_with_the_known_malformed_row(tmp_path):
     """The file that goes round has one row with a single bar: '2199200615.jpg| 4   A dog runs across the grass .'"""
-    pictures(tmp_path / "flickr30k_images" / "flickr30k_images", ["2199200615.jpg"])
+    images(tmp_path / "flickr30k_images" / "flickr30k_images", ["2199200615.jpg"])
     (tmp_path / "results.csv").write_text(
         "image_name| comment_number| comment\n2199200615.jpg| 0| A dog | or two .\n2199200615.jpg| 4   A dog runs across the grass"
         " .\n2199200615.jpg\n"
@@ -116,11 +116,11 @@ def test_flickr30k_bars_with_the_known_malformed_row(tmp_path):
         read_flickr(manifest("flickr30k"), tmp_path / "flickr30k_images")
     listing = read_flickr(manifest("flickr30k"), tmp_path)
     assert listing.records[0].captions == ("A dog | or two .", "A dog runs across the grass .")
-    assert listing.skipped == [("results.csv, line 4", "no picture and caption in this line")]
+    assert listing.skipped == [("results.csv, line 4", "no image and caption in this line")]
 
 
 def test_names_without_photo_numbers_get_positions(tmp_path):
-    pictures(tmp_path / "Images", ["b.jpg", "a.jpg", "17_c.jpg"])
+    images(tmp_path / "Images", ["b.jpg", "a.jpg", "17_c.jpg"])
     (tmp_path / "captions.txt").write_text("image,caption\nb.jpg,x\na.jpg,y\n17_c.jpg,z\n")
     assert [(r.image_id, r.file_name) for r in read_flickr(manifest("flickr8k"), tmp_path).records] == [
         (1, "17_c.jpg"),
@@ -136,9 +136,9 @@ def test_errors_name_the_remedy(tmp_path):
         read_flickr(manifest("flickr8k"), None)
     with pytest.raises(CaptionerError, match="download.root=.*gone: no such folder"):
         read_flickr(manifest("flickr8k"), tmp_path / "gone")
-    with pytest.raises(CaptionerError, match="no folder of pictures"):
+    with pytest.raises(CaptionerError, match="no folder of images"):
         read_flickr(manifest("flickr8k"), tmp_path)
-    pictures(tmp_path / "Images")
+    images(tmp_path / "Images")
     with pytest.raises(CaptionerError, match="no captions"):
         read_flickr(manifest("flickr8k"), tmp_path)
     for text, message in (
@@ -152,7 +152,7 @@ def test_errors_name_the_remedy(tmp_path):
 
 
 def test_real_flickr8k():
-    """6,000 / 500 / 500 pictures, five captions each, as the README of the real data says."""
+    """6,000 / 500 / 500 images, five captions each, as the README of the real data says."""
     listing = read_flickr(manifest("flickr8k"), real_data("flickr8k"))
     counts = {split: sum(r.split == split for r in listing.records) for split in ("train", "val", "test")}
     assert counts == {"train": 6000, "val": 500, "test": 500}

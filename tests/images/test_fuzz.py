@@ -15,7 +15,7 @@ from PIL import Image
 
 from captioner.errors import CaptionerError
 from captioner.images.captions import CaptionSet
-from captioner.images.decode import BadPicture, to_jpeg
+from captioner.images.decode import BadImage, to_jpeg
 from captioner.images.records import Absent, file_source
 from captioner.images.splits import KarpathySplit
 from captioner.parameters import load_parameters, parse_parameters
@@ -72,7 +72,7 @@ def mutated(content: Any, generator: random.Random) -> Any:
     return content
 
 
-def pictures() -> list[bytes]:
+def images() -> list[bytes]:
     rgb = Image.effect_noise((90, 70), 60).convert("RGB")
     exif = Image.Exif()
     exif[0x112] = 6
@@ -92,26 +92,26 @@ def pictures() -> list[bytes]:
         (rgb, "PPM", {}),
     ]
     files = []
-    for picture, name, options in kinds:
-        picture.save(buffer := io.BytesIO(), name, **options)
+    for image, name, options in kinds:
+        image.save(buffer := io.BytesIO(), name, **options)
         files.append(buffer.getvalue())
     return files
 
 
-def test_pictures():
-    generator, files = random.Random(1), pictures()
+def test_images():
+    generator, files = random.Random(1), images()
     sound = 0
     for turn in range(1000):
         data = files[turn] if turn < len(files) else mutated_bytes(generator.choice(files), generator)
         try:
             jpeg, height, width = to_jpeg(data, 32, 90)
-        except BadPicture as error:
-            assert turn >= len(files), f"a sound picture is refused: {error}"
+        except BadImage as error:
+            assert turn >= len(files), f"a sound image is refused: {error}"
             assert error.reason and "\n" not in error.reason
             continue
-        picture = Image.open(io.BytesIO(jpeg), formats=("JPEG",))
-        picture.load()
-        assert picture.mode == "RGB" and picture.size == (width, height)
+        image = Image.open(io.BytesIO(jpeg), formats=("JPEG",))
+        image.load()
+        assert image.mode == "RGB" and image.size == (width, height)
         sound += 1
     assert sound > 130  # the changes are not all so large that nothing but the first check is tried
 

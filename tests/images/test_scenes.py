@@ -66,9 +66,9 @@ def test_negative_index_is_refused():
         scenes.describe(1, -1)
 
 
-def test_pictures_are_rgb_squares():
-    picture = scenes.draw(SAMPLE[0])
-    assert picture.mode == "RGB" and picture.size == (256, 256)
+def test_images_are_rgb_squares():
+    image = scenes.draw(SAMPLE[0])
+    assert image.mode == "RGB" and image.size == (256, 256)
 
 
 def test_scenes_hold_two_kinds_of_one_to_three_things():
@@ -106,11 +106,11 @@ def test_boxes_have_the_proportions_of_the_glyphs():
 def test_every_thing_is_drawn_in_its_box():
     for scene in SAMPLE[:40]:
         empty = drawing._PAINTERS[scene.background](scenes.world.stream("paint", scene.seed, scene.index))
-        picture = scenes.draw(scene)
+        image = scenes.draw(scene)
         for box in boxes(scene):
-            assert picture.crop(box).tobytes() != empty.crop(box).tobytes()
-            picture.paste(empty.crop(box), box)
-        assert picture.tobytes() == empty.tobytes()  # nothing is drawn outside the boxes
+            assert image.crop(box).tobytes() != empty.crop(box).tobytes()
+            image.paste(empty.crop(box), box)
+        assert image.tobytes() == empty.tobytes()  # nothing is drawn outside the boxes
 
 
 def test_relations_are_true():

@@ -1,4 +1,4 @@
-"""Splits go by picture; Karpathy's are read as published; no photograph stands in two of them, in merges neither."""
+"""Splits go by image; Karpathy's are read as published; no photograph stands in two of them, in merges neither."""
 
 from __future__ import annotations
 
@@ -171,7 +171,7 @@ def test_json_that_is_no_karpathy_split(tmp_path, content):
 def test_karpathy_split_of_another_data_set(tmp_path):
     table = custom_set(tmp_path / "own", 4)
     (tmp_path / "k.json").write_text(json.dumps(COCO_KARPATHY))
-    with pytest.raises(CaptionerError, match="k.json: it lists none of the 4 pictures of .*table.csv"):
+    with pytest.raises(CaptionerError, match="k.json: it lists none of the 4 images of .*table.csv"):
         run(tmp_path / "out", captions=table, split=tmp_path / "k.json")
     with pytest.raises(CaptionerError, match="split=karpathy: there is none for custom"):
         run(tmp_path / "out", captions=table, split="karpathy")
@@ -205,7 +205,7 @@ def flickr(root, names):
 
 
 def test_merge(tmp_path):
-    """flickr8k+coco2017 from one root with a folder for each; COCO picture 501 is one of Flickr8k's photographs."""
+    """flickr8k+coco2017 from one root with a folder for each; COCO image 501 is one of Flickr8k's photographs."""
     flickr(tmp_path / "root" / "flickr8k", [f"{n}_ab.jpg" for n in range(1, 21)])
     root = coco_set(tmp_path / "root" / "coco2017")
     path = root / "annotations" / "captions_val2017.json"
@@ -219,7 +219,7 @@ def test_merge(tmp_path):
     assert captions.file_name(1_000_501) == "coco2017/000000000501.jpg" and captions.split_of(1_000_501) == "test"
     assert captions.file_name(1) == "flickr8k/1_ab.jpg"
     assert skipped(out) == {"flickr8k/7_ab.jpg": "the same photograph is in coco2017"}
-    assert len(captions.image_ids("val")) == 3 + 1  # 15 % of each data set's training pictures
+    assert len(captions.image_ids("val")) == 3 + 1  # 15 % of each data set's training images
 
 
 def test_merged_splits_are_those_of_the_parts(tmp_path):

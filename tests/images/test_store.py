@@ -92,7 +92,7 @@ def test_impossible_records_are_refused(tmp_path, records):
 
 
 def test_missing_id_is_named(path):
-    with pytest.raises(CaptionerError, match="no picture with image id 4 .*1 of 2"):
+    with pytest.raises(CaptionerError, match="no image with image id 4 .*1 of 2"):
         ImageStore.open(path).rows([3, 4])
 
 
@@ -133,11 +133,11 @@ def test_verify_finds_a_changed_byte(path):
     assert any("fingerprint" in problem for problem in verify_images(path))
 
 
-def test_verify_names_a_picture_that_does_not_decode_and_one_of_another_size(tmp_path):
+def test_verify_names_an_image_that_does_not_decode_and_one_of_another_size(tmp_path):
     write_images(tmp_path / "a.h5", [(1, jpeg()[:200], 30, 40), (2, jpeg(), 31, 40), (3, jpeg(), 30, 40)])
     problems = verify_images(tmp_path / "a.h5")
     assert len(problems) == 2
-    assert "picture 1 (row 0)" in problems[0] and "picture 2 (row 1)" in problems[1] and "40x30" in problems[1]
+    assert "image 1 (row 0)" in problems[0] and "image 2 (row 1)" in problems[1] and "40x30" in problems[1]
 
 
 @pytest.mark.parametrize("size", [0, 100, 600, 2500, -1])
@@ -180,7 +180,7 @@ def test_another_format_version(path):
 
 
 def test_writing_and_fingerprinting_need_little_memory(tmp_path):
-    """100 MB of pictures within 20 MB of objects."""
+    """100 MB of images within 20 MB of objects."""
     piece, count = bytes(1_000_000), 100
     tracemalloc.start()
     try:

@@ -1,4 +1,4 @@
-"""COCO captions: from a local copy, from the official zips, or picture by picture from the URLs in the annotations.
+"""COCO captions: from a local copy, from the official zips, or image by image from the URLs in the annotations.
 
 Ids are COCO's own.
 """
@@ -14,24 +14,24 @@ import click
 
 from captioner.errors import CaptionerError
 from captioner.images.captions import read_json
+from captioner.images.containers import Folder, Zip, find_images, read_member
 from captioner.images.manifests import Fetcher, Manifest
-from captioner.images.pictures import Folder, Zip, find_pictures, read_member
 from captioner.images.records import Absent, ImageRecord, Listing, UrlSource, clean
 
 _FLICKR = re.compile(r"/(\d+)_\w+\.jpg$")
 
 
 def read_coco(manifest: Manifest, root: Path | None, from_urls: bool, fetch: Fetcher) -> Listing:
-    """The pictures of all parts of a COCO division.
+    """The images of all parts of a COCO division.
 
     Args:
-        root: a local copy, complete or with some of its parts: annotations as JSON or in their zip, pictures in folders
+        root: a local copy, complete or with some of its parts: annotations as JSON or in their zip, images in folders
             or zips.
-        from_urls: fetch each picture from its ``coco_url``; with a ``root``, only those that it lacks.
+        from_urls: fetch each image from its ``coco_url``; with a ``root``, only those that it lacks.
         fetch: brings an archive of the manifest into the download cache.
 
     Raises:
-        CaptionerError: the copy has no part with both annotations and pictures, or annotations are not COCO captions.
+        CaptionerError: the copy has no part with both annotations and images, or annotations are not COCO captions.
     """
     if root is not None and not root.is_dir():
         raise CaptionerError(f"params.yaml: download.root={root}: no such folder; give the folder of {manifest.name}")
@@ -42,9 +42,9 @@ def read_coco(manifest: Manifest, root: Path | None, from_urls: bool, fetch: Fet
         name = part["name"]
         member = manifest.annotations.format(part=name)
         content, table = _annotations(manifest, root, member, fetch)
-        pictures = _pictures(manifest, root, name, from_urls, fetch) if content is not None else None
-        if content is None or (pictures is None and not from_urls):
-            absent.append((name, f"no {member}" if content is None else "no pictures"))
+        files = _image_files(manifest, root, name, from_urls, fetch) if content is not None else None
+        if content is None or (files is None and not from_urls):
+            absent.append((name, f"no {member}" if content is None else "no images"))
             continue
         images, captions = _check(content, table, listing)
         for number, image in images.items():
@@ -52,25 +52,25 @@ def read_coco(manifest: Manifest, root: Path | None, from_urls: bool, fetch: Fet
                 listing.skipped.append(
                     (image["file_name"], f"image id {number} is also in {found[number][2]}; the latter part counts")
                 )
-            found[number] = (image, captions[number], part["split"], pictures, table)
-        if pictures is not None:
+            found[number] = (image, captions[number], part["split"], files, table)
+        if files is not None:
             named = {image["file_name"].rsplit("/", 1)[-1] for image in images.values()}
-            listing.skipped += [(f"{name}/{file}", "no captions") for file in pictures.names() if file not in named]
+            listing.skipped += [(f"{name}/{file}", "no captions") for file in files.names() if file not in named]
         listing.table = table
     if not found:
         raise CaptionerError(
-            f"{root}: no part of {manifest.name} with annotations and pictures ({'; '.join(f'{n}: {w}' for n, w in absent)}); "
+            f"{root}: no part of {manifest.name} with annotations and images ({'; '.join(f'{n}: {w}' for n, w in absent)}); "
             f"set download.root to the folder that holds {manifest.parts[0]['name']}/ and annotations/"
         )
     for name, what in absent:
         click.echo(f"{manifest.name}: {name} is left out, this copy has {what}", err=True)
         listing.skipped.append((name, f"whole part left out: {what} in this copy"))
-    for number, (image, texts, split, pictures, table) in sorted(found.items()):
+    for number, (image, texts, split, files, table) in sorted(found.items()):
         if not texts:
             listing.uncaptioned += 1
             listing.skipped.append((image["file_name"], "no captions"))
             continue
-        source = pictures.source(image["file_name"], table) if pictures is not None else Absent("not in the local copy")
+        source = files.source(image["file_name"], table) if files is not None else Absent("not in the local copy")
         if isinstance(source, Absent) and from_urls:
             url = image.get("coco_url")
             source = (
@@ -112,9 +112,11 @@ def _annotations(
     return content, f"{archive}:{member}"
 
 
-def _pictures(manifest: Manifest, root: Path | None, part: str, from_urls: bool, fetch: Fetcher) -> Folder | Zip | None:
+def _image_files(
+    manifest: Manifest, root: Path | None, part: str, from_urls: bool, fetch: Fetcher
+) -> Folder | Zip | None:
     if root is not None:
-        return find_pictures(root, (part,))
+        return find_images(root, (part,))
     return None if from_urls else Zip(fetch(manifest.archives[part]))
 
 
@@ -148,7 +150,7 @@ def _check(content: Any, table: str, listing: Listing) -> tuple[dict[int, dict[s
             )
         number, text = row.get("image_id"), clean(row["caption"])
         if type(number) is not int or number not in captions:
-            listing.skipped.append((f"image id {number}", "a caption for a picture that the annotations do not list"))
+            listing.skipped.append((f"image id {number}", "a caption for an image that the annotations do not list"))
         elif not text:
             listing.skipped.append((images[number]["file_name"], f"caption {row.get('id')} is empty"))
         else:

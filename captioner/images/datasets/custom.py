@@ -1,6 +1,6 @@
-"""Own pictures: one CSV or JSONL of ``image,caption[,split]``, one row a caption.
+"""Own images: one CSV or JSONL of ``image,caption[,split]``, one row a caption.
 
-Ids count the pictures in the order in which the table names them first, from 1.
+Ids count the images in the order in which the table names them first, from 1.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ _REMEDY = "the table needs the columns image and caption, and may have split"
 
 
 def read_custom(table: Path, root: Path | None) -> Listing:
-    """The pictures of a table; their paths are relative to ``root``, or else to the table's folder.
+    """The images of a table; their paths are relative to ``root``, or else to the table's folder.
 
-    A ``caption`` in JSONL may also be a list of captions. Equal rows of a picture count once.
+    A ``caption`` in JSONL may also be a list of captions. Equal rows of an image count once.
 
     Raises:
         CaptionerError: the table is missing, broken or empty; a path leaves the folder; a split is unknown, or a
-            picture's rows have different ones.
+            image's rows have different ones.
     """
     folder = root if root is not None else table.parent
     if root is not None and not root.is_dir():
         raise CaptionerError(
-            f"params.yaml: download.root={root}: no such folder; give the folder that the pictures of {table} are relative to"
+            f"params.yaml: download.root={root}: no such folder; give the folder that the images of {table} are relative to"
         )
     captions: dict[str, dict[str, None]] = {}
     splits: dict[str, str] = {}
@@ -65,10 +65,10 @@ def read_custom(table: Path, root: Path | None) -> Listing:
         split = _split(row.get("split"), where)
         if split is not None and splits.setdefault(name, split) != split:
             raise CaptionerError(
-                f"{where}: picture {name} is in {splits[name]} and in {split}; give all rows of a picture the same split"
+                f"{where}: image {name} is in {splits[name]} and in {split}; give all rows of an image the same split"
             )
     if not captions:
-        raise CaptionerError(f"{table}: no picture is listed; {_REMEDY}, one row a caption")
+        raise CaptionerError(f"{table}: no image is listed; {_REMEDY}, one row a caption")
     records, bare = [], 0
     for number, (name, texts) in enumerate(captions.items(), 1):
         if not texts:
@@ -82,7 +82,7 @@ def read_custom(table: Path, root: Path | None) -> Listing:
 
 
 def _find(folder: Path, name: str) -> Source:
-    """The picture; a table from another system may write accents in another Unicode form than the disk does."""
+    """The image; a table from another system may write accents in another Unicode form than the disk does."""
     sources = (
         file_source(folder / form, "file not found")
         for form in (name, unicodedata.normalize("NFC", name), unicodedata.normalize("NFD", name))

@@ -1,6 +1,6 @@
 """Flickr8k and Flickr30k in their official layout or the common ``Images/`` + ``captions.txt``.
 
-A picture's id is the number of the photo on Flickr, with which its file name begins: it is the same in any partial
+An image's id is the number of the photo on Flickr, with which its file name begins: it is the same in any partial
 copy. Where names are of another kind, ids are positions in the sorted list of names, from 1.
 """
 
@@ -12,20 +12,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from captioner.errors import CaptionerError
+from captioner.images.containers import find_images
 from captioner.images.manifests import Manifest
-from captioner.images.pictures import find_pictures
 from captioner.images.records import ImageRecord, Listing, clean
 
 _PHOTO = re.compile(r"(\d+)(?:_\w+)?\.jpe?g", re.IGNORECASE)
-# the official Flickr8k tokens name one picture 2258277193_586949ec62.jpg.1
+# the official Flickr8k tokens name one image 2258277193_586949ec62.jpg.1
 _TOKEN = re.compile(r"(?P<name>.+?\.jpe?g)(?:\.\d+)?#\d+\s+(?P<caption>.*)", re.IGNORECASE)
 
 
 def read_flickr(manifest: Manifest, root: Path | None) -> Listing:
-    """The pictures of a local copy.
+    """The images of a local copy.
 
     Raises:
-        CaptionerError: no ``download.root``, or it lacks pictures, captions or one of several split lists; a picture is
+        CaptionerError: no ``download.root``, or it lacks images, captions or one of several split lists; an image is
             in two lists.
     """
     if root is None:
@@ -35,10 +35,10 @@ def read_flickr(manifest: Manifest, root: Path | None) -> Listing:
         )
     if not root.is_dir():
         raise CaptionerError(f"params.yaml: download.root={root}: no such folder; give the folder of {manifest.name}")
-    pictures = find_pictures(root, manifest.pictures)
-    if pictures is None:
+    images = find_images(root, manifest.pictures)
+    if images is None:
         raise CaptionerError(
-            f"{root}: no folder of pictures ({', '.join(manifest.pictures)}); set download.root to the folder of {manifest.name}"
+            f"{root}: no folder of images ({', '.join(manifest.pictures)}); set download.root to the folder of {manifest.name}"
         )
     table = _find(root, manifest.tables)
     if table is None:
@@ -49,7 +49,7 @@ def read_flickr(manifest: Manifest, root: Path | None) -> Listing:
     skipped: list[tuple[str, str]] = []
     for number, name, caption in _rows(table):
         if name is None:
-            skipped.append((f"{table.name}, line {number}", "no picture and caption in this line"))
+            skipped.append((f"{table.name}, line {number}", "no image and caption in this line"))
             continue
         texts = captions.setdefault(name, [])
         if caption:
@@ -74,9 +74,9 @@ def read_flickr(manifest: Manifest, root: Path | None) -> Listing:
             photo = _PHOTO.fullmatch(name)
             key = f"flickr {photo[1]}" if photo else f"{manifest.name} {name}"
             records.append(
-                ImageRecord(number, name, tuple(texts), splits.get(name), pictures.source(name, str(table)), key)
+                ImageRecord(number, name, tuple(texts), splits.get(name), images.source(name, str(table)), key)
             )
-    skipped += [(name, "no captions") for name in pictures.names() if name not in captions]
+    skipped += [(name, "no captions") for name in images.names() if name not in captions]
     return Listing(sorted(records, key=lambda record: record.image_id), skipped, bare, str(table))
 
 
@@ -114,7 +114,7 @@ def _splits(manifest: Manifest, root: Path) -> dict[str, str]:
         for name in _text(path).split():
             if splits.setdefault(name, split) != split:
                 raise CaptionerError(
-                    f"{path}: picture {name} is also in the list for {splits[name]}; a picture belongs to one split"
+                    f"{path}: image {name} is also in the list for {splits[name]}; an image belongs to one split"
                 )
     return splits
 
@@ -129,7 +129,7 @@ def _text(path: Path) -> str:
 
 
 def _rows(table: Path) -> Iterator[tuple[int, str | None, str]]:
-    """(line, picture or None where the line cannot be read, caption)."""
+    """(line, image or None where the line cannot be read, caption)."""
     lines = _text(table).splitlines()
     if table.name.endswith((".token", ".token.txt")):
         yield from _tokens(lines)

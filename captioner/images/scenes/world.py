@@ -37,7 +37,7 @@ def _kind(glyph: str, width: int, height: int, *words: str) -> Kind:
 
 
 # The order is the order in which people name things: of two kinds the earlier one is mentioned first.
-# So the usual wording can be told from the picture, which a perceiver can learn; a coin toss could not be.
+# So the usual wording can be told from the image, which a perceiver can learn; a coin toss could not be.
 KINDS: tuple[Kind, ...] = (
     _kind("\U0001f468", 138, 172, "man/men"),
     _kind("\U0001f469", 139, 176, "woman/women", "lady/ladies"),
@@ -215,7 +215,7 @@ def _apart(a: list, b: list) -> bool:
 
 
 def _moved(cell: tuple, down: float) -> tuple:
-    """``cell`` shifted down by so many pixels, as far as the picture allows."""
+    """``cell`` shifted down by so many pixels, as far as the image allows."""
     left, top, right, bottom = cell
     down = min(max(down, _MARGIN - top), SIDE - _MARGIN - bottom)
     return left, top + down, right, bottom + down

@@ -1,4 +1,4 @@
-"""Finds pictures by name in folders and zip archives of a local copy or of the download cache."""
+"""Finds images by name in folders and zip archives of a local copy or of the download cache."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from pathlib import Path
 from captioner.errors import CaptionerError
 from captioner.images.records import Absent, Source, ZipSource, file_source, inside
 
-PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 _MOST_MEMBER = 2 << 30
 
 
 class Folder:
-    """Pictures in a folder."""
+    """Images in a folder."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def source(self, name: str, where: str) -> Source:
-        """The picture ``name``, or ``Absent``; ``where`` is named if the path leaves the folder (CaptionerError)."""
+        """The image ``name``, or ``Absent``; ``where`` is named if the path leaves the folder (CaptionerError)."""
         return file_source(self.path / inside(name, where), f"not in {self.path.name}")
 
     def names(self) -> list[str]:
-        """Names of the picture files directly in the folder, sorted."""
+        """Names of the image files directly in the folder, sorted."""
         with os.scandir(self.path) as entries:
-            return sorted(entry.name for entry in entries if _is_picture(entry.name))
+            return sorted(entry.name for entry in entries if _is_image(entry.name))
 
 
 class Zip:
-    """Pictures in a zip, by the last part of their names. Nothing is ever unpacked to disk.
+    """Images in a zip, by the last part of their names. Nothing is ever unpacked to disk.
 
     Names that are absolute or hold ``..`` are not taken.
     """
@@ -48,7 +48,7 @@ class Zip:
                 or name.startswith("/")
                 or ".." in parts
                 or "__MACOSX" in parts
-                or not _is_picture(parts[-1])
+                or not _is_image(parts[-1])
             ):
                 continue
             self._entries[parts[-1]] = ZipSource(
@@ -56,16 +56,16 @@ class Zip:
             )
 
     def source(self, name: str, where: str) -> Source:
-        """The picture ``name``, or ``Absent``."""
+        """The image ``name``, or ``Absent``."""
         return self._entries.get(inside(name, where).rsplit("/", 1)[-1]) or Absent(f"not in {self.path.name}")
 
     def names(self) -> list[str]:
-        """Names of the pictures, sorted."""
+        """Names of the images, sorted."""
         return sorted(self._entries)
 
 
-def find_pictures(root: Path, names: Sequence[str]) -> Folder | Zip | None:
-    """The pictures of the first name for which ``root`` has ``<name>/<name>/``, ``<name>/``, ``images/<name>/`` or
+def find_images(root: Path, names: Sequence[str]) -> Folder | Zip | None:
+    """The images of the first name for which ``root`` has ``<name>/<name>/``, ``<name>/``, ``images/<name>/`` or
     ``<name>.zip``."""
     for name in names:
         for folder in (root / name / name, root / name, root / "images" / name):
@@ -108,5 +108,5 @@ def read_member(path: Path, member: str) -> bytes | None:
         raise CaptionerError(f"{path}: {member} is damaged ({error}); delete the archive and get it again") from error
 
 
-def _is_picture(name: str) -> bool:
-    return name.lower().endswith(PICTURE_SUFFIXES) and not name.startswith("._")
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith("._")
