@@ -22,7 +22,7 @@ from captioner.evaluation.inputs import EvaluationInputs
 from captioner.images.captions import CaptionSet
 from captioner.metrics import METRICS
 from captioner.metrics.diversity import DIVERSITY
-from captioner.metrics.scores import TITLES
+from captioner.metrics.registry import TEACHER_FORCING
 from captioner.parameters import Parameters
 from captioner.vocabulary.tokenizer import tokenize
 
@@ -130,7 +130,7 @@ def _scores(evaluation: Evaluation) -> dict[str, dict[str, float | None]]:
     every = metrics(evaluation)
     [drawn] = resample([evaluation.scores[evaluation.split][evaluation.beam].statistics])
     found: dict[str, dict[str, float | None]] = {}
-    for name in (*TITLES, "cross_entropy", "token_accuracy", *DIVERSITY):
+    for name in (*METRICS, *TEACHER_FORCING, *DIVERSITY):
         if name in every:
             low, high = (round(limit, 6) for limit in interval(drawn[name])) if name in drawn else (None, None)
             found[name] = {"value": every[name], "low": low, "high": high, "val": every.get(f"val_{name}")}
@@ -143,8 +143,8 @@ def _beam_sweep(evaluation: Evaluation) -> dict[str, Any]:
     sizes = sorted(headline)
     values = {
         name: [round(headline[size].overall[name], 6) for size in sizes]
-        for name in METRICS
-        if name in headline[sizes[0]].overall
+        for name, metric in METRICS.items()
+        if not metric.slow and name in headline[sizes[0]].overall
     }
     return {"sizes": sizes, "chosen": evaluation.beam, "values": values}
 

@@ -11,9 +11,8 @@ from captioner.errors import CaptionerError
 from captioner.evaluation.files import BEAM_SWEEP, CAPTIONS, METRICS_FILE, PER_IMAGE, SEARCH_TITLES, SHEET
 from captioner.evaluation.lots import draw_lots
 from captioner.images.captions import CaptionSet
-from captioner.metrics.scores import TITLES
+from captioner.metrics.registry import titles
 
-_TITLES = TITLES | {"cross_entropy": "cross entropy", "token_accuracy": "token accuracy"}
 _SHOWN = 3
 
 
@@ -51,26 +50,24 @@ def summary(results: Path, captions: Path, report: Path) -> str:
 
 
 def _scores(metrics: dict[str, Any], signature: dict[str, Any], sweep: list[dict[str, str]]) -> list[str]:
-    names = [name for name in _TITLES if name in metrics]
-    width = max(len(_TITLES[name]) for name in names)
+    title = {name: text for name, text in titles().items() if name in metrics}
+    width = max(map(len, title.values()))
     lines = [
         f"{signature['dataset']}: {signature['encoder']} + {signature['decoder']}, scores on the {signature['split']} split "
-        f"({signature['images']:,} pictures, {SEARCH_TITLES[signature['search']]} {signature['beam']}, chosen on validation by {_TITLES[signature['select_by']]})",
+        f"({signature['images']:,} pictures, {SEARCH_TITLES[signature['search']]} {signature['beam']}, chosen on validation by {title[signature['select_by']]})",
         "",
         f"  {'':{width}}  {signature['split']:>8}  {'val':>8}",
     ]
-    for name in names:
+    for name in title:
         val = metrics.get(f"val_{name}")
-        lines.append(
-            f"  {_TITLES[name]:{width}}  {metrics[name]:8.4f}  {'' if val is None else format(val, '8.4f'):>8}"
-        )
+        lines.append(f"  {title[name]:{width}}  {metrics[name]:8.4f}  {'' if val is None else format(val, '8.4f'):>8}")
     if "meteor" not in metrics:
         lines.append("  (no METEOR: no Java runs here)")
     if len(sweep) > 1:
         metric = signature["select_by"]
         column = f"val_{metric}"
         sizes = ", ".join(f"{row['beam_size']}: {float(row[column]):.4f}" for row in sweep)
-        lines += ["", f"  beam size, {_TITLES[metric]} on val: {sizes}"]
+        lines += ["", f"  beam size, {title[metric]} on val: {sizes}"]
     return lines
 
 
