@@ -94,6 +94,7 @@ def evaluate(
         "dataset": parameters.dataset,
         "encoder": inputs.model.config["encoder"],
         "decoder": kind,
+        "attention": inputs.model.decoder.config.attention,
         "select_by": options.select_by,
         "search": options.search,
         "models": 1 + len(options.ensemble),

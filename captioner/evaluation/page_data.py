@@ -61,7 +61,7 @@ def page_data(
         "history": None if history is None else _columns(_read_csv(history)),
         "beam_sweep": _beam_sweep(evaluation),
         "lengths": _lengths(inputs, evaluation),
-        "parameters": _parameters(parameters),
+        "parameters": _settings(config, parameters),
         "model": {key: config[key] for key in ("decoder", "layer", "weights_name", "grid", "preprocessing")},
         "fingerprints": {
             "model": config["fingerprint"],
@@ -162,10 +162,20 @@ def _lengths(inputs: EvaluationInputs, evaluation: Evaluation) -> dict[str, list
     }
 
 
-def _parameters(parameters: Parameters) -> dict[str, Any]:
-    """What training and evaluation depend on; the earlier stages are told by the fingerprints of what they made."""
-    values = dataclasses.asdict(parameters)
-    return {name: values[name] for name in ("dataset", "encoder", "decoder", "attention", "seed", "train", "evaluate")}
+def _settings(config: Mapping[str, Any], parameters: Parameters) -> dict[str, Any]:
+    """What the model was trained with, as stored in it, and what evaluation ran with; params.yaml may have changed
+    between the two."""
+    training = dict(config["training"])
+    seed = {"seed": training.pop("seed")} if "seed" in training else {}
+    return {
+        "dataset": config["dataset"],
+        "encoder": config["encoder"],
+        "decoder": config["decoder"]["decoder"],
+        "attention": config["decoder"]["attention"],
+        **seed,
+        "train": training,
+        "evaluate": dataclasses.asdict(parameters.evaluate),
+    }
 
 
 def _attention(example: Example) -> dict[str, Any] | None:

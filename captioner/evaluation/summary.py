@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +13,34 @@ from captioner.evaluation.files import BEAM_SWEEP, CAPTIONS, METRICS_FILE, PER_I
 from captioner.evaluation.lots import draw_lots
 from captioner.images.captions import CaptionSet
 from captioner.metrics.registry import titles
+from captioner.model_io import read_config
 
 _SHOWN = 3
 
 
-def summary(results: Path, captions: Path, report: Path) -> str:
+def evaluated_dataset(results: Path) -> str:
+    """The data set that the last evaluation ran on.
+
+    Raises:
+        CaptionerError: ``metrics.json`` is missing or damaged.
+    """
+    path = results / METRICS_FILE
+    try:
+        return str(json.loads(path.read_text(encoding="utf-8"))["signature"]["dataset"])
+    except OSError as error:
+        raise CaptionerError(f"{path}: cannot be read ({error.strerror}); run the evaluate stage") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise CaptionerError(f"{path}: it is damaged ({error}); run the evaluate stage again") from error
+
+
+def summary(results: Path, captions: Path, report: Path, models: Path | None = None) -> str:
     """Scores, three captions beside a reference, and where to look next, from the files of a finished evaluation.
 
     Args:
         results: the folder with ``metrics.json``.
         captions: the data set's ``captions.json``.
         report: the page.
+        models: the folder of the model, whose stored settings are shown; None: they are not.
 
     Raises:
         CaptionerError: a file is missing or damaged.
@@ -38,6 +56,7 @@ def summary(results: Path, captions: Path, report: Path) -> str:
         lines = [
             *_scores(metrics, signature, sweep),
             "",
+            *(() if models is None else (*_settings(models), "")),
             *_captions(generated, CaptionSet.load(captions)),
             "",
             *_next(results, report, signature),
@@ -68,6 +87,17 @@ def _scores(metrics: dict[str, Any], signature: dict[str, Any], sweep: list[dict
         column = f"val_{metric}"
         sizes = ", ".join(f"{row['beam_size']}: {float(row[column]):.4f}" for row in sweep)
         lines += ["", f"  beam size, {title[metric]} on val: {sizes}"]
+    return lines
+
+
+def _settings(models: Path) -> list[str]:
+    """Settings stored with the model."""
+    config = read_config(models)
+    lines = [f"{models} (fingerprint {config['fingerprint'][:12]}), trained on {config['dataset']}:"]
+    for name in ("decoder", "training"):
+        text = " ".join(f"{key}={value}" for key, value in sorted(config[name].items()))
+        if text:
+            lines += textwrap.wrap(f"{name}: {text}", 110, initial_indent="  ", subsequent_indent="    ")
     return lines
 
 
