@@ -19,12 +19,13 @@ import numpy as np
 
 from benchmarks.report import compare, print_results
 from captioner.comparison import resample
-from captioner.metrics.statistics import BLEU_COLUMNS, METEOR_COLUMNS, Statistics
+from captioner.metrics import bleu, meteor_statistics
+from captioner.metrics.statistics import Statistics
 
 
 def make_table(images: int, seed: int) -> Statistics:
     """Statistics with all columns; their numbers are drawn, for time does not depend on them."""
-    columns = (*BLEU_COLUMNS, *METEOR_COLUMNS, "rouge_l", "cider_d")
+    columns = (*bleu.COLUMNS, *meteor_statistics.COLUMNS, "rouge_l", "cider_d")
     values = np.random.default_rng(seed).integers(1, 12, (images, len(columns))).astype(np.float64)
     return Statistics(tuple(map(str, range(images))), columns, values)
 

@@ -40,7 +40,8 @@ def own_scorers(references: dict[int, list[str]], candidates: dict[int, str]) ->
         for scorer in (Bleu(4), Meteor(), Rouge(), Cider()):
             overall, _ = scorer.compute_score(truth, guess)
             scores.extend(overall if isinstance(overall, list) else [overall])
-    return dict(zip(METRICS, map(float, scores), strict=True))
+    names = [name for name, metric in METRICS.items() if not metric.slow]
+    return dict(zip(names, map(float, scores), strict=True))
 
 
 @click.command(help=__doc__)
@@ -80,7 +81,7 @@ def main(captions: Path, images: int, each: int, repeats: int) -> None:
         "captions/s",
         java=java.version,
     )
-    row["largest_difference"] = max(abs(found["ours"][name] - found["theirs"][name]) for name in METRICS)
+    row["largest_difference"] = max(abs(found["ours"][name] - found["theirs"][name]) for name in found["theirs"])
     print_results([row])
 
 

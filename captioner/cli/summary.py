@@ -10,7 +10,7 @@ from captioner import paths
 @click.command("summary")
 def command() -> None:
     """Show what the last run of the pipeline reached."""
-    from captioner.evaluation.summary import summary
-    from captioner.parameters import load_parameters
+    from captioner.evaluation.summary import evaluated_dataset, summary
 
-    click.echo(summary(paths.EVALUATE_RESULTS, paths.captions(load_parameters(paths.PARAMETERS).dataset), paths.REPORT))
+    captions = paths.captions(evaluated_dataset(paths.EVALUATE_RESULTS))
+    click.echo(summary(paths.EVALUATE_RESULTS, captions, paths.REPORT, paths.MODELS))

@@ -19,6 +19,7 @@ from captioner.metrics.statistics import STATISTICS, Statistics
 
 _LOCK, _METRICS = "dvc.lock", "metrics.json"
 _SEED = "seed"
+_OF_THE_MODEL = ("encoder", "decoder", "attention")  # evaluation reads them from the model and writes them down
 # Of the signature, what must be alike for scores to be comparable. The Java that runs METEOR and the tokenizer changes
 # nothing.
 _ALIKE = {
@@ -142,6 +143,7 @@ def _read(repository: Repository, revision: Revision, results: PurePosixPath) ->
             if path not in {out["path"] for out in stages["train"].get("outs", ())}
         }
         signature = dict(json.loads(metrics)["signature"])
+        parameters |= {name: signature[name] for name in _OF_THE_MODEL if name in signature}
     except (yaml.YAMLError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise Missing(
             f"its dvc.lock or {metrics_path} is damaged ({type(error).__name__}: {error}); run it again"

@@ -11,7 +11,7 @@ from typing import Any
 
 from captioner.comparison.bootstrap import LEVEL
 from captioner.comparison.comparison import SHOWN, Comparison, Difference, Score, Setting
-from captioner.metrics.scores import TITLES
+from captioner.metrics import METRICS
 
 LeftOut = Sequence[tuple[str, str]]
 _TEST = "two-sided paired bootstrap over images"
@@ -134,14 +134,14 @@ def _setting_rows(comparison: Comparison) -> list[list[str]]:
 
 
 def _score_rows(comparison: Comparison, cell: Callable[[Score], str]) -> list[list[str]]:
-    rows = [["", *(TITLES[metric] for metric in comparison.metrics)]]
+    rows = [["", *(METRICS[metric].title for metric in comparison.metrics)]]
     for number, setting in enumerate(comparison.settings, 1):
         rows.append([str(number), *(cell(setting.scores[metric]) for metric in comparison.metrics)])
     return rows
 
 
 def _pair_rows(comparison: Comparison, cell: Callable[[Difference], str]) -> list[list[str]]:
-    rows = [["", *(TITLES[metric] for metric in comparison.metrics)]]
+    rows = [["", *(METRICS[metric].title for metric in comparison.metrics)]]
     for pair in comparison.pairs:
         rows.append(
             [

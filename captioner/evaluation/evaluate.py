@@ -19,7 +19,7 @@ from captioner.evaluation.lots import draw_lots
 from captioner.evaluation.page_data import page_data
 from captioner.metrics import Scorer, Scores
 from captioner.metrics.diversity import TrainingCaptions, diversity
-from captioner.metrics.spice import with_spice
+from captioner.metrics.scores import with_slow_metrics
 from captioner.parameters import Parameters
 from captioner.progress import Progress
 from captioner.report import render
@@ -81,7 +81,7 @@ def evaluate(
         }
         scores = _score(inputs, found, splits if options.select_by == "meteor" else (headline,))
         beam = choose_beam({size: scores["val"][size].overall for size in sizes}, options.select_by)
-        scores[headline][beam] = with_spice(scores[headline][beam], *_captions(inputs, found[headline][beam]))
+        scores[headline][beam] = with_slow_metrics(scores[headline][beam], *_captions(inputs, found[headline][beam]))
         chosen = draw_lots(ids[headline], _EXAMPLES)
         gallery = draw_lots(ids[headline], options.report_pictures)
         shown = searcher.with_attention(ids[headline], {*chosen, *gallery}, beam)
@@ -94,6 +94,7 @@ def evaluate(
         "dataset": parameters.dataset,
         "encoder": inputs.model.config["encoder"],
         "decoder": kind,
+        "attention": inputs.model.decoder.config.attention,
         "select_by": options.select_by,
         "search": options.search,
         "models": 1 + len(options.ensemble),

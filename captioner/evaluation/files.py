@@ -100,7 +100,8 @@ def beam_sweep_csv(evaluation: Evaluation) -> str:
     """One row a beam size; a column for each metric of the headline split, then of validation (``val_``) where it was
     computed, then for what the captions of the headline split are like."""
     headline, val = evaluation.scores[evaluation.split], evaluation.scores["val"]
-    columns = [(headline, name, name) for name in METRICS] + [(val, name, f"val_{name}") for name in METRICS]
+    names = [metric.name for metric in METRICS.values() if not metric.slow]
+    columns = [(headline, name, name) for name in names] + [(val, name, f"val_{name}") for name in names]
     columns = [column for column in columns if column[1] in column[0][evaluation.beam].overall]
     rows = [["beam_size", *(title for _, _, title in columns), *evaluation.variety[evaluation.beam]]]
     for size in sorted(headline):

@@ -22,7 +22,7 @@ from captioner.evaluation.inputs import EvaluationInputs
 from captioner.images.captions import CaptionSet
 from captioner.metrics import METRICS
 from captioner.metrics.diversity import DIVERSITY
-from captioner.metrics.scores import TITLES
+from captioner.metrics.registry import TEACHER_FORCING
 from captioner.parameters import Parameters
 from captioner.vocabulary.tokenizer import tokenize
 
@@ -61,7 +61,7 @@ def page_data(
         "history": None if history is None else _columns(_read_csv(history)),
         "beam_sweep": _beam_sweep(evaluation),
         "lengths": _lengths(inputs, evaluation),
-        "parameters": _parameters(parameters),
+        "parameters": _settings(config, parameters),
         "model": {key: config[key] for key in ("decoder", "layer", "weights_name", "grid", "preprocessing")},
         "fingerprints": {
             "model": config["fingerprint"],
@@ -130,7 +130,7 @@ def _scores(evaluation: Evaluation) -> dict[str, dict[str, float | None]]:
     every = metrics(evaluation)
     [drawn] = resample([evaluation.scores[evaluation.split][evaluation.beam].statistics])
     found: dict[str, dict[str, float | None]] = {}
-    for name in (*TITLES, "cross_entropy", "token_accuracy", *DIVERSITY):
+    for name in (*METRICS, *TEACHER_FORCING, *DIVERSITY):
         if name in every:
             low, high = (round(limit, 6) for limit in interval(drawn[name])) if name in drawn else (None, None)
             found[name] = {"value": every[name], "low": low, "high": high, "val": every.get(f"val_{name}")}
@@ -143,8 +143,8 @@ def _beam_sweep(evaluation: Evaluation) -> dict[str, Any]:
     sizes = sorted(headline)
     values = {
         name: [round(headline[size].overall[name], 6) for size in sizes]
-        for name in METRICS
-        if name in headline[sizes[0]].overall
+        for name, metric in METRICS.items()
+        if not metric.slow and name in headline[sizes[0]].overall
     }
     return {"sizes": sizes, "chosen": evaluation.beam, "values": values}
 
@@ -162,10 +162,20 @@ def _lengths(inputs: EvaluationInputs, evaluation: Evaluation) -> dict[str, list
     }
 
 
-def _parameters(parameters: Parameters) -> dict[str, Any]:
-    """What training and evaluation depend on; the earlier stages are told by the fingerprints of what they made."""
-    values = dataclasses.asdict(parameters)
-    return {name: values[name] for name in ("dataset", "encoder", "decoder", "attention", "seed", "train", "evaluate")}
+def _settings(config: Mapping[str, Any], parameters: Parameters) -> dict[str, Any]:
+    """What the model was trained with, as stored in it, and what evaluation ran with; params.yaml may have changed
+    between the two."""
+    training = dict(config["training"])
+    seed = {"seed": training.pop("seed")} if "seed" in training else {}
+    return {
+        "dataset": config["dataset"],
+        "encoder": config["encoder"],
+        "decoder": config["decoder"]["decoder"],
+        "attention": config["decoder"]["attention"],
+        **seed,
+        "train": training,
+        "evaluate": dataclasses.asdict(parameters.evaluate),
+    }
 
 
 def _attention(example: Example) -> dict[str, Any] | None:

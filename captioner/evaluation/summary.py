@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +12,35 @@ from captioner.errors import CaptionerError
 from captioner.evaluation.files import BEAM_SWEEP, CAPTIONS, METRICS_FILE, PER_IMAGE, SEARCH_TITLES, SHEET
 from captioner.evaluation.lots import draw_lots
 from captioner.images.captions import CaptionSet
-from captioner.metrics.scores import TITLES
+from captioner.metrics.registry import titles
+from captioner.model_io import read_config
 
-_TITLES = TITLES | {"cross_entropy": "cross entropy", "token_accuracy": "token accuracy"}
 _SHOWN = 3
 
 
-def summary(results: Path, captions: Path, report: Path) -> str:
+def evaluated_dataset(results: Path) -> str:
+    """The data set that the last evaluation ran on.
+
+    Raises:
+        CaptionerError: ``metrics.json`` is missing or damaged.
+    """
+    path = results / METRICS_FILE
+    try:
+        return str(json.loads(path.read_text(encoding="utf-8"))["signature"]["dataset"])
+    except OSError as error:
+        raise CaptionerError(f"{path}: cannot be read ({error.strerror}); run the evaluate stage") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise CaptionerError(f"{path}: it is damaged ({error}); run the evaluate stage again") from error
+
+
+def summary(results: Path, captions: Path, report: Path, models: Path | None = None) -> str:
     """Scores, three captions beside a reference, and where to look next, from the files of a finished evaluation.
 
     Args:
         results: the folder with ``metrics.json``.
         captions: the data set's ``captions.json``.
         report: the page.
+        models: the folder of the model, whose stored settings are shown; None: they are not.
 
     Raises:
         CaptionerError: a file is missing or damaged.
@@ -39,6 +56,7 @@ def summary(results: Path, captions: Path, report: Path) -> str:
         lines = [
             *_scores(metrics, signature, sweep),
             "",
+            *(() if models is None else (*_settings(models), "")),
             *_captions(generated, CaptionSet.load(captions)),
             "",
             *_next(results, report, signature),
@@ -51,26 +69,35 @@ def summary(results: Path, captions: Path, report: Path) -> str:
 
 
 def _scores(metrics: dict[str, Any], signature: dict[str, Any], sweep: list[dict[str, str]]) -> list[str]:
-    names = [name for name in _TITLES if name in metrics]
-    width = max(len(_TITLES[name]) for name in names)
+    title = {name: text for name, text in titles().items() if name in metrics}
+    width = max(map(len, title.values()))
     lines = [
         f"{signature['dataset']}: {signature['encoder']} + {signature['decoder']}, scores on the {signature['split']} split "
-        f"({signature['images']:,} pictures, {SEARCH_TITLES[signature['search']]} {signature['beam']}, chosen on validation by {_TITLES[signature['select_by']]})",
+        f"({signature['images']:,} pictures, {SEARCH_TITLES[signature['search']]} {signature['beam']}, chosen on validation by {title[signature['select_by']]})",
         "",
         f"  {'':{width}}  {signature['split']:>8}  {'val':>8}",
     ]
-    for name in names:
+    for name in title:
         val = metrics.get(f"val_{name}")
-        lines.append(
-            f"  {_TITLES[name]:{width}}  {metrics[name]:8.4f}  {'' if val is None else format(val, '8.4f'):>8}"
-        )
+        lines.append(f"  {title[name]:{width}}  {metrics[name]:8.4f}  {'' if val is None else format(val, '8.4f'):>8}")
     if "meteor" not in metrics:
         lines.append("  (no METEOR: no Java runs here)")
     if len(sweep) > 1:
         metric = signature["select_by"]
         column = f"val_{metric}"
         sizes = ", ".join(f"{row['beam_size']}: {float(row[column]):.4f}" for row in sweep)
-        lines += ["", f"  beam size, {_TITLES[metric]} on val: {sizes}"]
+        lines += ["", f"  beam size, {title[metric]} on val: {sizes}"]
+    return lines
+
+
+def _settings(models: Path) -> list[str]:
+    """Settings stored with the model."""
+    config = read_config(models)
+    lines = [f"{models} (fingerprint {config['fingerprint'][:12]}), trained on {config['dataset']}:"]
+    for name in ("decoder", "training"):
+        text = " ".join(f"{key}={value}" for key, value in sorted(config[name].items()))
+        if text:
+            lines += textwrap.wrap(f"{name}: {text}", 110, initial_indent="  ", subsequent_indent="    ")
     return lines
 
 

@@ -8,7 +8,14 @@ from dataclasses import dataclass
 
 from captioner.vocabulary.tokenizer import tokenize
 
-DIVERSITY = ("distinct_1", "distinct_2", "words_used", "vocabulary_used", "novel", "caption_length")
+DIVERSITY = {  # name -> title
+    "distinct_1": "distinct-1",
+    "distinct_2": "distinct-2",
+    "words_used": "words used",
+    "vocabulary_used": "vocabulary used",
+    "novel": "novel captions",
+    "caption_length": "mean length",
+}
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""METEOR 1.5 (Denkowski and Lavie 2014), the Java program that pycocoevalcap ships, run as one process."""
+"""METEOR 1.5 (Denkowski and Lavie 2014): the Java program that pycocoevalcap ships, run as one process."""
 
 from __future__ import annotations
 
@@ -9,25 +9,26 @@ import threading
 from collections.abc import Sequence
 
 from captioner.errors import CaptionerError
+from captioner.metrics import meteor_statistics
 from captioner.metrics.java import Java, jar, last_words
+from captioner.metrics.metric import Corpus, Metric, MetricValues
 
 NAME = "METEOR 1.5"
 _JAR = "meteor/meteor-1.5.jar"
-_HEAP = "1500m"  # its English paraphrases take some 600 MB, very long captions as much again
-_STATISTICS = 23  # numbers that it gives for one caption
+_HEAP = "1500m"  # the English paraphrase table takes about 600 MB, very long captions as much again
 
 
 class Meteor:
-    """A METEOR process. It starts reading its tables at once, so start it before the captions are ready.
+    """A METEOR process. It takes seconds to load its tables: start it before the captions are ready.
 
-    Use as a context manager, or call ``close``; ``score`` may be called many times.
+    Use as a context manager, or call ``close``. ``score`` may be called many times.
 
     Raises:
         CaptionerError: Java cannot be started.
     """
 
     def __init__(self, java: Java) -> None:
-        self._errors = tempfile.TemporaryFile()  # a pipe that nobody reads would fill and stop the process
+        self._errors = tempfile.TemporaryFile()  # a pipe that nobody reads would fill up and block
         command = java.command(_HEAP, "-jar", str(jar(_JAR)), "-", "-", "-stdio", "-l", "en", "-norm")
         try:
             self._process = subprocess.Popen(
@@ -57,44 +58,45 @@ class Meteor:
     def score(
         self, references: Sequence[Sequence[str]], candidates: Sequence[str], time_limit: float | None = None
     ) -> tuple[float, list[float], list[list[float]]]:
-        """The score of all candidates together, and of each, and the 23 numbers of each that its score is made of.
+        """The corpus score, the score of each candidate, and the 23 statistics of each candidate.
 
         Args:
             references: for each candidate its tokenized references, at least one.
             candidates: tokenized captions; may be empty.
-            time_limit: seconds; by default ten minutes (a busy machine reads its tables slowly) and some for each word.
+            time_limit: seconds; by default ten minutes (a busy machine loads the tables slowly) and more for each word.
 
         Raises:
-            CaptionerError: the program failed or took too long; what it wrote is in the message.
+            CaptionerError: the program failed or took too long; its output is in the message.
         """
         if time_limit is None:
             words = sum(text.count(" ") + 1 for text in candidates)
             time_limit = 600 + 0.1 * len(candidates) + 0.02 * words
-        self._late = False
-        watch = threading.Timer(time_limit, self._stop)
-        watch.daemon = True
-        watch.start()
+        self._timed_out = False
+        timer = threading.Timer(time_limit, self._stop)
+        timer.daemon = True
+        timer.start()
         try:
             return self._score(references, candidates)
         except (OSError, ValueError, EOFError) as error:
-            if self._late:
+            if self._timed_out:
                 longest = max((text.count(" ") + 1 for text in candidates), default=0)
                 raise CaptionerError(
-                    f"{NAME}: not done after {time_limit:.0f} s for {len(candidates)} captions, the longest of {longest:,} words; "
-                    "shorten captions of thousands of words, or free the machine's processors and run again"
+                    f"{NAME}: not done after {time_limit:.0f} s for {len(candidates)} captions, the longest of "
+                    f"{longest:,} words; shorten captions of thousands of words, or free the machine's processors and "
+                    "run again"
                 ) from None
             self._process.kill()
             status = self._process.wait()
             self._errors.seek(0)
-            said = last_words(self._errors.read())
+            output = last_words(self._errors.read())
             raise CaptionerError(
-                f"{NAME}: failed ({error or type(error).__name__}; status {status}): {said}; it needs {_HEAP} of memory"
+                f"{NAME}: failed ({error or type(error).__name__}; status {status}): {output}; it needs {_HEAP} of memory"
             ) from None
         finally:
-            watch.cancel()
+            timer.cancel()
 
     def _stop(self) -> None:
-        self._late = True
+        self._timed_out = True
         self._process.kill()
 
     def _score(
@@ -104,13 +106,13 @@ class Meteor:
             " ||| ".join(["SCORE", *map(_clean, texts), _clean(candidate)])
             for texts, candidate in zip(references, candidates, strict=True)
         ]
-        # Written beside the reading: its answers would fill the pipe while we still write.
+        # Written by a thread: if we only read afterwards, the answers would fill the pipe and block the program.
         writer = threading.Thread(target=self._write, args=("\n".join(lines) + "\n",), daemon=True)
         writer.start()
         statistics = []
         for _ in lines:
             answer = self._line()
-            if len(answer.split()) != _STATISTICS:
+            if len(answer.split()) != len(meteor_statistics.COLUMNS):
                 raise ValueError(f"unexpected answer {answer[:80]!r}")
             statistics.append(answer)
         writer.join()
@@ -123,7 +125,7 @@ class Meteor:
             self._process.stdin.write(text.encode())
             self._process.stdin.flush()
         except (BrokenPipeError, ValueError):
-            pass  # the program ended; the reader says so
+            pass  # the program ended; the reader raises
 
     def _line(self) -> str:
         line = self._process.stdout.readline()
@@ -133,5 +135,21 @@ class Meteor:
 
 
 def _clean(text: str) -> str:
-    """One line without the separator of the protocol."""
+    """The text as one line, without the separator of METEOR's protocol."""
     return " ".join(text.replace("|||", " ").split())
+
+
+def _compute(corpus: Corpus) -> MetricValues:
+    overall, per_image, lines = corpus.programs["meteor"].score(corpus.references, corpus.candidates)
+    return MetricValues(overall, per_image, meteor_statistics.statistics(lines))
+
+
+METRIC = Metric(
+    "meteor",
+    "METEOR",
+    _compute,
+    meteor_statistics.COLUMNS,
+    meteor_statistics.combine,
+    program=Meteor,
+    version=NAME,
+)

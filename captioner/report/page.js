@@ -2,9 +2,7 @@
 const data = JSON.parse(document.getElementById("data").textContent);
 const several = data.experiments.length > 1;
 const at = (id) => document.getElementById(id);
-const VARIETY = {
-  distinct_1: "distinct-1", distinct_2: "distinct-2", words_used: "words used", vocabulary_used: "vocabulary used", novel: "novel captions", caption_length: "mean length",
-};
+const TITLES = data.titles.scores;
 const SEARCHES = { beam: "beam size", diverse: "diverse beam size", sample: "samples" };
 const counted = (value) => (Number.isInteger(value) && value > 1 ? value.toLocaleString("en") : fixed(value));
 const named = (place) => (several ? `${letter(place)} ` : "");
@@ -60,7 +58,7 @@ function scores() {
   tables.append(
     make("div", {}, figures("Scores", TITLES, true),
       make("p", { class: "hint" }, "Intervals are of a bootstrap over pictures. Cross entropy is in nats a word, lower is better.")),
-    make("div", {}, figures("Variety of captions", VARIETY, false),
+    make("div", {}, figures("Diversity of captions", data.titles.diversity, false),
       make("p", { class: "hint" }, "Distinct-1 and -2 are the shares of different words and of different pairs of neighbours; novel captions are those that training does not have word for word.")));
   if (!data.pairs.length) return;
   const rows = data.pairs.flatMap((pair) => Object.entries(pair.differences).map(([name, found]) => [
@@ -89,8 +87,7 @@ function curves() {
   const found = [
     chart({ title: "Cross entropy", xLabel: "epoch", series: lines(both("train_cross_entropy", "val_cross_entropy")) }),
     chart({ title: "Token accuracy on validation", xLabel: "epoch", series: lines(learned("val_token_accuracy", "validation", false, "0")) }),
-    chart({ title: "CIDEr-D by beam size", xLabel: "beam size", series: lines(sweep("cider_d")) }),
-    chart({ title: "BLEU-4 by beam size", xLabel: "beam size", series: lines(sweep("bleu_4")) }),
+    ...["cider_d", "bleu_4"].map((name) => chart({ title: `${TITLES[name]} by beam size`, xLabel: "beam size", series: lines(sweep(name)) })),
     chart({ title: "Length of captions, share of each", xLabel: "words", series: lengths, steps: true, fromZero: true }),
   ];
   at("curves").append(make("div", { class: "charts" }, ...found.filter(Boolean)));

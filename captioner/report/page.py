@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from captioner.errors import CaptionerError
+from captioner.metrics.diversity import DIVERSITY
+from captioner.metrics.registry import titles
 
 FORMAT_VERSION = 1
 _FOLDER = Path(__file__).parent
@@ -31,13 +33,16 @@ def render(data: dict[str, Any]) -> str:
     Args:
         data: ``title``; ``pictures``: ``id``, ``name``, ``jpeg`` (base64), ``width``, ``height``, ``references``;
             ``experiments``: what ``captioner.evaluation.page_data`` gathers of each, with a caption for every picture;
-            ``pairs``: differences of two experiments by metric.
+            ``pairs``: differences of two experiments by metric. Titles of the metrics are added from the registry.
     """
     style = (_FOLDER / "style.css").read_text(encoding="utf-8")
     script = "\n".join((_FOLDER / name).read_text(encoding="utf-8") for name in _SCRIPTS)
     script = f'"use strict";\n(() => {{\n{script}}})();\n'
     text = json.dumps(
-        {"format_version": FORMAT_VERSION, **data}, ensure_ascii=False, allow_nan=False, separators=(",", ":")
+        {"format_version": FORMAT_VERSION, **data, "titles": {"scores": titles(), "diversity": DIVERSITY}},
+        ensure_ascii=False,
+        allow_nan=False,
+        separators=(",", ":"),
     )
     for sign, escaped in _ESCAPES.items():
         text = text.replace(sign, escaped)
@@ -69,6 +74,7 @@ def read_page(page: str, name: str) -> dict[str, Any]:
         data = None
     if not isinstance(data, dict):
         raise CaptionerError(f"{name}: no report; run the evaluate stage again")
+    data.pop("titles", None)  # those of the page that is made now count
     if data.pop("format_version", None) != FORMAT_VERSION:
         raise CaptionerError(f"{name}: a report of another version of this program; run the evaluate stage again")
     return data

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from captioner.metrics.statistics import METEOR_COLUMNS, Statistics, make_statistics
+from captioner.metrics import MetricValues, bleu, meteor_statistics
+from captioner.metrics.statistics import Statistics, make_statistics
 from tests.data import ROOT
 from tests.pipeline.workspace import Workspace
 
@@ -24,10 +25,10 @@ def system(images: int, quality: float, seed: int, hardness: np.ndarray | None =
     length = generator.integers(8, 13, images)
     right = generator.binomial(length, share)
     chunks = np.minimum(right, 1 + generator.poisson(2, images))
-    bleu, meteor = [], []
+    counts, lines = [], []
     for words, correct, parts in zip(length.tolist(), right.tolist(), chunks.tolist(), strict=True):
         guess = [words - n for n in range(4)]
-        bleu.append(
+        counts.append(
             {
                 "guess": guess,
                 "correct": [max(0, min(g, correct - 2 * n)) for n, g in enumerate(guess)],
@@ -35,10 +36,15 @@ def system(images: int, quality: float, seed: int, hardness: np.ndarray | None =
                 "reflen": [10],
             }
         )
-        meteor.append([words, 10, 3, 3, correct, min(correct, 10), *[0] * 14, parts, correct, min(correct, 10)])
-    assert len(meteor[0]) == len(METEOR_COLUMNS)
+        lines.append([words, 10, 3, 3, correct, min(correct, 10), *[0] * 14, parts, correct, min(correct, 10)])
     cider = np.clip(5 * right / length + generator.normal(0, 0.5, images), 0, 10)
-    return make_statistics(range(images), bleu, meteor, {"rouge_l": right / length, "cider_d": cider})
+    values = {
+        "bleu_1": MetricValues(0, [], bleu.statistics(counts)),
+        "meteor": MetricValues(0, [], meteor_statistics.statistics(lines)),
+        "rouge_l": MetricValues(0, right / length),
+        "cider_d": MetricValues(0, cider),
+    }
+    return make_statistics(range(images), values)
 
 
 _STAGES = """\

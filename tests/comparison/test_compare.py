@@ -11,8 +11,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from captioner.cli import main
-from captioner.metrics import METRICS
 from tests.comparison import making
+from tests.metrics.golden import STANDARD
 from tests.pipeline.workspace import Workspace
 
 ODD = "=cmd|x_y_`z`"  # git and DVC allow it for a name
@@ -74,7 +74,7 @@ def test_all_when_none_is_named(compare, project) -> None:
 def test_scores_are_those_of_the_captions_and_seeds_become_mean_and_spread(compare) -> None:
     one, two, lstm = (making.system(200, *of).overall() for of in ((0.7, 1), (0.7, 2), (0.5, 1)))
     gru, other = as_json(compare("--json", "main", "second", ODD))["settings"]
-    for metric in METRICS:
+    for metric in STANDARD:
         score = gru["scores"][metric]
         assert score["value"] == pytest.approx((one[metric] + two[metric]) / 2, abs=1e-6)
         assert score["spread"] == pytest.approx(abs(one[metric] - two[metric]) / 2**0.5, abs=2e-6)  # of a sample of two
@@ -88,7 +88,7 @@ def test_scores_are_those_of_the_captions_and_seeds_become_mean_and_spread(compa
 def test_different_systems_differ_and_the_same_do_not(compare, project) -> None:
     [pair] = as_json(compare("--json", "main", ODD))["pairs"]
     assert (pair["first"], pair["second"]) == (0, 1)
-    for metric in METRICS:
+    for metric in STANDARD:
         found = pair["differences"][metric]
         assert found["value"] < 0 and found["low"] < found["value"] < found["high"] < 0 and found["p"] < 0.01
     assert as_json(compare("--json", "main", "HEAD", "workspace"))["pairs"] == []  # one and the same run
@@ -130,7 +130,7 @@ def test_text(compare) -> None:
 def test_csv(compare) -> None:
     result = compare("--csv", "main", ODD, "val")
     rows = list(csv.DictReader(io.StringIO(result.stdout)))
-    assert len(rows) == 3 * len(METRICS) and {row["metric"] for row in rows} == set(METRICS)
+    assert len(rows) == 3 * len(STANDARD) and {row["metric"] for row in rows} == set(STANDARD)
     assert rows[7]["experiment"] == "'" + ODD and rows[14]["experiment"] == "'" + ODD and rows[14]["versus"] == "main"
     assert all(not cell.startswith(("=", "@", "+")) for row in rows for cell in row.values())
     assert (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import csv
+import dataclasses
 import io
 import json
 
@@ -14,12 +15,12 @@ from click.testing import CliRunner
 from PIL import Image
 
 from captioner.cli import main
-from captioner.evaluation import evaluate
+from captioner.evaluation import evaluate, summary
 from captioner.evaluation.page_data import novelty
 from captioner.features.store import FeatureStore
 from captioner.images.captions import CaptionSet, write_captions
 from captioner.metrics.diversity import DIVERSITY
-from captioner.model_io import load_model
+from captioner.model_io import load_model, save_model
 from captioner.report import read_page
 from captioner.vocabulary.vocabulary import START
 from tests.evaluation import small
@@ -101,6 +102,30 @@ def test_attention_is_the_decoders_step_by_step(results, paths):
                 assert found == pytest.approx(255 * np.clip((weights - 1 / 6) / (weights.max() - 1 / 6), 0, 1), abs=1.5)
                 word = token
             assert caption["attention"]["box"] == [0, 0, 1, 1]
+
+
+def test_settings_are_those_stored_with_the_model(paths, tmp_path, monkeypatch):
+    """params.yaml has gone on to another decoder; page and summary show what the model was trained with."""
+    other = {**paths, "models": tmp_path / "models"}
+    model = load_model(paths["models"])
+    facts = small.model_facts(FeatureStore.open(paths["features"]))
+    save_model(other["models"], model.decoder, model.vocabulary, facts | {"training": {"seed": 7, "epochs": 3}})
+    changed = dataclasses.replace(small.parameters(), decoder="lstm", attention="none", encoder="alexnet", seed=2)
+    monkeypatch.setattr(small, "parameters", lambda **options: changed)
+    folder = run(other, tmp_path / "results")
+    shown = page_of(folder)["experiments"][0]["parameters"]
+    assert {name: shown[name] for name in ("dataset", "encoder", "decoder", "attention", "seed", "train")} == {
+        "dataset": "small",
+        "encoder": "squeezenet1_1",
+        "decoder": "gru",
+        "attention": "soft",
+        "seed": 7,
+        "train": {"epochs": 3},
+    }
+    signature = json.loads((folder / "evaluate/metrics.json").read_text())["signature"]
+    assert [signature[name] for name in ("encoder", "decoder", "attention")] == ["squeezenet1_1", "gru", "soft"]
+    text = summary(folder / "evaluate", paths["captions"], small.REPORT, other["models"])
+    assert "training: epochs=3 seed=7" in text and "hidden_size=64" in text and "fingerprint 000000000000" in text
 
 
 def test_report_pictures(paths, tmp_path):

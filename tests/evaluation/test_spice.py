@@ -23,7 +23,6 @@ def test_it_is_in_every_file_but_the_beam_sweep(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr("captioner.metrics.scores.find_java", lambda: None)
     monkeypatch.setattr(spice, "find_java", lambda: "java")
     monkeypatch.setattr(spice, "has_parser", lambda: True)
-    monkeypatch.setattr(spice, "ptb_tokenize", lambda texts, java: texts)
     monkeypatch.setattr(spice, "spice", of_each)
     paths = small.make_run(tmp_path / "run")
     results = small.run(paths, tmp_path / "results" / "evaluate", beam_sizes=[1, 3])

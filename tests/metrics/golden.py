@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+from captioner.metrics import METRICS
 from tests.data import real_data
 
 
@@ -18,3 +19,6 @@ def golden() -> tuple[dict[int, list[str]], dict[int, str], dict[str, float]]:
         if row["image_id"] in references:
             references[row["image_id"]].append(row["caption"])
     return references, candidates, json.loads((folder / "captions_126_scores.json").read_text())["scores"]
+
+
+STANDARD = [name for name, metric in METRICS.items() if not metric.slow]  # metrics that every scoring has

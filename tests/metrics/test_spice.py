@@ -16,7 +16,8 @@ from captioner.errors import CaptionerError
 from captioner.metrics import score
 from captioner.metrics import spice as module
 from captioner.metrics.java import Java, find_java
-from captioner.metrics.spice import spice, with_spice
+from captioner.metrics.scores import with_slow_metrics
+from captioner.metrics.spice import spice
 from captioner.metrics.statistics import Statistics
 
 # What SPICE reads and writes, as pycocoevalcap 1.2's spice.py does: a list of image_id, test, refs; F1 under
@@ -50,14 +51,13 @@ def installed(tmp_path, monkeypatch) -> None:
     java = _program(tmp_path, PROGRAM.format(python=sys.executable))
     monkeypatch.setattr(module, "has_parser", lambda: True)
     monkeypatch.setattr(module, "find_java", lambda: java)
-    monkeypatch.setattr(module, "ptb_tokenize", lambda texts, java: [text.lower().rstrip(".") for text in texts])
 
 
 def test_absent_where_its_jars_are_not_there() -> None:
     assert not module.has_parser()
     scores = score(REFERENCES, CAPTIONS, meteor=False)
     assert (
-        with_spice(scores, REFERENCES, CAPTIONS) is scores
+        with_slow_metrics(scores, REFERENCES, CAPTIONS) is scores
         and "spice" not in scores.overall
         and "spice" not in scores.signature
     )
@@ -65,7 +65,7 @@ def test_absent_where_its_jars_are_not_there() -> None:
 
 def test_the_mean_of_the_captions_f1(installed) -> None:
     """Of words here: a: 2 of 2 and 3; b: 1 of 2 and of a, cat, two, cats; c: 0 of 0 and 1."""
-    scores = with_spice(score(REFERENCES, CAPTIONS, meteor=False), REFERENCES, CAPTIONS)
+    scores = with_slow_metrics(score(REFERENCES, CAPTIONS, meteor=False), REFERENCES, CAPTIONS)
     each = {"a": 4 / 5, "b": 2 / 6, "c": 0.0}
     assert {key: found["spice"] for key, found in scores.per_image.items()} == pytest.approx(each)
     assert scores.overall["spice"] == pytest.approx((4 / 5 + 2 / 6) / 3) and scores.signature["spice"] == "SPICE 1.0"
@@ -73,7 +73,7 @@ def test_the_mean_of_the_captions_f1(installed) -> None:
 
 
 def test_its_statistics_are_kept_and_resampled(installed) -> None:
-    statistics = with_spice(score(REFERENCES, CAPTIONS, meteor=False), REFERENCES, CAPTIONS).statistics
+    statistics = with_slow_metrics(score(REFERENCES, CAPTIONS, meteor=False), REFERENCES, CAPTIONS).statistics
     back = Statistics.from_csv(statistics.to_csv(), "statistics.csv")
     assert back.columns == statistics.columns and back.overall()["spice"] == pytest.approx((4 / 5 + 2 / 6) / 3)
     [drawn] = resample([back], 50)
@@ -132,7 +132,7 @@ def test_command_line(installed, tmp_path) -> None:
 
 def test_a_comparison_of_runs_with_and_without_it_leaves_it_out(installed) -> None:
     plain = score(REFERENCES, CAPTIONS, meteor=False)
-    full = with_spice(plain, REFERENCES, CAPTIONS)
+    full = with_slow_metrics(plain, REFERENCES, CAPTIONS)
 
     def metrics(*each) -> tuple[str, ...]:
         return compare(

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from captioner.errors import CaptionerError
-from captioner.metrics import METRICS, Scorer, Scores, score
-from captioner.metrics.statistics import METEOR_COLUMNS, Statistics, make_statistics
-from tests.metrics.golden import golden
+from captioner.metrics import MetricValues, Scorer, Scores, bleu, score
+from captioner.metrics.meteor_statistics import COLUMNS as METEOR_COLUMNS
+from captioner.metrics.statistics import Statistics, make_statistics
+from tests.metrics.golden import STANDARD, golden
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +23,7 @@ def scored(packaged_scorer: Scorer) -> Scores:
 def test_summed_statistics_give_the_golden_values(scored: Scores) -> None:
     _, _, wanted = golden()
     found = scored.statistics.overall()
-    assert list(found) == list(METRICS)
+    assert list(found) == STANDARD
     assert found == pytest.approx(wanted, abs=0.0005)
 
 
@@ -55,7 +56,7 @@ def test_a_selection_scores_as_if_it_were_all(scored: Scores, packaged_scorer: S
 def test_each_picture_alone_has_its_own_score(scored: Scores) -> None:
     found = scored.statistics.scores(scored.statistics.values, 1)
     assert scored.statistics.image_ids == tuple(map(str, scored.per_image))
-    for name in METRICS:
+    for name in STANDARD:
         assert found[name] == pytest.approx([each[name] for each in scored.per_image.values()], abs=1e-12)
 
 
@@ -74,16 +75,21 @@ def test_meteor_of_captions_word_for_word_foreign_and_empty(packaged_scorer: Sco
         assert scores.statistics.overall()["meteor"] == pytest.approx(scores.overall["meteor"], abs=1e-14)
 
 
+def _of_counts(counts) -> Statistics:
+    values = {"bleu_1": MetricValues(0, [0], bleu.statistics([counts]))}
+    return make_statistics([1], values | {name: MetricValues.mean([1.0]) for name in ("rouge_l", "cider_d")})
+
+
 def test_bleu_from_counts_alone() -> None:
     """Counts of a published run: BLEU .579 .404 .279 .191."""
     counts = {"guess": [9893, 8893, 7893, 6893], "correct": [5732, 2510, 1043, 423], "testlen": 9893, "reflen": [9855]}
-    found = make_statistics([1], [counts], None, {"rouge_l": [0.5], "cider_d": [1.0]}).overall()
+    found = _of_counts(counts).overall()
     assert [found[f"bleu_{n}"] for n in (1, 2, 3, 4)] == pytest.approx([0.579, 0.404, 0.279, 0.191], abs=0.0005)
 
 
 def test_of_two_references_as_near_the_shorter_counts() -> None:
     counts = {"guess": [4, 3, 2, 1], "correct": [4, 3, 2, 1], "testlen": 4, "reflen": [6, 2, 9, 6]}
-    statistics = make_statistics([1], [counts], None, {"rouge_l": [1], "cider_d": [1]})
+    statistics = _of_counts(counts)
     assert statistics.values[0, statistics.columns.index("bleu_reference_length")] == 2
 
 
