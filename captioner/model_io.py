@@ -37,7 +37,7 @@ KEYS = frozenset(
         "weights_sha256",
         "weights_seed",
         "precision",
-        "pictures",
+        "images",
         "preprocessing",
         "grid",
         "features_fingerprint",

@@ -205,7 +205,7 @@ class Captioner:
 
 def _recipe(folder: Path, model: Model) -> Recipe:
     try:
-        stored, seen = model.config["pictures"], model.config["preprocessing"]
+        stored, seen = model.config["images"], model.config["preprocessing"]
         recipe = Recipe(stored["image_size"], stored["jpeg_quality"], seen["fit"], seen["image_size"])
     except (KeyError, TypeError) as error:
         raise CaptionerError(

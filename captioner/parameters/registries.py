@@ -10,11 +10,9 @@ from collections.abc import Iterable
 
 def decoders() -> Iterable[str]:
     """Values of ``decoder``."""
-    import pkgutil
+    from captioner.decoder.registry import DECODERS
 
-    from captioner.decoder import cells
-
-    return sorted(module.name for module in pkgutil.iter_modules(cells.__path__))
+    return DECODERS
 
 
 def attentions() -> Iterable[str]:

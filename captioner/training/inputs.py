@@ -13,7 +13,7 @@ from captioner.errors import CaptionerError
 from captioner.features.store import FeatureStore
 from captioner.fingerprint import fingerprint
 from captioner.images.captions import CaptionSet
-from captioner.parameters import Parameters
+from captioner.parameters import Parameters, VocabParameters
 from captioner.vocabulary.vocabulary import Vocabulary
 
 
@@ -54,7 +54,7 @@ def load_inputs(parameters: Parameters, features: Path, captions: Path, vocab: P
     _check_features(store, parameters)
     caption_set, vocabulary = CaptionSet.load(captions), Vocabulary.load(vocab)
     vectors = load_embeddings(embeddings, vocabulary)
-    max_length = vocabulary.max_length or parameters.vocab.max_length
+    max_length = vocabulary.max_length or VocabParameters.max_length
     train, val = (CaptionTable.build(caption_set, split, vocabulary, max_length) for split in ("train", "val"))
     return Inputs(
         store,

@@ -20,7 +20,7 @@ from captioner.fingerprint import canonical_json
 from captioner.interrupts import StopSignal
 from captioner.launch import Rank
 from captioner.model_io import ENCODER, save_encoder, save_model
-from captioner.parameters import Parameters
+from captioner.parameters import DownloadParameters, Parameters
 from captioner.sidecar import Sidecar
 from captioner.training.checkpoint import TrainState
 from captioner.training.distributed import Group, process_group, rank_seed
@@ -159,11 +159,11 @@ def _publish(
             "layer": store.layer,
             "weights_name": store.weights_name,
             "weights_sha256": store.weights_sha256,
-            "weights_seed": parameters.extract.seed,
+            "weights_seed": store.weights_seed,
             "precision": store.facts["precision"],
-            "pictures": {
-                "image_size": parameters.download.image_size,
-                "jpeg_quality": parameters.download.jpeg_quality,
+            "images": {  # features files of older versions do not say it
+                "image_size": store.image_size or DownloadParameters.image_size,
+                "jpeg_quality": store.jpeg_quality or DownloadParameters.jpeg_quality,
             },
             "preprocessing": store.preprocessing,
             "grid": list(store.grid),

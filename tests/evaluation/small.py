@@ -134,7 +134,7 @@ def model_facts(store: FeatureStore) -> dict[str, Any]:
         "weights_sha256": store.weights_sha256,
         "weights_seed": 1,
         "precision": store.facts["precision"],
-        "pictures": {"image_size": 256, "jpeg_quality": 90},
+        "images": {"image_size": 256, "jpeg_quality": 90},
         "preprocessing": store.preprocessing,
         "grid": list(store.grid),
         "features_fingerprint": store.fingerprint,
