@@ -31,9 +31,9 @@ def norms() -> Iterable[str]:
 
 def optimizers() -> Iterable[str]:
     """Values of ``train.optimizer``."""
-    from captioner.training.optimizers import _KINDS
+    from captioner.training.optimizers import OPTIMIZERS
 
-    return _KINDS
+    return OPTIMIZERS
 
 
 def metrics() -> Iterable[str]:
@@ -45,6 +45,6 @@ def metrics() -> Iterable[str]:
 
 def validation_metrics() -> Iterable[str]:
     """Values of ``train.select_by`` and ``train.plateau_on``."""
-    from captioner.training.validation import SCORED
+    from captioner.training.validation import SCORES
 
-    return ("val_cross_entropy", "val_token_accuracy", *SCORED)
+    return ("val_cross_entropy", "val_token_accuracy", *SCORES)

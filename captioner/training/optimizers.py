@@ -14,7 +14,7 @@ from captioner.decoder.norm import BatchNorm
 from captioner.errors import CaptionerError
 from captioner.parameters import TrainParameters
 
-_KINDS = {
+OPTIMIZERS = {
     "adam": torch.optim.Adam,  # Kingma and Ba 2015
     "adamw": torch.optim.AdamW,  # Loshchilov and Hutter 2019
     "sgd": torch.optim.SGD,
@@ -44,7 +44,7 @@ def build_optimizer(decoder: Decoder, parameters: TrainParameters) -> torch.opti
         options["momentum"] = parameters.momentum
     fused = decoder.device.type in _FUSED[kind]
     groups = parameter_groups(decoder, parameters.weight_decay)
-    return _KINDS[kind](groups, lr=0.0, **options, **({"fused": True} if fused else {"foreach": True}))
+    return OPTIMIZERS[kind](groups, lr=0.0, **options, **({"fused": True} if fused else {"foreach": True}))
 
 
 def parameter_groups(decoder: Decoder, weight_decay: float) -> list[dict[str, Any]]:
