@@ -1,10 +1,9 @@
-"""Does a run see what is in a scene, and where? python -m benchmarks.scenes
+"""Checks captions against the content of the scenes: python -m benchmarks.scenes
 
-Reads what ``dvc repro`` left for the data set scenes: the test captions, the scores and ``download.seed``. The scenes
-themselves are described afresh from the seed, so that truth does not come from any reference caption.
-The last line is a JSON list of three results: the share of captions that name both kinds; BLEU-4; and of the captions
-that say of a scene's two kinds, one of which stands to the left of the other, which one it is, the share that is right
-(a coin would be in half of them).
+Reads the outputs of ``dvc repro`` for the data set scenes: the test captions, the scores and ``download.seed``. The
+scenes are described again from the seed, so that the truth does not depend on a reference caption.
+The last line is a JSON list of three results: the fraction of captions that mention both kinds; BLEU-4; and the
+fraction of correct statements "left of" or "right of" about the two kinds of scenes with that relation (chance is 0.5).
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ REMEDY = "run `dvc repro` with dataset=scenes first"
 
 
 def read(path: Path, parse=json.loads):
-    """The parsed contents of a file that a run leaves.
+    """The parsed content of an output file of a run.
 
     Raises:
         CaptionerError: the file is missing or cannot be parsed.
@@ -56,16 +55,16 @@ def scene_indices(data: dict, path: Path) -> dict[int, int]:
 
 
 def both_named(seed: int, indices: dict[int, int], results: list[dict], path: Path):
-    """How many captions there are and name both kinds, in all, by relation and by number of things.
+    """Count captions, and captions that mention both kinds: in total, by relation, background and number of objects.
 
     Args:
         seed: ``download.seed``.
         indices: image id -> scene index of every test image.
         results: COCO results, ``[{"image_id": ..., "caption": ...}]``.
-        path: where the results come from, for messages.
+        path: the file of the results, for messages.
 
     Returns:
-        Two counters over (heading, value) pairs: of captions, and of captions that name both.
+        Two counters over (heading, value) pairs: of captions, and of captions that mention both kinds.
 
     Raises:
         CaptionerError: a test image has no caption, or a caption no test image.
@@ -94,16 +93,16 @@ def both_named(seed: int, indices: dict[int, int], results: list[dict], path: Pa
 
 
 class Statement(NamedTuple):
-    """What a caption says of left and right: ``left`` stands to the left of ``right``, both names of kinds."""
+    """A statement of a caption: the kind ``left`` is to the left of the kind ``right``."""
 
     left: str | None
     right: str | None
 
 
 def statement(caption: str) -> Statement | None:
-    """Which kind is to the left of which in "... left of ..." or "... right of ..."; None where a caption says neither.
+    """The statement in "... left of ..." or "... right of ..."; None if a caption contains neither.
 
-    The kinds are the last one named before these words and the first one after; None where there is none.
+    The kinds are the last one before these words and the first one after them; None if there is none.
     """
     found = re.fullmatch(r"(.*)\b(left|right) of\b(.*)", caption.lower())
     if not found:
@@ -116,13 +115,12 @@ def statement(caption: str) -> Statement | None:
 
 
 def sides(seed: int, indices: dict[int, int], results: list[dict]) -> Counter:
-    """How captions fare that say what is to the left or right of what; arguments as of ``both_named``.
+    """Check statements about left and right; arguments as in ``both_named``.
 
     Returns:
-        A counter. ``everywhere``: captions of any scene that say it of anything. ``scenes``: those whose two kinds
-        stand to the left and right of one another; ``stated``: their captions that say it of these two; ``true``: the
-        ones of them that are right; ``left``: the ones whose scene has its first kind, by the order in which kinds are
-        named, on the left.
+        A counter. ``everywhere``: captions of all scenes with such a statement. ``scenes``: scenes with the relation
+        left or right; ``stated``: their captions with a statement about their two kinds; ``true``: correct ones;
+        ``left``: those whose scene has its first kind on the left.
     """
     said = {row["image_id"]: row["caption"] for row in results}
     counts = Counter()
@@ -142,7 +140,7 @@ def sides(seed: int, indices: dict[int, int], results: list[dict]) -> Counter:
 
 
 def outcome(name: str, ratio: float, target: float | None, **more) -> dict:
-    """One result: a share of one, and whether it reaches the target, where there is one."""
+    """One result: a fraction, and whether it reaches the target, if there is one."""
     return {
         "name": name,
         "ratio": round(ratio, 4),
@@ -175,10 +173,12 @@ def main(root: Path) -> None:
     stated = max(1, side["stated"])
     usual = max(side["left"], side["stated"] - side["left"]) / stated
     click.echo(
-        f"{'left of, right of: true':24s}{side['stated']:10d}{side['true'] / stated:12.3f}  (a coin 0.5, always the more frequent order {usual:.3f})"
+        f"{'left of, right of: true':24s}{side['stated']:10d}{side['true'] / stated:12.3f}  (a coin 0.5, always the "
+        f"more frequent order {usual:.3f})"
     )
     click.echo(
-        f"(of the captions of {side['scenes']} scenes with one kind left of the other; in all {side['everywhere']} captions say left of or right of)"
+        f"(of the captions of {side['scenes']} scenes with one kind left of the other; in all {side['everywhere']} "
+        "captions say left of or right of)"
     )
     both = named["all", ""] / asked["all", ""]
     rows = [
@@ -196,7 +196,7 @@ def main(root: Path) -> None:
 
 
 def bleu_4(metrics: dict, path: Path) -> float:
-    """BLEU-4 as a share of one, from the metrics of a run.
+    """BLEU-4 (0 to 1) from the metrics of a run.
 
     Raises:
         CaptionerError: it is absent or not a number.

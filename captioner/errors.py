@@ -1,4 +1,4 @@
-"""The one exception for what a user can mend."""
+"""Errors that the user can fix."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import click
 
 
 class CaptionerError(click.ClickException):
-    """A mistake of the user's or of their data: one line that names the file, the value and the remedy.
+    """An error in the user's input or data: one line that names the file, the value and the remedy.
 
     Commands print it as ``Error: <message>`` without a traceback and exit with status 1.
     """
@@ -18,6 +18,6 @@ class CaptionerError(click.ClickException):
 
 
 class Interrupted(CaptionerError):
-    """Work stopped by SIGINT or SIGTERM after it was saved; the same command goes on from there."""
+    """Stopped by SIGINT or SIGTERM after saving; the same command resumes the work."""
 
     exit_code = 130

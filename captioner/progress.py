@@ -1,28 +1,29 @@
-"""Progress of long work: a bar with rate and remaining time on a terminal, one line at start and end in a log."""
+"""Progress reports: a bar with rate and remaining time on a terminal, otherwise a line at start and end."""
 
 from __future__ import annotations
 
 import sys
 import time
+from typing import Any
 
 import click
 
 
 class Progress:
-    """Counts finished units of work. Use as a context manager and call ``advance``.
+    """Counts finished units of work; a context manager.
 
     Args:
         label: what is being done, for example ``extract squeezenet1_1``.
-        total: units of work in all.
-        unit: what is counted, plural, for example ``images``.
-        done: units found finished by an earlier run; they count for the bar, not for the rate.
-        shown: False where another process shows the progress of both.
+        total: total number of units.
+        unit: what is counted, in the plural, for example ``images``.
+        done: units that an earlier run finished; the bar counts them, the rate does not.
+        shown: False to print nothing, because another process reports the progress.
     """
 
     def __init__(self, label: str, total: int, unit: str, done: int = 0, shown: bool = True) -> None:
         self.label, self.total, self.unit, self.done, self.shown = label, total, unit, done, shown
         self._start, self._new, self._note = 0.0, 0, ""
-        self._bar = None
+        self._bar: Any = None  # click's ProgressBar
 
     def __enter__(self) -> Progress:
         self._start = time.monotonic()
@@ -43,7 +44,7 @@ class Progress:
         return self
 
     def advance(self, units: int, note: str = "") -> None:
-        """``units`` more are finished; ``note`` (a loss, say) stands at the bar's end."""
+        """Count ``units`` more as finished; ``note``, for example a loss, is shown at the end of the bar."""
         self._new += units
         self._note = note
         if self._bar is not None:

@@ -1,8 +1,8 @@
-"""Work in progress: a locked, fingerprinted folder beside the file that it will become.
+"""Unfinished work: a locked, fingerprinted folder beside the output.
 
-DVC deletes a stage's outs before the stage runs, so unfinished work cannot live inside them. It lives in
-``<out>.partial/`` with the facts it was computed from. A run with the same facts goes on with it; a run with others
-starts afresh and says so.
+DVC deletes a stage's outs before the stage runs, so unfinished work cannot be kept inside them. It is kept in
+``<out>.partial/``, together with the facts that determine the result. A run with the same facts resumes it; a run with
+other facts starts over and reports which ones differ.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from captioner.errors import CaptionerError
 from captioner.fingerprint import fingerprint
 
 _FACTS, _LOCK = "fingerprint.json", "lock"
-_MISSES = 100  # that many are no race with another process but a file or a dangling link in the folder's place
+_MAX_ATTEMPTS = 100  # after so many it is no race: a file or a dangling link is in the folder's place
 
 
 def sync_folder(folder: str | Path) -> None:
@@ -43,8 +43,10 @@ def sync_file(path: str | Path) -> None:
 
 
 def write_atomically(path: str | Path, data: bytes | str) -> None:
-    """Write ``data`` (str as UTF-8) beside ``path``, fsync it, and rename it over ``path``: a reader sees old or new,
-    whole."""
+    """Write ``data`` (str as UTF-8) to a temporary file, fsync it, and rename it to ``path``.
+
+    A reader sees the complete old or the complete new file.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(path.name + f".{os.getpid()}.tmp")
@@ -64,22 +66,23 @@ class Sidecar:
     """``<out>.partial/``, held under an exclusive lock for the life of the ``with`` block.
 
     Args:
-        out: the file or folder that the finished work becomes.
+        out: the file or folder that the work produces.
         facts: everything that determines the result, JSON-serialisable; no path, time or device.
 
     Attributes:
-        folder: the sidecar folder; the caller keeps whatever it needs there.
+        folder: the sidecar folder, for the caller's files.
         fingerprint: SHA-256 (hex) of the facts.
-        resumed: True where work with the same facts was found.
+        resumed: True if unfinished work with the same facts was found.
 
     Raises:
-        CaptionerError: another process holds the sidecar (its pid is named), or the folder cannot be written.
+        CaptionerError: another process has locked the sidecar (the message has its pid), or the folder is not
+            writable.
     """
 
     def __init__(self, out: str | Path, facts: dict[str, Any]) -> None:
         self.out = Path(out)
         self.folder = self.out.with_name(self.out.name + ".partial")
-        self.facts = json.loads(json.dumps(facts))  # tuples as the lists that come back from the file
+        self.facts = json.loads(json.dumps(facts))  # tuples become lists, as when read from the file
         self.fingerprint = fingerprint(facts)
         self.resumed = False
         self._lock: int | None = None
@@ -91,7 +94,8 @@ class Sidecar:
         except OSError as error:
             self._release()
             raise CaptionerError(
-                f"{self.folder}: cannot be written ({error.strerror}); free the disk or mend its permissions and run again"
+                f"{self.folder}: cannot be written ({error.strerror}); free the disk or fix its permissions and run "
+                "again"
             ) from error
         except BaseException:
             self._release()
@@ -111,7 +115,7 @@ class Sidecar:
         out.parent.mkdir(parents=True, exist_ok=True)
         for path in [source, *(source.rglob("*") if source.is_dir() else ())]:
             sync_file(path)
-        if out.is_dir() and not out.is_symlink():  # a folder cannot be renamed over a filled one
+        if out.is_dir() and not out.is_symlink():  # rename cannot replace a folder that is not empty
             old = self.path(f"{name}.replaced")
             shutil.rmtree(old, ignore_errors=True)
             os.replace(out, old)
@@ -125,18 +129,18 @@ class Sidecar:
         try:
             self.folder.rmdir()
         except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # from here on another process may have begun in it
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # another process may already use the folder again
                 raise
 
     def _acquire(self) -> None:
-        misses = 0
+        attempts = 0
         while True:
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 lock = os.open(self.path(_LOCK), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-            except (FileNotFoundError, FileExistsError):  # a holder before us may delete the folder at any moment
-                misses += 1
-                if misses == _MISSES:
+            except (FileNotFoundError, FileExistsError):  # the previous owner of the lock may delete the folder
+                attempts += 1
+                if attempts == _MAX_ATTEMPTS:
                     raise
                 continue
             try:
@@ -147,7 +151,7 @@ class Sidecar:
                 raise CaptionerError(
                     f"{self.folder}: process {holder} is at work on it; wait for it or stop it, then run again"
                 ) from None
-            try:  # the holder before us may have finished and deleted the folder between open and lock
+            try:  # the previous owner may have deleted the folder between our open and lock
                 if os.fstat(lock).st_ino == os.stat(self.path(_LOCK)).st_ino:
                     break
             except FileNotFoundError:
@@ -178,8 +182,7 @@ class Sidecar:
         write_atomically(facts_file, json.dumps(self.facts, indent=1, sort_keys=True))
 
     def _clear(self) -> None:
-        """Delete everything but the lock; the facts first, so that a half-emptied folder is never taken for resumable
-        work."""
+        """Delete everything but the lock; the facts first, so that a partly deleted folder is never resumed."""
         self.path(_FACTS).unlink(missing_ok=True)
         for path in list(self.folder.iterdir()):
             if path.name != _LOCK:

@@ -26,9 +26,7 @@ def find_pictures(arguments: Iterable[str]) -> tuple[list[str], list[tuple[str, 
             argument, onerror=lambda error: faults.append((str(error.filename), f"cannot be read ({error.strerror})"))
         ):
             below.sort()
-            names = sorted(
-                name for name in files if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
-            )
+            names = sorted(name for name in files if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith("."))
             found += [os.path.join(folder, name) for name in names]
         if len(found) == before and len(faults) == faulty:
             faults.append((argument, f"no picture in this folder ({', '.join(IMAGE_SUFFIXES)})"))

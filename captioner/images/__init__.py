@@ -1,1 +1,1 @@
-"""Images: where they come from and how they are stored."""
+"""Images and captions: data sets, downloads and the images file."""

@@ -1,7 +1,7 @@
-"""The work of a download in blocks of images, by several processes, each block finished or not there at all.
+"""Stores images in blocks with several processes; a block is either complete or absent.
 
-A block is two files in the sidecar: ``block-00012.bin`` with its JPEGs back to back, and then ``block-00012.json`` with
-their sizes and a checksum. What a block holds depends on its images alone, not on who made it or when.
+A block is two files in the sidecar: ``block-00012.bin`` with the concatenated JPEGs, then ``block-00012.json`` with
+their sizes and a checksum. A block's bytes depend only on its images.
 """
 
 from __future__ import annotations
@@ -26,20 +26,21 @@ from captioner.interrupts import StopSignal
 from captioner.progress import Progress
 from captioner.sidecar import write_atomically
 
-BLOCK = 128  # images; some 4 MB at 256 pixels, a second of work or less
+BLOCK = 128  # images; about 4 MB at 256 pixels, at most a second of work
 
 
 @dataclass(frozen=True)
 class BlockMaker:
-    """Makes blocks in ``folder`` from images' sources; sent to the worker processes."""
+    """Writes blocks of images to ``folder``; sent to the worker processes."""
 
     folder: Path
     image_size: int
     quality: int
 
     def __call__(self, number: int, sources: list[Source]) -> int:
-        """Write block ``number``, both files synced to disk; returns how many images it has."""
-        data, images = bytearray(), []
+        """Write block ``number``, both files fsynced; returns the number of images."""
+        data = bytearray()
+        images: list[list[int] | str] = []
         for source in sources:
             try:
                 jpeg, height, width = self._image(source)
@@ -62,28 +63,28 @@ class BlockMaker:
 
 
 def bin_path(folder: Path, number: int) -> Path:
-    """The JPEG bytes of block ``number``."""
+    """The file with the JPEG bytes of block ``number``."""
     return folder / f"block-{number:05d}.bin"
 
 
 def read_block(folder: Path, number: int, count: int) -> list[list[int] | str] | None:
-    """[bytes, height, width] or the reason why it is left out, for each of ``count`` images; None where the block is
-    not finished."""
+    """[bytes, height, width], or the reason for skipping it, of each of ``count`` images; None if the block is
+    incomplete."""
     try:
         index = json.loads(_index_path(folder, number).read_bytes())
         images = index["pictures"]
-        sound = (
+        valid = (
             len(images) == count
             and os.path.getsize(bin_path(folder, number)) == index["bytes"]
             and zlib.crc32(bin_path(folder, number).read_bytes()) == index["crc"]
         )
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return images if sound else None
+    return images if valid else None
 
 
 def discard_block(folder: Path, number: int) -> None:
-    """Delete a block, so that it is made again."""
+    """Delete a block, so that it will be written again."""
     _index_path(folder, number).unlink(missing_ok=True)
     bin_path(folder, number).unlink(missing_ok=True)
 
@@ -91,10 +92,10 @@ def discard_block(folder: Path, number: int) -> None:
 def make_blocks(
     maker: BlockMaker, jobs: Iterator[tuple[int, list[Source]]], workers: int, stop: StopSignal, progress: Progress
 ) -> None:
-    """Make the blocks of ``jobs`` (number, sources) in ``workers`` processes; with one, in this process.
+    """Write the blocks of ``jobs`` (number, sources) in ``workers`` processes; with one worker, in this process.
 
     Raises:
-        Interrupted: a signal came; the blocks begun are finished.
+        Interrupted: a signal arrived; started blocks are finished.
         CaptionerError: a worker died, or the sidecar cannot be written.
     """
     try:
@@ -112,7 +113,8 @@ def make_blocks(
         ) from error
     except OSError as error:
         raise CaptionerError(
-            f"{maker.folder}: cannot be written ({error.strerror or error}); free the disk or mend its permissions and run again"
+            f"{maker.folder}: cannot be written ({error.strerror or error}); free the disk or fix its permissions "
+            "and run again"
         ) from error
     finally:
         if hasattr(jobs, "close"):
@@ -122,8 +124,8 @@ def make_blocks(
 def _in_processes(
     maker: BlockMaker, jobs: Iterable[tuple[int, list[Source]]], workers: int, stop: StopSignal, progress: Progress
 ) -> None:
-    # spawned, not forked: a forked child would hold the sidecar's lock after its parent was killed, and threads do not
-    # survive a fork
+    # spawn instead of fork: a forked child would keep the sidecar's lock after its parent was killed, and threads do
+    # not survive a fork
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
     pending: set[Future] = set()
@@ -150,8 +152,8 @@ def _collect(pending: set[Future], progress: Progress) -> set[Future]:
 
 @contextlib.contextmanager
 def _interrupts_held() -> Iterator[None]:
-    """Processes begun in here never see SIGINT: Ctrl-C goes to every process of a terminal, but is this one's to handle
-    (afterwards)."""
+    """Processes started in this context ignore SIGINT, which Ctrl-C sends to every process of the terminal; only the
+    main process handles it."""
     old = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -160,9 +162,15 @@ def _interrupts_held() -> Iterator[None]:
 
 
 def _start_worker() -> None:
-    """A worker whose parent was killed ends too."""
+    """Exit when the parent process dies."""
     parent = multiprocessing.parent_process()
-    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+    assert parent is not None
+
+    def exit_with_parent() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=exit_with_parent, daemon=True).start()
 
 
 def _index_path(folder: Path, number: int) -> Path:

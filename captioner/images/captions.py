@@ -1,4 +1,4 @@
-"""``captions.json``: COCO's captions layout, with the ``split`` of each image beside it. pycocotools reads it too."""
+"""``captions.json``: COCO's captions format plus the ``split`` of each image; readable by pycocotools."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ SPLITS = ("train", "val", "test")
 
 
 class CaptionSet:
-    """The captions of a data set, checked: each image in one split, each with at least one caption that is not
-    empty."""
+    """The validated captions of a data set: every image has a split and at least one non-empty caption."""
 
     def __init__(
         self, path: Path, images: dict[int, dict[str, Any]], captions: dict[int, list[str]], info: dict[str, Any]
@@ -30,8 +29,8 @@ class CaptionSet:
         """Read and check a captions file.
 
         Raises:
-            CaptionerError: the file is missing, no JSON, not in COCO's captions layout, or an image id is doubled,
-                without captions, without a split or unknown.
+            CaptionerError: the file is missing, not JSON or not in COCO's captions format, or an image id is repeated,
+                unknown, or without captions or split.
         """
         path = Path(path)
         content = read_json(path)
@@ -39,7 +38,7 @@ class CaptionSet:
         for image in _list(path, content, "images"):
             number, split = _integer(path, image, "id", "images"), image.get("split")
             if number in images:
-                raise _bad(path, f"image id {number} stands twice in 'images'")
+                raise _bad(path, f"image id {number} occurs twice in 'images'")
             if split not in SPLITS:
                 raise _bad(path, f"image {number} has split {split!r}, not one of {', '.join(SPLITS)}")
             if not isinstance(image.get("file_name"), str):
@@ -49,13 +48,13 @@ class CaptionSet:
         for annotation in _list(path, content, "annotations"):
             number, text = _integer(path, annotation, "image_id", "annotations"), annotation.get("caption")
             if number not in captions:
-                raise _bad(path, f"a caption is for image {number}, which 'images' lacks")
+                raise _bad(path, f"a caption is for image {number}, which is not in 'images'")
             if not isinstance(text, str) or not text.strip():
-                raise _bad(path, f"a caption of image {number} is empty or no text")
+                raise _bad(path, f"a caption of image {number} is empty or not text")
             captions[number].append(text)
-        bare = next((number for number, texts in captions.items() if not texts), None)
-        if bare is not None:
-            raise _bad(path, f"image {bare} has no caption")
+        uncaptioned = next((number for number, texts in captions.items() if not texts), None)
+        if uncaptioned is not None:
+            raise _bad(path, f"image {uncaptioned} has no caption")
         info = content.get("info")
         return cls(path, images, captions, info if isinstance(info, dict) else {})
 
@@ -63,7 +62,7 @@ class CaptionSet:
         return len(self._images)
 
     def image_ids(self, split: str) -> list[int]:
-        """Ids of the images of ``train``, ``val`` or ``test``, in file order; may be empty."""
+        """Image ids of a split (``train``, ``val`` or ``test``) in file order; may be empty."""
         if split not in SPLITS:
             raise ValueError(f"split {split!r}")
         return [number for number, image in self._images.items() if image["split"] == split]
@@ -78,7 +77,7 @@ class CaptionSet:
         return self._known(image_id)["split"]
 
     def file_name(self, image_id: int) -> str:
-        """The image's name in its data set."""
+        """The image's file name in its data set."""
         return self._known(image_id)["file_name"]
 
     @cached_property
@@ -97,14 +96,15 @@ class CaptionSet:
             return self._images[image_id]
         except KeyError:
             raise CaptionerError(
-                f"{self.path}: no image with id {image_id}; images, features and captions must be of one download"
+                f"{self.path}: no image with id {image_id}; images, features and captions must come from the same "
+                "download"
             ) from None
 
 
 def write_captions(
     path: str | Path, images: Sequence[dict[str, Any]], annotations: Iterable[dict[str, Any]], info: dict[str, Any]
 ) -> None:
-    """Write a captions file atomically; equal arguments give equal bytes.
+    """Write a captions file atomically; the same arguments give the same bytes.
 
     Args:
         path: the file.
@@ -123,17 +123,17 @@ def write_captions(
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; CaptionerError where it is missing, no JSON, or not an object."""
+    """The JSON object in a file; CaptionerError if it is missing, not JSON, or not an object."""
     try:
         content = json.loads(Path(path).read_bytes())
     except FileNotFoundError as error:
-        raise CaptionerError(f"{path}: not there; check the path, or run the download stage first") from error
+        raise CaptionerError(f"{path}: not found; check the path, or run the download stage first") from error
     except OSError as error:
         raise CaptionerError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
     except (ValueError, RecursionError) as error:
-        raise CaptionerError(f"{path}: no valid JSON ({error}); get or make the file again") from error
+        raise CaptionerError(f"{path}: not valid JSON ({error}); download or create the file again") from error
     if not isinstance(content, dict):
-        raise _bad(path, f"its top is a {type(content).__name__}, not an object")
+        raise _bad(path, f"its top level is a {type(content).__name__}, not an object")
     return content
 
 
@@ -143,18 +143,18 @@ def _list(path: Path, content: dict[str, Any], key: str) -> list[dict[str, Any]]
         raise _bad(path, f"it has no list '{key}'")
     for row in rows:
         if not isinstance(row, dict):
-            raise _bad(path, f"'{key}' holds a {type(row).__name__}, not objects only")
+            raise _bad(path, f"'{key}' contains a value of type {type(row).__name__}; all entries must be objects")
     return rows
 
 
 def _integer(path: Path, row: dict[str, Any], key: str, where: str) -> int:
     value = row.get(key)
     if not isinstance(value, int) or isinstance(value, bool) or not -(1 << 63) <= value < 1 << 63:
-        raise _bad(path, f"{key} {value!r} in '{where}' is no integer of 64 bits")
+        raise _bad(path, f"{key} {value!r} in '{where}' is not a 64-bit integer")
     return value
 
 
 def _bad(path: Path, what: str) -> CaptionerError:
     return CaptionerError(
-        f"{path}: not a captions file: {what}; give a file in COCO's captions layout, or run the download stage again"
+        f"{path}: not a captions file: {what}; give a file in COCO's captions format, or run the download stage again"
     )

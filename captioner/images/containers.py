@@ -1,4 +1,4 @@
-"""Finds images by name in folders and zip archives of a local copy or of the download cache."""
+"""Finds image files by name in the folders and zip archives of a local copy or of the download cache."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from captioner.errors import CaptionerError
 from captioner.images.records import Absent, Source, ZipSource, file_source, inside
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
-_MOST_MEMBER = 2 << 30
+_MAX_MEMBER_BYTES = 2 << 30
 
 
 class Folder:
-    """Images in a folder."""
+    """Image files in a folder."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def source(self, name: str, where: str) -> Source:
-        """The image ``name``, or ``Absent``; ``where`` is named if the path leaves the folder (CaptionerError)."""
+        """The image ``name``, or ``Absent``; CaptionerError with ``where`` if the path leaves the folder."""
         return file_source(self.path / inside(name, where), f"not in {self.path.name}")
 
     def names(self) -> list[str]:
-        """Names of the image files directly in the folder, sorted."""
+        """Sorted names of the image files directly in the folder."""
         with os.scandir(self.path) as entries:
             return sorted(entry.name for entry in entries if _is_image(entry.name))
 
 
 class Zip:
-    """Images in a zip, by the last part of their names. Nothing is ever unpacked to disk.
+    """Image files in a zip, by the last part of their paths. Nothing is unpacked to disk.
 
-    Names that are absolute or hold ``..`` are not taken.
+    Entries with an absolute path or ``..`` are ignored.
     """
 
     def __init__(self, path: Path) -> None:
@@ -60,13 +60,13 @@ class Zip:
         return self._entries.get(inside(name, where).rsplit("/", 1)[-1]) or Absent(f"not in {self.path.name}")
 
     def names(self) -> list[str]:
-        """Names of the images, sorted."""
+        """Sorted names of the image files."""
         return sorted(self._entries)
 
 
 def find_images(root: Path, names: Sequence[str]) -> Folder | Zip | None:
-    """The images of the first name for which ``root`` has ``<name>/<name>/``, ``<name>/``, ``images/<name>/`` or
-    ``<name>.zip``."""
+    """The folder or zip of the first name that exists in ``root`` as ``<name>/<name>/``, ``<name>/``,
+    ``images/<name>/`` or ``<name>.zip``; None if there is none."""
     for name in names:
         for folder in (root / name / name, root / name, root / "images" / name):
             if folder.is_dir():
@@ -78,34 +78,36 @@ def find_images(root: Path, names: Sequence[str]) -> Folder | Zip | None:
 
 
 def open_directory(path: Path) -> list[zipfile.ZipInfo]:
-    """The directory of a zip. CaptionerError where it is none or is truncated."""
+    """The entries of a zip; CaptionerError if it is not a zip or truncated."""
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.infolist()
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
         raise CaptionerError(
-            f"{path}: cannot be read as a zip archive ({error}); it may be incomplete: delete it and get it again"
+            f"{path}: cannot be read as a zip archive ({error}); it may be incomplete: delete it and download it again"
         ) from error
 
 
 def read_member(path: Path, member: str) -> bytes | None:
-    """The bytes of one file in a zip, by its name or the end of its name; None where it is not there."""
+    """The bytes of one file in a zip, by its path or the end of its path; None if there is no such file."""
     matches = [info for info in open_directory(path) if info.filename == member or info.filename.endswith("/" + member)]
     if not matches:
         return None
-    if matches[0].file_size > _MOST_MEMBER:
+    if matches[0].file_size > _MAX_MEMBER_BYTES:
         raise CaptionerError(
             f"{path}: {member} would unpack to {matches[0].file_size:,} bytes; this is not the official archive"
         )
     try:
         with zipfile.ZipFile(path) as archive, archive.open(matches[0]) as file:
-            return file.read(_MOST_MEMBER)
+            return file.read(_MAX_MEMBER_BYTES)
     except (zipfile.BadZipFile, OSError, ValueError, RuntimeError, NotImplementedError) as error:
         raise CaptionerError(
-            f"{path}: {member} cannot be unpacked ({error}); delete the archive and get it again"
+            f"{path}: {member} cannot be unpacked ({error}); delete the archive and download it again"
         ) from error
-    except Exception as error:  # zlib.error and whatever another method raises
-        raise CaptionerError(f"{path}: {member} is damaged ({error}); delete the archive and get it again") from error
+    except Exception as error:  # zlib.error, or the errors of another compression method
+        raise CaptionerError(
+            f"{path}: {member} is damaged ({error}); delete the archive and download it again"
+        ) from error
 
 
 def _is_image(name: str) -> bool:

@@ -1,8 +1,8 @@
 """The download stage: images and captions of one or more data sets into images.h5, captions.json and skipped.csv.
 
-First a plan says which images, in which split, from where. Then blocks of images are read, resized and stored in a
-sidecar by several processes; a run that was killed goes on with the blocks that are missing. At the end the blocks
-become one file.
+First, a plan lists the images, their splits and sources. Then several processes read, resize and store the images in
+blocks in a sidecar; a run after an interruption writes only the missing blocks. Finally the blocks are joined into one
+file.
 """
 
 from __future__ import annotations
@@ -31,25 +31,25 @@ from captioner.parameters.schema import DownloadParameters, RuntimeParameters
 from captioner.progress import Progress
 from captioner.sidecar import Sidecar, write_atomically
 
-_PIECE = 1 << 22
-_JPEG_BYTES_A_PIXEL = 0.6  # a generous mean at quality 90
+_CHUNK = 1 << 22
+_JPEG_BYTES_PER_PIXEL = 0.6  # a high estimate of the mean at quality 90
 
 
 def download(
     parameters: DownloadParameters, runtime: RuntimeParameters, dataset: str, folder: Path, sources: Path
 ) -> None:
-    """Make ``folder``/{images.h5, captions.json, skipped.csv}.
+    """Write images.h5, captions.json and skipped.csv to ``folder``.
 
     Args:
         parameters, runtime: see their classes.
         dataset: a data set's name, or several joined with ``+``.
-        folder: for the outs; unfinished work is kept in ``folder/images.h5.partial``.
+        folder: output folder; unfinished work is kept in ``folder/images.h5.partial``.
         sources: the folder of manifests.
 
     Raises:
-        CaptionerError: bad parameters or data, too many images missing, or a disk that is too small or cannot be
+        CaptionerError: bad parameters or data, too many missing images, or a disk that is too small or cannot be
             written.
-        Interrupted: a signal came; the same call goes on.
+        Interrupted: a signal arrived; the same call resumes.
     """
     folder = Path(folder)
     with StopSignal("download") as stop:
@@ -61,7 +61,8 @@ def download(
                 _assemble(plan, parameters, sidecar, folder)
             except OSError as error:
                 raise CaptionerError(
-                    f"{folder}: cannot be written ({error.strerror or error}); free the disk or mend its permissions and run again"
+                    f"{folder}: cannot be written ({error.strerror or error}); free the disk or fix its permissions "
+                    "and run again"
                 ) from error
             sidecar.finish()
 
@@ -95,7 +96,7 @@ def _fetched(
     runtime: RuntimeParameters,
     stop: StopSignal,
 ) -> Iterator[tuple[int, list[Source]]]:
-    """The blocks to make; those with images on the network once these have arrived, in any order."""
+    """Yields the blocks to write; blocks with images on the network follow as their images arrive, in any order."""
     wanted = [
         (number, position, source.url)
         for number, sources in todo.items()
@@ -114,13 +115,13 @@ def _fetched(
     arriving = fetch_many(
         [url for _, _, url in wanted], connections=runtime.connections, retries=runtime.retries, timeout=runtime.timeout
     )
-    with contextlib.closing(arriving) as arrivals:
+    with contextlib.closing(arriving) as arrivals:  # type: ignore[type-var]  # a generator, annotated as Iterator
         for index, result in arrivals:
             number, position, url = wanted[index]
             if isinstance(result, FetchFailure):
                 todo[number][position] = Absent(f"not fetched: {result.reason}")
                 failures += 1
-                # looked at here already: with the network down, an error after the first hundreds, not after a day
+                # checked here too: without a network the run fails after the first hundreds of images, not after a day
                 check_missing(
                     failures,
                     total,
@@ -139,8 +140,8 @@ def _fetched(
 
 
 def _check_disk(folder: Path, plan: Plan, parameters: DownloadParameters, left: int) -> None:
-    """CaptionerError where blocks still to make and the file made of them will hardly fit."""
-    encoded = int(parameters.image_size**2 * 4 / 3 * _JPEG_BYTES_A_PIXEL)
+    """CaptionerError if the disk is probably too small for the remaining blocks and the images file."""
+    encoded = int(parameters.image_size**2 * 4 / 3 * _JPEG_BYTES_PER_PIXEL)
     stored = [
         min(record.source.size, encoded) if isinstance(record.source, (FileSource, ZipSource)) else encoded
         for record, _ in plan.images
@@ -150,8 +151,8 @@ def _check_disk(folder: Path, plan: Plan, parameters: DownloadParameters, left: 
     free = shutil.disk_usage(folder).free
     if need > free:
         raise CaptionerError(
-            f"{folder.parent}: {free / 1e6:,.0f} MB free, about {need / 1e6:,.0f} MB needed while the images are stored; "
-            "free the disk, or take fewer (download.limit) or smaller (download.image_size) images"
+            f"{folder.parent}: {free / 1e6:,.0f} MB free, about {need / 1e6:,.0f} MB needed while images are stored; "
+            "free the disk, or use fewer (download.limit) or smaller (download.image_size) images"
         )
 
 
@@ -162,9 +163,7 @@ def _assemble(plan: Plan, parameters: DownloadParameters, sidecar: Sidecar, fold
         part = plan.images[number * blocks.BLOCK : (number + 1) * blocks.BLOCK]
         images = blocks.read_block(sidecar.folder, number, len(part))
         if images is None:
-            raise CaptionerError(
-                f"{blocks.bin_path(sidecar.folder, number)}: was changed while it was in use; run again"
-            )
+            raise CaptionerError(f"{blocks.bin_path(sidecar.folder, number)}: was changed during the run; run again")
         for (record, split), stored in zip(part, images):
             if isinstance(stored, str):
                 bad.append((record.file_name, stored))
@@ -184,7 +183,7 @@ def _assemble(plan: Plan, parameters: DownloadParameters, sidecar: Sidecar, fold
             ": ".join(bad[0]) if bad else "",
         )
     except CaptionerError:
-        for number in refetch:  # the next run tries the network again
+        for number in refetch:  # so that the next run downloads them again
             blocks.discard_block(sidecar.folder, number)
         raise
     lengths, sizes = (
@@ -193,23 +192,23 @@ def _assemble(plan: Plan, parameters: DownloadParameters, sidecar: Sidecar, fold
     )
     draft = sidecar.path("images.h5")
     ids = np.array([record.image_id for record, _ in kept], dtype=np.int64)
-    pieces = _pieces(sidecar.folder, numbers)
-    fingerprint = create_images(draft, ids, sizes, lengths, pieces, parameters.image_size, parameters.jpeg_quality)
+        chunks = _chunks(sidecar.folder, numbers)
+        fingerprint = create_images(draft, ids, sizes, lengths, chunks, parameters.image_size, parameters.jpeg_quality)
     store = ImageStore.open(draft)
     if store.fingerprint != fingerprint or store.content_fingerprint() != fingerprint:
-        raise CaptionerError(f"{draft}: reads back other bytes than were written; the disk is faulty")
+        raise CaptionerError(f"{draft}: the bytes read back differ from those written; check the disk")
     _write_captions(sidecar.path("captions.json"), kept, sizes, plan.info)
     write_atomically(sidecar.path("skipped.csv"), _skipped(skipped))
-    for name in ("skipped.csv", "captions.json", "images.h5"):  # the images last: when they are there, all is
+    for name in ("skipped.csv", "captions.json", "images.h5"):  # images.h5 last: once it exists, everything does
         sidecar.publish(name, folder / name)
     _report(plan.info["dataset"], kept, len(skipped), folder)
 
 
-def _pieces(folder: Path, numbers: range) -> Iterator[bytes]:
+def _chunks(folder: Path, numbers: range) -> Iterator[bytes]:
     for number in numbers:
         with open(blocks.bin_path(folder, number), "rb") as file:
-            while piece := file.read(_PIECE):
-                yield piece
+            while chunk := file.read(_CHUNK):
+                yield chunk
 
 
 def _write_captions(path: Path, kept: list, sizes: np.ndarray, info: dict[str, Any]) -> None:
@@ -251,12 +250,13 @@ def _report(dataset: str, kept: list, skipped: int, folder: Path) -> None:
         f"download {dataset}: "
         + ", ".join(f"{counts[split]:,} {split}" for split in SPLITS)
         + f" images, {captions:,} captions; "
-        + (f"{skipped:,} left out, see {folder / 'skipped.csv'}" if skipped else "none left out"),
+        + (f"{skipped:,} skipped, see {folder / 'skipped.csv'}" if skipped else "none skipped"),
         err=True,
     )
     if not counts["test"]:
         click.echo(
-            f"download {dataset}: no test images; give a split (download.split, or a column 'split'), or evaluate on validation: -S"
+            f"download {dataset}: no test images; give a split (download.split, or a column 'split'), or evaluate on "
+            "validation: -S"
             " evaluate.split=val",
             err=True,
         )

@@ -1,5 +1,4 @@
-"""Download one large file so that nothing ends it but success: resumed, checked, retried, renamed into place when
-whole."""
+"""Download one large file: resumed, retried, verified, and renamed into place once it is complete."""
 
 from __future__ import annotations
 
@@ -14,7 +13,16 @@ import click
 from captioner.errors import CaptionerError
 from captioner.images.fetch_many import FetchFailure, fetch_many
 from captioner.images.partial import PartialFile
-from captioner.images.web import Hiccup, Refused, blocks, body_length, delay_before, get, open_session, pause
+from captioner.images.web import (
+    PermanentError,
+    TransientError,
+    blocks,
+    body_length,
+    delay_before,
+    get,
+    open_session,
+    pause,
+)
 from captioner.interrupts import StopSignal
 from captioner.progress import Progress
 
@@ -23,10 +31,10 @@ if TYPE_CHECKING:
 
 __all__ = ["FetchFailure", "fetch", "fetch_many"]
 
-# An attempt that brought this many bytes starts the count of attempts anew: 19 GB over a poor line may break a hundred
-# times.
+# An attempt that received this many bytes resets the count of failures: 19 GB over a poor connection may need a hundred
+# attempts.
 PROGRESS_BYTES = 1 << 20
-_LARGE = 1 << 30  # bytes from which a checksum takes long enough to say so
+_LARGE = 1 << 30  # bytes; above this a checksum takes long enough to print a message
 
 
 def fetch(
@@ -43,20 +51,20 @@ def fetch(
     stop: StopSignal | None = None,
     remedy: str = "",
 ) -> Path:
-    """Download ``url`` to ``target`` unless a file of that size and checksum is there already.
+    """Download ``url`` to ``target`` unless a file of that size and checksum exists.
 
-    Bytes gather in ``<target>.partial``, under a lock, and are kept whatever happens; the next call asks for the rest
-    with Range and If-Range (RFC 9110, sections 13.1.5 and 14.2) and starts afresh where the server's file has changed
-    or it serves no ranges. A file without a stated size or checksum that stands at ``target`` is taken as it is.
+    The bytes are written to ``<target>.partial``, under a lock, and survive an interruption. The next call requests the
+    rest with Range and If-Range (RFC 9110, sections 13.1.5 and 14.2); it starts over if the server's file has changed
+    or the server does not support ranges. Without a given size or checksum an existing ``target`` is accepted.
 
     Args:
-        size: bytes the file must have. md5, sha256: its checksums (hex). Each may be None: not checked.
-        retries: attempts in a row without ``PROGRESS_BYTES`` new bytes before the download fails.
-        timeout: seconds without a byte before an attempt is given up.
-        label: what progress calls the file; the file's name by default.
-        backoff: seconds before the second attempt; doubles with each further one, with jitter.
-        stop: looked at between blocks; a signal ends the download with its bytes kept.
-        remedy: what the user can do when the server has no such file; a sentence's end.
+        size: expected size in bytes. md5, sha256: expected checksums (hex). None: not checked.
+        retries: consecutive attempts without ``PROGRESS_BYTES`` new bytes before the download fails.
+        timeout: seconds without a byte before an attempt fails.
+        label: name of the file in progress reports; the file's name by default.
+        backoff: seconds before the second attempt; doubles with every further attempt, with jitter.
+        stop: checked between blocks; a signal ends the download, which keeps its bytes.
+        remedy: advice at the end of error messages.
 
     Returns:
         ``target``.
@@ -64,11 +72,11 @@ def fetch(
     Raises:
         CaptionerError: the server refuses (404, 410, 403 ...), attempts ran out, size or checksum are wrong (the bytes
             are deleted), the disk is too small or cannot be written, or another process downloads the same file.
-        Interrupted: a signal came.
+        Interrupted: a signal arrived.
     """
     target = Path(target).expanduser()
     label = label or target.name
-    remedy = remedy or f"get the file some other way and put it at {target}, or point download.root at a local copy"
+    remedy = remedy or f"get the file in another way and put it at {target}, or point download.root at a local copy"
     check = stop.raise_if_requested if stop is not None else lambda: None
     try:
         if target.exists():
@@ -77,37 +85,34 @@ def fetch(
                 return target
             click.echo(f"{target}: has {fault}; downloading it again", err=True)
         with PartialFile(target, url) as partial:
-            if target.exists() and not file_fault(
-                target, size, md5, sha256
-            ):  # another process finished it before we got the lock
+            # another process may have finished it before we got the lock
+            if target.exists() and not file_fault(target, size, md5, sha256):
                 partial.discard()
                 return target
             job = _Download(partial, size, bool(md5 or sha256), timeout, label, check)
-            started_afresh = False
+            restarted = False
             while True:
                 _download(job, retries, backoff, remedy)
                 fault = file_fault(partial.path, size, md5, sha256)
                 if not fault:
                     partial.publish()
                     return target
-                if started_afresh or not partial.resumed:
+                if restarted or not partial.resumed:
                     partial.discard()
                     raise CaptionerError(f"{url}: the download has {fault} and was deleted; {remedy}")
-                click.echo(
-                    f"{label}: pieced together from several connections it has {fault}; starting afresh", err=True
-                )
-                started_afresh = True
+                click.echo(f"{label}: the resumed download has {fault}; starting afresh", err=True)
+                restarted = True
                 partial.restart()
     except OSError as error:
-        place = error.filename or target
+        path = error.filename or target
         raise CaptionerError(
-            f"{place}: cannot be written ({error.strerror}); free the disk or mend its permissions and run again, "
+            f"{path}: cannot be written ({error.strerror}); free the disk or fix its permissions and run again, "
             "or set runtime.download_cache to another folder"
         ) from error
 
 
 def file_fault(path: Path, size: int | None, md5: str | None, sha256: str | None) -> str:
-    """What is wrong with the file's size or checksum, naming expected and got; empty when nothing is."""
+    """The difference between the file's actual and expected size or checksum; empty if there is none."""
     found = path.stat().st_size
     if size is not None and found != size:
         return f"{found:,} bytes instead of {size:,}"
@@ -126,7 +131,7 @@ def file_fault(path: Path, size: int | None, md5: str | None, sha256: str | None
 
 
 class _Download:
-    """One partial file on its way to being whole: an attempt is one call of ``attempt``."""
+    """A download in progress; every call of ``attempt`` makes one request for the missing bytes."""
 
     def __init__(
         self,
@@ -142,12 +147,14 @@ class _Download:
 
     @property
     def total(self) -> int | None:
-        """Bytes of the whole file, None while nobody has said."""
+        """Size of the complete file in bytes, None while unknown."""
         return self.size if self.size is not None else self.partial.total
 
     def attempt(self, session: requests.Session) -> None:
-        """Ask for what is missing and append it. Raises Refused or Hiccup; returns when the file has its whole
-        length."""
+        """Request the missing bytes and append them; returns when the file is complete.
+
+        Raises PermanentError or TransientError.
+        """
         partial = self.partial
         if partial.length and (partial.length > (self.total or partial.length) or not self._resumable()):
             partial.restart()
@@ -161,21 +168,21 @@ class _Download:
                 if self._accept(response):
                     return self._append(response)
             elif not headers:
-                raise Refused("HTTP 416 although no range was asked for")
+                raise PermanentError("HTTP 416 although no range was requested")
             elif _content_range(response)[1] == partial.length:
                 return
-        # The server cannot continue these bytes: ask once more, for the whole file.
+        # The server cannot resume from these bytes: request the whole file.
         partial.restart()
         self.attempt(session)
 
     def _accept(self, response: requests.Response) -> bool:
-        """Prepare the file for the body of a 200 or 206; False when the body does not continue what is there."""
+        """Prepare the file for the body of a 200 or 206; False if the body does not continue the existing bytes."""
         partial, length = self.partial, body_length(response)
         etag, modified = response.headers.get("ETag"), response.headers.get("Last-Modified")
         if response.status_code == 206:
             start, total = _content_range(response)
             if not partial.length:
-                raise Hiccup("a part of the file although all of it was asked for")
+                raise TransientError("the server sent a part of the file instead of all of it")
             changed = start != partial.length or total not in (None, self.total or total)
             changed |= bool(etag and partial.etag and etag != partial.etag)  # some servers ignore If-Range
             changed |= bool(modified and partial.last_modified and modified != partial.last_modified)
@@ -186,7 +193,7 @@ class _Download:
             partial.resumed = True
         else:
             if self.size is not None and length not in (None, self.size):
-                raise Refused(f"the server offers {length:,} bytes where {self.size:,} are expected")
+                raise PermanentError(f"the server offers {length:,} bytes where {self.size:,} are expected")
             partial.restart(etag, modified, length)
         return True
 
@@ -196,7 +203,8 @@ class _Download:
         need = total - partial.length if total is not None else 0
         if need > free:
             raise CaptionerError(
-                f"{partial.path.parent}: {free / 1e6:,.0f} MB are free but {partial.url} needs {need / 1e6:,.0f} MB more; "
+                f"{partial.path.parent}: {free / 1e6:,.0f} MB are free but {partial.url} needs {need / 1e6:,.0f} MB "
+                "more; "
                 "free the disk or set runtime.download_cache to another folder"
             )
         unit, scale = ("MB", 10**6) if (total or 0) >= 10**7 else ("bytes", 1)
@@ -204,16 +212,16 @@ class _Download:
             for block in blocks(response, self.timeout):
                 if total is not None and partial.length + len(block) > total:
                     partial.restart()
-                    raise Hiccup(f"more than the stated {total:,} bytes")
+                    raise TransientError(f"more than the stated {total:,} bytes")
                 before = partial.length // scale
                 partial.append(block)
                 progress.advance(partial.length // scale - before)
                 self.check()
             if total is not None and partial.length < total:
-                raise Hiccup(f"the connection ended after {partial.length:,} of {total:,} bytes")
+                raise TransientError(f"the connection ended after {partial.length:,} of {total:,} bytes")
 
     def _validator(self) -> str | None:
-        """For If-Range: a strong ETag, else the date; a weak ETag does not promise the same bytes."""
+        """The value of If-Range: a strong ETag, else the date; a weak ETag does not guarantee the same bytes."""
         if self.partial.etag and not self.partial.etag.startswith("W/"):
             return self.partial.etag
         return self.partial.last_modified
@@ -223,7 +231,7 @@ class _Download:
 
 
 def _download(job: _Download, retries: int, backoff: float, remedy: str) -> None:
-    """Attempts until the file has its whole length. Raises CaptionerError."""
+    """Repeat attempts until the file is complete. Raises CaptionerError."""
     partial, failures = job.partial, 0
     furthest = partial.length
     with open_session() as session:
@@ -231,17 +239,18 @@ def _download(job: _Download, retries: int, backoff: float, remedy: str) -> None
             job.check()
             try:
                 return job.attempt(session)
-            except Refused as error:
+            except PermanentError as error:
                 raise CaptionerError(f"{partial.url}: {error}; {remedy}") from error
-            except Hiccup as error:
+            except TransientError as error:
                 if partial.length >= furthest + PROGRESS_BYTES:
                     failures, furthest = 0, partial.length
                 failures += 1
                 if failures >= retries:
                     total = f" of {job.total:,}" if job.total is not None else ""
                     raise CaptionerError(
-                        f"{partial.url}: {error} (attempt {failures} of {retries}); {partial.length:,}{total} bytes are kept "
-                        f"and the next run goes on from there; or {remedy}"
+                        f"{partial.url}: {error} (attempt {failures} of {retries}); {partial.length:,}{total} bytes "
+                        "are kept "
+                        f"and the next run resumes from there; or {remedy}"
                     ) from error
                 delay = delay_before(failures + 1, backoff, error.retry_after)
                 click.echo(f"{job.label}: {error}; attempt {failures + 1} of {retries} in {delay:.1f} s", err=True)
@@ -249,7 +258,7 @@ def _download(job: _Download, retries: int, backoff: float, remedy: str) -> None
 
 
 def _content_range(response: requests.Response) -> tuple[int | None, int | None]:
-    """(first byte, total) of ``Content-Range: bytes 5-9/10`` or ``bytes */10``; None where not stated."""
+    """(first byte, total) of ``Content-Range: bytes 5-9/10`` or ``bytes */10``; None if not given."""
     unit, _, rest = response.headers.get("Content-Range", "").partition(" ")
     span, _, total = rest.partition("/")
     start = span.partition("-")[0]

@@ -1,4 +1,4 @@
-"""Download many small files at once; dead ones are reported beside the others instead of ending the work."""
+"""Download many small files at once; a failed one is reported and does not stop the others."""
 
 from __future__ import annotations
 
@@ -10,26 +10,35 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from captioner.images.web import Hiccup, Refused, blocks, body_length, delay_before, get, open_session, pause
+from captioner.images.web import (
+    PermanentError,
+    TransientError,
+    blocks,
+    body_length,
+    delay_before,
+    get,
+    open_session,
+    pause,
+)
 
 if TYPE_CHECKING:
     import requests
 
-# An image may trickle in without ever stalling; this many timeouts are the most that one attempt gets.
+# A slow server may send a byte now and then and never time out; one attempt takes at most this many timeouts.
 _TIMEOUTS_PER_ATTEMPT = 20
-# Where photo hosts send the reader of a deleted photo: an image, but not the one that the captions describe.
+# Photo hosts redirect requests for a deleted photo to a placeholder image.
 _PLACEHOLDER = "photo_unavailable"
 
 
 @dataclass(frozen=True)
 class FetchFailure:
-    """A file that could not be had, and why."""
+    """A file that could not be downloaded, and why."""
 
     reason: str
 
 
 class _Stopped(Exception):
-    """The consumer went away."""
+    """The consumer closed the generator."""
 
 
 def fetch_many(
@@ -41,18 +50,19 @@ def fetch_many(
     max_bytes: int = 50_000_000,
     backoff: float = 1.0,
 ) -> Iterator[tuple[int, bytes | FetchFailure]]:
-    """Download ``urls`` with ``connections`` threads, each keeping its connections alive.
+    """Download ``urls`` with ``connections`` threads, each with its own keep-alive session.
 
-    At most ``connections`` finished files wait for the consumer beside as many on their way, so memory stays under
+    At most ``connections`` files are in progress and as many finished ones wait for the consumer, so memory stays under
     ``2 * connections`` times the largest file. Closing the generator stops the threads.
 
     Args:
-        retries: attempts for each file. timeout: seconds without a byte before an attempt is given up.
-        max_bytes: a larger file is a failure, found before it is in memory.
-        backoff: seconds before a second attempt; doubles with each further one, with jitter.
+        retries: attempts for each file.
+        timeout: seconds without a byte before an attempt fails.
+        max_bytes: a larger file is a failure; it is never held in memory.
+        backoff: seconds before the second attempt; doubles with every further attempt, with jitter.
 
     Yields:
-        (index into ``urls``, the file's bytes or a FetchFailure), in the order in which they finish; each index once.
+        (index into ``urls``, the file's bytes or a FetchFailure), in order of completion; every index once.
     """
     if not urls:
         return
@@ -85,7 +95,7 @@ def fetch_many(
                     hand_over(index, _fetch_one(session, urls[index], retries, timeout, max_bytes, backoff, check))
         except _Stopped:
             return
-        except BaseException as error:  # a fault of this program: it must reach the consumer, who would wait for ever
+        except BaseException as error:  # a bug: pass it to the consumer, which would otherwise wait for ever
             try:
                 hand_over(index, error)
             except _Stopped:
@@ -119,9 +129,9 @@ def _fetch_one(
     for attempt in range(1, retries + 1):
         try:
             return _attempt(session, url, timeout, max_bytes, check)
-        except Refused as error:
+        except PermanentError as error:
             return FetchFailure(str(error))
-        except Hiccup as error:
+        except TransientError as error:
             if attempt == retries:
                 return FetchFailure(f"{error} ({retries} attempts)")
             delay = delay_before(attempt + 1, backoff, error.retry_after)
@@ -133,20 +143,20 @@ def _attempt(session: requests.Session, url: str, timeout: float, max_bytes: int
     deadline = time.monotonic() + _TIMEOUTS_PER_ATTEMPT * timeout
     with get(session, url, timeout) as response:
         if response.status_code != 200:
-            raise Refused(f"HTTP {response.status_code} where a whole file was expected")
+            raise PermanentError(f"HTTP {response.status_code} where a whole file was expected")
         if _PLACEHOLDER in urlsplit(response.url).path:
-            raise Refused("the photo was removed; its host sends a placeholder")
+            raise PermanentError("the photo was removed; its host sends a placeholder")
         length = body_length(response)
         if length is not None and length > max_bytes:
-            raise Refused(f"{length:,} bytes, more than the {max_bytes:,} allowed")
+            raise PermanentError(f"{length:,} bytes, more than the {max_bytes:,} allowed")
         body = bytearray()
         for block in blocks(response, timeout):
             check()
             body += block
             if len(body) > max_bytes:
-                raise Refused(f"more than the {max_bytes:,} bytes allowed")
+                raise PermanentError(f"more than the {max_bytes:,} bytes allowed")
             if time.monotonic() > deadline:
-                raise Hiccup(f"not finished after {_TIMEOUTS_PER_ATTEMPT * timeout:g} s")
+                raise TransientError(f"not finished after {_TIMEOUTS_PER_ATTEMPT * timeout:g} s")
         if length is not None and len(body) < length:
-            raise Hiccup(f"the connection ended after {len(body):,} of {length:,} bytes")
+            raise TransientError(f"the connection ended after {len(body):,} of {length:,} bytes")
         return bytes(body)

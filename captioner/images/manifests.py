@@ -1,4 +1,4 @@
-"""``sources/<dataset>.yaml``: what is known about a data set before any of it is here."""
+"""``sources/<dataset>.yaml``: the manifest of a data set, with its layout, addresses, sizes and checksums."""
 
 from __future__ import annotations
 
@@ -15,7 +15,11 @@ LAYOUTS = ("scenes", "coco", "flickr", "custom")
 
 @dataclass(frozen=True)
 class Archive:
-    """A file on the network: ``url``, ``size`` in bytes, and checksums where they are published."""
+    """A file on the network: URL, size in bytes, and checksums where they are published.
+
+    Attributes:
+        member: the file of interest inside the archive.
+    """
 
     url: str
     size: int | None = None
@@ -31,7 +35,7 @@ class Archive:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A data set: its layout, where it comes from, and what the layout's reader needs to know (see the YAML files)."""
+    """A data set: its layout, sources and settings of its reader; the fields are the keys of the YAML file."""
 
     name: str
     layout: str
@@ -52,7 +56,7 @@ Fetcher = Callable[[Archive], Path]
 
 
 def dataset_names(dataset: str) -> list[str]:
-    """The data sets that ``a+b`` joins. CaptionerError where one is empty or stands twice."""
+    """The data sets of ``a+b``; CaptionerError if a name is empty or repeated."""
     names = [name.strip() for name in dataset.split("+")]
     if not all(names) or len(set(names)) != len(names):
         raise CaptionerError(
@@ -65,7 +69,7 @@ def read_manifest(name: str, sources: Path) -> Manifest:
     """The manifest of a data set; ``custom`` needs none.
 
     Raises:
-        CaptionerError: no such data set (the nearest is named), or the manifest is broken.
+        CaptionerError: no such data set (the message has the nearest name), or an invalid manifest.
     """
     if name == "custom":
         return Manifest(name="custom", layout="custom", description="own pictures and captions")
@@ -79,7 +83,8 @@ def read_manifest(name: str, sources: Path) -> Manifest:
     unknown = sorted(set(content) - known)
     if unknown or content.get("name") != name:
         raise CaptionerError(
-            f"{path}: {'unknown key ' + unknown[0] if unknown else 'its name is not ' + name}; known keys: {', '.join(sorted(known))}"
+            f"{path}: {'unknown key ' + unknown[0] if unknown else 'its name is not ' + name}; known keys: "
+            f"{', '.join(sorted(known))}"
         )
     try:
         content["archives"] = {key: Archive(**value) for key, value in content.get("archives", {}).items()}
@@ -88,18 +93,20 @@ def read_manifest(name: str, sources: Path) -> Manifest:
             content[key] = tuple(content.get(key, ()))
         return Manifest(**content)
     except (TypeError, AttributeError) as error:
-        raise CaptionerError(f"{path}: no valid manifest ({error}); compare it with the others beside it") from error
+        raise CaptionerError(
+            f"{path}: not a valid manifest ({error}); compare it with the others in its folder"
+        ) from error
 
 
 def _load(path: Path) -> dict[str, Any]:
-    import yaml
+    import yaml  # type: ignore[import-untyped,unused-ignore]
 
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise CaptionerError(f"{path}: cannot be read as YAML ({error}); mend it or restore it from git") from error
+        raise CaptionerError(f"{path}: cannot be read as YAML ({error}); fix it or restore it from git") from error
     if not isinstance(content, dict):
-        raise CaptionerError(f"{path}: no mapping; mend it or restore it from git")
+        raise CaptionerError(f"{path}: not a mapping; fix it or restore it from git")
     return content
 
 

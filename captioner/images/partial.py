@@ -1,5 +1,4 @@
-"""A download in progress: ``<target>.partial`` and, beside it, what the server said of the file these bytes belong
-to."""
+"""A partial download: ``<target>.partial`` and, beside it, the server's description of the file."""
 
 from __future__ import annotations
 
@@ -14,16 +13,16 @@ from captioner.sidecar import sync_folder, write_atomically
 
 
 class PartialFile:
-    """``<target>.partial``, held under an exclusive lock for the life of the ``with`` block, written without a buffer.
+    """``<target>.partial``, locked exclusively during the ``with`` block and written without a buffer.
 
     Attributes:
-        length: bytes that are on the disk.
-        etag, last_modified: the server's validators for them, None where it gave none.
-        total: length of the whole file in bytes as the server stated it, None where it did not.
-        resumed: True when bytes of an earlier connection are in the file.
+        length: bytes on disk.
+        etag, last_modified: the server's validators, None if it sent none.
+        total: size of the complete file in bytes, None if the server did not send it.
+        resumed: True if the file contains bytes of an earlier connection.
 
     Raises:
-        CaptionerError: another process holds the file (its pid is named).
+        CaptionerError: another process has locked the file (the message has its pid).
         OSError: the folder or file cannot be written.
     """
 
@@ -52,8 +51,8 @@ class PartialFile:
         os.close(self._file)
 
     def restart(self, etag: str | None = None, last_modified: str | None = None, total: int | None = None) -> None:
-        """Drop every byte, then note what the server says of the file that follows."""
-        os.ftruncate(self._file, 0)  # before the new validators, which must never stand beside old bytes
+        """Delete all bytes, then store the server's description of the new file."""
+        os.ftruncate(self._file, 0)  # first, so that old bytes never get new validators
         self.length, self.resumed = 0, False
         self.etag, self.last_modified, self.total = etag, last_modified, total
         self._save()
@@ -89,7 +88,7 @@ class PartialFile:
                 raise CaptionerError(
                     f"{self.path}: process {holder} is downloading it; wait for it or stop it, then run again"
                 ) from None
-            try:  # the holder before us may have finished and renamed the file between open and lock
+            try:  # the previous owner may have renamed the file between our open and lock
                 if os.path.samestat(os.fstat(self._file), os.stat(self.path)):
                     return
             except FileNotFoundError:
@@ -111,8 +110,8 @@ class PartialFile:
         except (OSError, ValueError):
             return {}
         kinds = {"url": str, "etag": str | None, "last_modified": str | None, "total": int | None, "pid": int}
-        sound = isinstance(state, dict) and all(isinstance(state.get(key), kind) for key, kind in kinds.items())
-        return state if sound else {}
+        valid = isinstance(state, dict) and all(isinstance(state.get(key), kind) for key, kind in kinds.items())
+        return state if valid else {}
 
     def _save(self) -> None:
         state = {

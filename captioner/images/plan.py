@@ -1,5 +1,4 @@
-"""What a download will store, decided before any image is touched: records, splits, merged ids, and the facts that
-name it all."""
+"""The plan of a download, made before any image is read: records, splits, merged ids and fingerprint facts."""
 
 from __future__ import annotations
 
@@ -17,25 +16,25 @@ from captioner.images.datasets.flickr import read_flickr
 from captioner.images.datasets.scenes import read_scenes
 from captioner.images.manifests import Archive, Manifest, dataset_names, read_manifest
 from captioner.images.records import Absent, Listing, digest
-from captioner.images.splits import Divided, divide, karpathy_split, limited, without_shared_photos
+from captioner.images.splits import SplitRecords, assign_splits, drop_shared_photos, karpathy_split, limit_images
 from captioner.interrupts import StopSignal
 from captioner.parameters.schema import DownloadParameters, RuntimeParameters
 
-ID_STEP = 1_000_000  # ids of a further data set of a merge start at the next multiple of this
+ID_STEP = 1_000_000  # in a merge, the ids of each further data set start at the next multiple
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that determines the outs.
+    """Everything that determines the output files.
 
     Attributes:
-        images: (record, split) by ascending id, ids and names as they will be stored.
-        skipped: (image, reason) known to be left out already.
-        facts: what identifies the result; no path.
-        info: what captions.json says about the data set.
+        images: (record, split) by ascending id; ids and names as stored.
+        skipped: (image, reason) of images that are already known to be skipped.
+        facts: the inputs of the fingerprint; no path.
+        info: the ``info`` of captions.json.
     """
 
-    images: Divided
+    images: SplitRecords
     skipped: list[tuple[str, str]]
     facts: dict[str, Any]
     info: dict[str, Any]
@@ -44,14 +43,14 @@ class Plan:
 def make_plan(
     parameters: DownloadParameters, runtime: RuntimeParameters, dataset: str, sources: Path, stop: StopSignal
 ) -> Plan:
-    """Read every data set of ``dataset`` (``a+b``), divide, merge and limit them.
+    """Read every data set of ``dataset`` (``a+b``), assign splits, merge and limit them.
 
-    In a merge, ids of each further data set are shifted to start at the next multiple of 1,000,000 above those before,
-    and file names begin with their data set's name.
+    In a merge, the ids of each further data set are shifted to start at the next multiple of 1,000,000, and file names
+    are prefixed with the data set's name.
 
     Raises:
-        CaptionerError: see the readers; or more than ``download.max_missing`` of the listed images have no caption or
-            are absent.
+        CaptionerError: an error of a reader, or more than ``download.max_missing`` of the listed images have no caption
+            or are missing.
     """
     names = dataset_names(dataset)
     manifests, listings, sets = [], [], []
@@ -68,7 +67,7 @@ def make_plan(
         )
         karpathy = karpathy_split(parameters.split, manifest, root, lambda archive: _fetch(archive, runtime, stop))
         sets.append(
-            divide(
+            assign_splits(
                 listing,
                 karpathy,
                 manifest.layout == "coco",
@@ -85,16 +84,17 @@ def make_plan(
         for what, why in listing.skipped
     ]
     if len(names) > 1:
-        sets, shared = without_shared_photos(list(zip(names, sets)))
+        sets, shared = drop_shared_photos(list(zip(names, sets)))
         skipped += shared
         sets = _merged(names, sets)
-    images = [pair for pairs in limited(sets, parameters.limit) for pair in pairs]
+    images = [pair for pairs in limit_images(sets, parameters.limit) for pair in pairs]
     tables = ", ".join(listing.table for listing in listings)
     if not any(split == "train" for _, split in images):
         raise CaptionerError(
-            f"{tables}: no image with captions is in the training split; check the splits, or divide another way (download.split)"
+            f"{tables}: no image with captions is in the training split; check the splits, or choose others "
+            "(download.split)"
         )
-    absent = [record for record, _ in images if isinstance(record.source, Absent)]
+    absent = [(record.file_name, record.source.reason) for record, _ in images if isinstance(record.source, Absent)]
     if absent:
         check_missing(
             len(absent),
@@ -102,7 +102,7 @@ def make_plan(
             "are not there",
             tables,
             parameters.max_missing,
-            f"{absent[0].file_name}: {absent[0].source.reason}",
+            ": ".join(absent[0]),
         )
     facts = {
         "dataset": dataset,
@@ -123,18 +123,19 @@ def make_plan(
 
 
 def check_missing(missing: int, total: int, what: str, table: str, most: float, example: str = "") -> None:
-    """CaptionerError with numbers, an example and the remedy where more than the share ``most`` of ``total`` images
-    is missing."""
+    """CaptionerError with counts, an example and a remedy if more than the fraction ``most`` of ``total`` images is
+    missing."""
     if missing <= most * total:
         return
     if missing == total:
         remedy = "check the names in the table and download.root, or the network"
     else:
-        share = min(1.0, -(-missing * 1000 // total) / 1000)
-        remedy = f"complete them, or where they are meant to be incomplete, go on without these: -S download.max_missing={share:g}"
+        fraction = min(1.0, -(-missing * 1000 // total) / 1000)
+        remedy = f"add them, or, if they are meant to be missing, raise the limit: -S download.max_missing={fraction:g}"
     first = f" (the first: {example})" if example else ""
     raise CaptionerError(
-        f"{table}: {missing:,} of {total:,} listed images {what}{first}, more than download.max_missing={most:g}; {remedy}"
+        f"{table}: {missing:,} of {total:,} listed images {what}{first}, more than download.max_missing={most:g}; "
+        f"{remedy}"
     )
 
 
@@ -174,7 +175,7 @@ def _fetch(archive: Archive, runtime: RuntimeParameters, stop: StopSignal) -> Pa
     )
 
 
-def _merged(names: list[str], sets: list[Divided]) -> list[Divided]:
+def _merged(names: list[str], sets: list[SplitRecords]) -> list[SplitRecords]:
     merged, shift = [], 0
     for name, pairs in zip(names, sets):
         merged.append(

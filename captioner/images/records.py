@@ -1,4 +1,4 @@
-"""What a data set lists: images with captions, and where the bytes of each are."""
+"""The records of a data set: images with captions and the sources of their bytes."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Union
+from typing import TypeAlias
 
 from captioner.errors import CaptionerError
-from captioner.images.decode import MOST_BYTES, BadImage, read_regular
+from captioner.images.decode import MAX_BYTES, BadImage, read_regular
 
 _LOCAL_HEADER = 30
 
 
 @dataclass(frozen=True)
 class Absent:
-    """A listed image that the local copy or the archive lacks, or that could not be fetched."""
+    """A listed image that is not in the local copy or archive, or could not be downloaded."""
 
     reason: str
     identity = "absent"
@@ -29,7 +29,7 @@ class Absent:
 
 @dataclass(frozen=True)
 class FileSource:
-    """An image in a file of its own; ``size`` in bytes as it was when the data set was listed."""
+    """An image file; ``size`` in bytes when the data set was listed."""
 
     path: str
     size: int
@@ -44,14 +44,13 @@ class FileSource:
         except OSError as error:
             raise BadImage(f"file cannot be read ({error.strerror})") from None
         if data is None:
-            raise BadImage("no regular file")
+            raise BadImage("not a regular file")
         return data
 
 
 @dataclass(frozen=True)
 class ZipSource:
-    """An image inside a zip, by the place and sizes that the archive's directory states; read with pread, never
-    unpacked to disk."""
+    """An image inside a zip, at the offset and with the sizes of the archive's directory; read with pread."""
 
     archive: str
     offset: int
@@ -65,13 +64,13 @@ class ZipSource:
         return f"zip {self.size} {self.crc}"
 
     def read(self) -> bytes:
-        if max(self.size, self.packed) > MOST_BYTES:
-            raise BadImage(f"file of {self.size:,} bytes; at most {MOST_BYTES:,} are read")
+        if max(self.size, self.packed) > MAX_BYTES:
+            raise BadImage(f"file of {self.size:,} bytes; at most {MAX_BYTES:,} are read")
         try:
             descriptor = os.open(self.archive, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
             raise CaptionerError(
-                f"{self.archive}: cannot be read ({error.strerror}); put the archive back and run again"
+                f"{self.archive}: cannot be read ({error.strerror}); restore the archive and run again"
             ) from error
         try:
             head = os.pread(descriptor, _LOCAL_HEADER, self.offset)
@@ -97,7 +96,7 @@ class ZipSource:
 
 @dataclass(frozen=True)
 class UrlSource:
-    """An image on the network; it is fetched before the work on its block begins."""
+    """An image on the network; downloaded before its block is written."""
 
     url: str
 
@@ -111,7 +110,7 @@ class UrlSource:
 
 @dataclass(frozen=True)
 class FetchedSource:
-    """The bytes of an image that came over the network."""
+    """The bytes of a downloaded image."""
 
     data: bytes
     identity = "fetched"
@@ -122,7 +121,7 @@ class FetchedSource:
 
 @dataclass(frozen=True)
 class SceneSource:
-    """A scene that is drawn where it is needed."""
+    """A generated scene; the worker process draws it."""
 
     seed: int
     index: int
@@ -135,7 +134,7 @@ class SceneSource:
         raise TypeError("a scene is drawn, not read")
 
 
-Source = Union[Absent, FileSource, ZipSource, UrlSource, FetchedSource, SceneSource]
+Source: TypeAlias = Absent | FileSource | ZipSource | UrlSource | FetchedSource | SceneSource
 
 
 @dataclass(frozen=True)
@@ -144,11 +143,11 @@ class ImageRecord:
 
     Attributes:
         image_id: unique within the data set.
-        file_name: its name there, with ``/`` between folders.
+        file_name: its path in the data set, with ``/`` between folders.
         captions: at least one, none empty.
-        split: train, val or test where the data set says so, else None.
-        source: where its bytes are.
-        photo: what the image shows, across data sets: two records with one ``photo`` are the same photograph.
+        split: train, val or test if the data set defines it, else None.
+        source: the source of its bytes.
+        photo: key of the photograph across data sets: records with the same ``photo`` show the same photograph.
     """
 
     image_id: int
@@ -161,12 +160,12 @@ class ImageRecord:
 
 @dataclass
 class Listing:
-    """What a reader found: records by ascending id, what it left out and why.
+    """What a reader found: records by ascending id, and what it skipped.
 
     Attributes:
         records: the images that have captions.
-        skipped: (image or row, reason) of everything left out.
-        uncaptioned: how many listed images have no caption.
+        skipped: (image or row, reason) of everything skipped.
+        uncaptioned: number of listed images without a caption.
         table: the file that lists the images, for messages.
     """
 
@@ -177,12 +176,12 @@ class Listing:
 
 
 def clean(caption: object) -> str:
-    """A caption with single spaces and no line breaks; empty where it is no text."""
+    """A caption with single spaces and no line breaks; empty if it is not text."""
     return " ".join(caption.split()) if isinstance(caption, str) else ""
 
 
 def inside(name: str, where: str) -> str:
-    """``name`` as a relative POSIX path, normalised; ``where`` (file and line) is named in the error.
+    """``name`` as a normalised relative POSIX path; ``where`` (file and line) appears in the error.
 
     Raises:
         CaptionerError: the path is absolute or leads out of its folder.
@@ -202,8 +201,7 @@ def inside(name: str, where: str) -> str:
 
 
 def digest(records: Iterable[tuple[ImageRecord, str]]) -> str:
-    """SHA-256 (hex) of records with their splits: ids, names, captions and what identifies each image's bytes, but no
-    path."""
+    """SHA-256 (hex) of records and splits: ids, names, captions and the identity of each image's bytes, but no path."""
     total = hashlib.sha256()
     for record, split in records:
         total.update(
@@ -215,8 +213,8 @@ def digest(records: Iterable[tuple[ImageRecord, str]]) -> str:
 
 
 def file_source(path: Path, reason: str) -> FileSource | Absent:
-    """The file ``path``, or ``Absent`` with this reason."""
+    """The file ``path``, or ``Absent`` with ``reason`` if there is no such file."""
     try:
         return FileSource(str(path), path.stat().st_size)
-    except (OSError, ValueError):  # ValueError: a name that no file can have, such as half a surrogate pair
+    except (OSError, ValueError):  # ValueError: an impossible file name, such as an unpaired surrogate
         return Absent(reason)

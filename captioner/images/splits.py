@@ -1,8 +1,7 @@
-"""Training, validation and test: always by image, never by caption.
+"""Training, validation and test splits, by image and never by caption.
 
-A data set's own division or Karpathy's stands; where no image is for validation, a share of the training images is
-held out. Draws go by a hash of seed and image id, so they do not depend on the order of a table or on which data sets
-are merged.
+The data set's own split or Karpathy's is used. If no image is for validation, a fraction of the training images is held
+out. Samples are chosen by a hash of seed and image id, so they do not depend on the order of a table or on merging.
 """
 
 from __future__ import annotations
@@ -19,13 +18,13 @@ from captioner.images.containers import read_member
 from captioner.images.manifests import Fetcher, Manifest
 from captioner.images.records import ImageRecord, Listing
 
-Divided = list[tuple[ImageRecord, str]]
+SplitRecords = list[tuple[ImageRecord, str]]
 _KARPATHY_SPLITS = {"train": "train", "restval": "train", "val": "val", "test": "test"}
-_PROTECTION = {"train": 0, "val": 1, "test": 2}
+_PRIORITY = {"train": 0, "val": 1, "test": 2}
 
 
 class KarpathySplit:
-    """The division of Karpathy and Fei-Fei (2015), ``dataset_*.json``: by COCO id and by file name."""
+    """The split of Karpathy and Fei-Fei (2015), ``dataset_*.json``, by COCO id and by file name."""
 
     def __init__(self, content: dict[str, Any], name: str) -> None:
         self.name = name
@@ -34,7 +33,8 @@ class KarpathySplit:
         images = content.get("images")
         if not isinstance(images, list) or not images:
             raise CaptionerError(
-                f"{name}: no Karpathy split (no list 'images'); give dataset_coco.json, dataset_flickr8k.json or dataset_flickr30k.json"
+                f"{name}: not a Karpathy split (no list 'images'); give dataset_coco.json, dataset_flickr8k.json or "
+                "dataset_flickr30k.json"
             )
         for image in images:
             split = image.get("split") if isinstance(image, dict) else None
@@ -44,7 +44,8 @@ class KarpathySplit:
                 or not isinstance(image.get("filename"), str)
             ):
                 raise CaptionerError(
-                    f"{name}: an image has split {split!r} and filename {image.get('filename') if isinstance(image, dict) else None!r}; "
+                    f"{name}: an image has split {split!r} and filename "
+                    f"{image.get('filename') if isinstance(image, dict) else None!r}; "
                     "give an unchanged dataset_*.json"
                 )
             if isinstance(image.get("cocoid"), int):
@@ -52,68 +53,67 @@ class KarpathySplit:
             self._by_name[image["filename"]] = _KARPATHY_SPLITS[split]
 
     def of(self, record: ImageRecord, coco: bool) -> str | None:
-        """The split of an image, None where the file does not list it; ``coco``: its id is COCO's."""
+        """The split of an image, None if the file does not list it; ``coco``: its id is a COCO id."""
         if coco and self._by_id:
             return self._by_id.get(record.image_id)
         return self._by_name.get(record.file_name) or self._by_name.get(record.file_name.rsplit("/", 1)[-1])
 
 
 def karpathy_split(split: str, manifest: Manifest, root: Path | None, fetch: Fetcher) -> KarpathySplit | None:
-    """What ``download.split`` names for one data set: None for ``own``.
+    """The Karpathy split that ``download.split`` selects for one data set; None for ``own``.
 
-    ``karpathy`` is looked for in ``root`` and else fetched; otherwise ``split`` is the path of a dataset_*.json, of its
-    zip, or of a folder with either.
+    ``karpathy`` is searched for in ``root``, else downloaded; any other ``split`` is the path of a dataset_*.json, of
+    its zip, or of a folder with either.
 
     Raises:
-        CaptionerError: there is no such file, or no Karpathy split of this data set.
+        CaptionerError: there is no such file, or it is not a Karpathy split of this data set.
     """
     if split == "own":
         return None
     official = manifest.karpathy
+    member = (official.member or official.name) if official is not None else ""
     if split == "karpathy":
         if official is None:
             raise CaptionerError(
-                f"params.yaml: download.split=karpathy: there is none for {manifest.name}; use download.split=own or give the path of a"
+                f"params.yaml: download.split=karpathy: {manifest.name} has none; use download.split=own or give the "
+                "path of a"
                 " dataset_*.json"
             )
-        places = (
-            [root / official.member, root / "annotations" / official.member, root / official.name]
-            if root is not None
-            else []
-        )
-        path = next((place for place in places if place.is_file()), None) or fetch(official)
+        candidates = [root / member, root / "annotations" / member, root / official.name] if root is not None else []
+        path = next((path for path in candidates if path.is_file()), None) or fetch(official)
     else:
         path = Path(split).expanduser()
         if path.is_dir() and official is not None:
             path = next(
-                (path / name for name in (official.member, official.name) if (path / name).is_file()),
-                path / official.member,
+                (path / name for name in (member, official.name) if (path / name).is_file()),
+                path / member,
             )
         if not path.is_file():
             raise CaptionerError(
-                f"params.yaml: download.split={split}: no such file; give own, karpathy, or the path of a dataset_*.json"
+                f"params.yaml: download.split={split}: no such file; give own, karpathy, or the path of a "
+                "dataset_*.json"
             )
     if path.suffix.lower() != ".zip":
         return KarpathySplit(read_json(path), str(path))
-    data = read_member(path, official.member) if official is not None else None
+    data = read_member(path, member) if official is not None else None
     if data is None:
-        raise CaptionerError(f"{path}: it holds no split of {manifest.name}; give the path of a dataset_*.json")
+        raise CaptionerError(f"{path}: it contains no split of {manifest.name}; give the path of a dataset_*.json")
     try:
         content = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise CaptionerError(f"{path}: {official.member} is no valid JSON ({error}); get the archive again") from error
-    return KarpathySplit(content if isinstance(content, dict) else {}, f"{path}:{official.member}")
+        raise CaptionerError(f"{path}: {member} is not valid JSON ({error}); download the archive again") from error
+    return KarpathySplit(content if isinstance(content, dict) else {}, f"{path}:{member}")
 
 
-def divide(
+def assign_splits(
     listing: Listing, karpathy: KarpathySplit | None, coco: bool, seed: int, val_share: float, test_share: float
-) -> Divided:
-    """Each kept record of one data set with its split. What Karpathy's file does not list goes to ``listing.skipped``.
+) -> SplitRecords:
+    """The records of one data set with their splits; images not in the Karpathy split go to ``listing.skipped``.
 
     Args:
-        seed: of the draws.
-        val_share: share of the training images for validation, where none is for validation already.
-        test_share: share of the test images that is kept.
+        seed: of the random samples.
+        val_share: fraction of the training images held out for validation if no image is for validation.
+        test_share: fraction of the test images that is kept.
     """
     pairs: list[tuple[ImageRecord, str]] = []
     for record in listing.records:
@@ -124,44 +124,43 @@ def divide(
         pairs.append((record, split or "train"))
     if karpathy is not None and not pairs:
         raise CaptionerError(
-            f"{karpathy.name}: it lists none of the {len(listing.records):,} images of {listing.table}; give the file of this data set"
+            f"{karpathy.name}: it lists none of the {len(listing.records):,} images of {listing.table}; give the "
+            "file of this data set"
         )
     if not any(split == "val" for _, split in pairs):
-        held_out = drawn([record.image_id for record, split in pairs if split == "train"], val_share, seed, "val")
+        held_out = sample_ids([record.image_id for record, split in pairs if split == "train"], val_share, seed, "val")
         pairs = [
             (record, "val" if record.image_id in held_out and split == "train" else split) for record, split in pairs
         ]
     if test_share < 1:
-        kept = drawn([record.image_id for record, split in pairs if split == "test"], test_share, seed, "test")
+        kept = sample_ids([record.image_id for record, split in pairs if split == "test"], test_share, seed, "test")
         pairs = [(record, split) for record, split in pairs if split != "test" or record.image_id in kept]
     return pairs
 
 
-def drawn(image_ids: Sequence[int], share: float, seed: int, purpose: str) -> set[int]:
-    """round(share * N) of the ids, but at least one of two or more where the share is not 0: those with the smallest
-    hashes."""
-    count = round(share * len(image_ids))
-    if share > 0 and len(image_ids) > 1:
+def sample_ids(image_ids: Sequence[int], fraction: float, seed: int, purpose: str) -> set[int]:
+    """round(fraction * N) of the N ids, chosen by hash; at least one if ``fraction`` > 0 and N > 1."""
+    count = round(fraction * len(image_ids))
+    if fraction > 0 and len(image_ids) > 1:
         count = max(count, 1)
     ranked = sorted(image_ids, key=lambda number: hashlib.sha256(f"{purpose} {seed} {number}".encode()).digest())
     return set(ranked[:count])
 
 
-def without_shared_photos(sets: Sequence[tuple[str, Divided]]) -> tuple[list[Divided], list[tuple[str, str]]]:
-    """Several data sets with every photograph that two of them hold left in one: where it is for test, else val, else
-    the first.
+def drop_shared_photos(sets: Sequence[tuple[str, SplitRecords]]) -> tuple[list[SplitRecords], list[tuple[str, str]]]:
+    """Keep every photograph of several data sets in one of them: where it is for test, else val, else the first.
 
-    Flickr8k, Flickr30k and COCO took photographs from the same site; without this one data set would train on another's
-    test.
+    Flickr8k, Flickr30k and COCO took photographs from the same site; without this step the model would train on test
+    images.
 
     Returns:
-        The data sets, and (image, reason) of what was left out.
+        The data sets, and (image, reason) of what was dropped.
     """
-    keepers: dict[str, tuple[int, int]] = {}  # photo -> (protection, -position of its data set)
+    keepers: dict[str, tuple[int, int]] = {}  # photo -> (priority, -position of its data set)
     for position, (_, pairs) in enumerate(sets):
         for record, split in pairs:
-            keepers[record.photo] = max(keepers.get(record.photo, (-1, 0)), (_PROTECTION[split], -position))
-    kept: list[Divided] = []
+            keepers[record.photo] = max(keepers.get(record.photo, (-1, 0)), (_PRIORITY[split], -position))
+    kept: list[SplitRecords] = []
     skipped = []
     for position, (name, pairs) in enumerate(sets):
         kept.append([])
@@ -174,8 +173,8 @@ def without_shared_photos(sets: Sequence[tuple[str, Divided]]) -> tuple[list[Div
     return kept, skipped
 
 
-def limited(sets: Sequence[Divided], limit: int) -> list[Divided]:
-    """The first ``limit`` images of each split; of several data sets they are taken in turn. 0: all."""
+def limit_images(sets: Sequence[SplitRecords], limit: int) -> list[SplitRecords]:
+    """The first ``limit`` images of each split, from several data sets in turn; 0: all."""
     if limit == 0:
         return list(sets)
     turns = []

@@ -1,5 +1,4 @@
-"""HTTP as downloads need it: streamed answers, and faults sorted into those worth another attempt and those that are
-final."""
+"""HTTP requests for downloads: streamed responses, and errors classified as transient (retry) or permanent."""
 
 from __future__ import annotations
 
@@ -14,16 +13,20 @@ if TYPE_CHECKING:
 
 BLOCK = 256 * 1024  # bytes read at a time, at most
 LONGEST_DELAY = 60.0  # seconds
-_PASSING = {408, 425, 429}  # of the 4xx answers, those that another attempt may mend
-_JITTER = random.Random()  # its own generator, so that downloads leave seeded ones alone
+_TRANSIENT = {408, 425, 429}  # the 4xx statuses that are worth a retry
+_JITTER = random.Random()  # a generator of its own, so that downloads do not change seeded ones
 
 
-class Refused(Exception):
-    """A final answer: the same request would fail in the same way again."""
+class PermanentError(Exception):
+    """A permanent error: the same request would fail again."""
 
 
-class Hiccup(Exception):
-    """A passing fault: another attempt may succeed. ``retry_after``: seconds that the server asked to wait, else 0."""
+class TransientError(Exception):
+    """A transient error: a retry may succeed.
+
+    Attributes:
+        retry_after: seconds that the server asked to wait, else 0.
+    """
 
     def __init__(self, reason: str, retry_after: float = 0.0) -> None:
         super().__init__(reason)
@@ -31,12 +34,12 @@ class Hiccup(Exception):
 
 
 def open_session() -> requests.Session:
-    """A session with kept-alive connections; it speaks http and https only, so a redirect cannot lead to a file."""
+    """A keep-alive session for http and https only, so that a redirect cannot lead to a local file."""
     import requests
 
     session = requests.Session()
     session.max_redirects = 10
-    # A compressed answer has neither the length nor the byte positions of the file itself.
+    # A compressed response has other lengths and byte positions than the file.
     session.headers.update({"User-Agent": "captioner", "Accept-Encoding": "identity"})
     return session
 
@@ -45,67 +48,71 @@ def open_session() -> requests.Session:
 def get(
     session: requests.Session, url: str, timeout: float, headers: dict[str, str] | None = None
 ) -> Iterator[requests.Response]:
-    """The answer to GET with its body still to be read; closed, body unread or not, at the end of the block.
+    """The response to GET with its body unread; closed at the end of the ``with`` block.
 
     Args:
         timeout: seconds without a byte after which the server counts as stalled.
-        headers: request headers beyond the session's.
+        headers: request headers in addition to the session's.
 
     Raises:
-        Refused: no such scheme or host name, a certificate that does not hold, or a 4xx status that will stay (404,
-            410, 403 ...).
-        Hiccup: no connection, no byte for ``timeout`` seconds, or status 408, 425, 429 or 5xx.
+        PermanentError: an unsupported scheme, an invalid address or certificate, or a permanent 4xx status (404, 410,
+            403 ...).
+        TransientError: no connection, no byte for ``timeout`` seconds, or status 408, 425, 429 or 5xx.
     """
     import requests
 
     try:
         response = session.get(url, headers=headers, stream=True, timeout=timeout)
     except (requests.exceptions.InvalidSchema, requests.exceptions.MissingSchema) as error:
-        raise Refused("only http and https addresses are followed") from error
+        raise PermanentError("only http and https addresses are supported") from error
     except (requests.exceptions.InvalidURL, requests.exceptions.TooManyRedirects, UnicodeError) as error:
-        raise Refused(str(error) or "no valid address") from error
+        raise PermanentError(str(error) or "not a valid address") from error
     except requests.RequestException as error:
         reason = _root_cause(error, timeout)
-        raise (Refused if "CERTIFICATE_VERIFY_FAILED" in reason else Hiccup)(reason) from error
+        raise (PermanentError if "CERTIFICATE_VERIFY_FAILED" in reason else TransientError)(reason) from error
     except ValueError as error:  # hosts that urllib3 cannot parse
-        raise Refused(f"no valid address ({error})") from error
+        raise PermanentError(f"not a valid address ({error})") from error
     with response:
         status = response.status_code
-        if status >= 500 or status in _PASSING:
-            raise Hiccup(f"HTTP {status} {response.reason}", _seconds(response.headers.get("Retry-After")))
-        if status >= 400 and status != 416:  # 416 answers a Range: its meaning is the caller's
-            raise Refused(f"HTTP {status} {response.reason}")
+        if status >= 500 or status in _TRANSIENT:
+            raise TransientError(f"HTTP {status} {response.reason}", _seconds(response.headers.get("Retry-After")))
+        if status >= 400 and status != 416:  # 416 answers a Range request and is left to the caller
+            raise PermanentError(f"HTTP {status} {response.reason}")
         if status not in (200, 206, 416):
-            raise Refused(f"HTTP {status} {response.reason} where a file was expected")
+            raise PermanentError(f"HTTP {status} {response.reason} where a file was expected")
         yield response
 
 
 def blocks(response: requests.Response, timeout: float) -> Iterator[bytes]:
-    """The raw body in blocks of at most ``BLOCK`` bytes. It may end early: the caller compares lengths. Raises
-    Hiccup."""
+    """The raw body in blocks of at most ``BLOCK`` bytes; raises TransientError.
+
+    A body that ends early is no error here: the caller compares lengths.
+    """
     import http.client
 
     import urllib3.exceptions
 
     while True:
         try:
-            block = response.raw.read1(BLOCK, decode_content=False)  # what is there: a trickle reaches the disk too
+            block = response.raw.read1(
+                BLOCK, decode_content=False
+            )  # returns what has arrived, so that slow downloads are saved too
         except (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError) as error:
-            raise Hiccup(_root_cause(error, timeout)) from error
+            raise TransientError(_root_cause(error, timeout)) from error
         if not block:
             return
         yield block
 
 
 def body_length(response: requests.Response) -> int | None:
-    """Content-Length in bytes, or None where the server does not state one."""
+    """Content-Length in bytes, or None if the server does not give it."""
     text = response.headers.get("Content-Length", "")
     return int(text) if text.isdecimal() and text.isascii() else None
 
 
 def delay_before(attempt: int, backoff: float, retry_after: float = 0.0) -> float:
-    """Seconds before attempt number ``attempt`` (the first is 1): doubling from ``backoff`` at attempt 2, with jitter,
-    at most a minute."""
+    """Seconds to wait before an attempt (the first is 1): ``backoff`` before attempt 2, then doubling, with jitter, at
+    most a minute."""
     doubled = backoff * 2 ** min(attempt - 2, 30)
     return min(max(doubled * _JITTER.uniform(0.5, 1.0), retry_after), LONGEST_DELAY)
 
@@ -120,7 +127,7 @@ def pause(seconds: float, check: Callable[[], None]) -> None:
 
 
 def _root_cause(error: BaseException, timeout: float) -> str:
-    """The innermost reason in one short phrase; the libraries' own texts repeat the address and their class names."""
+    """The innermost cause as a short phrase; the libraries' own messages repeat the address and class names."""
     names, last = set(), error
     while True:
         names.add(type(last).__name__)
@@ -131,7 +138,7 @@ def _root_cause(error: BaseException, timeout: float) -> str:
     if names & {"ReadTimeout", "ReadTimeoutError", "ConnectTimeout", "ConnectTimeoutError", "TimeoutError"}:
         return f"no byte for {timeout:g} s"
     if names & {"NameResolutionError", "gaierror"}:
-        return "the host's name is not known here (is there a network?)"
+        return "the host name cannot be resolved (is there a network?)"
     if "IncompleteRead" in names:
         return "the connection ended early"
     if isinstance(last, OSError) and last.strerror:
@@ -140,5 +147,5 @@ def _root_cause(error: BaseException, timeout: float) -> str:
 
 
 def _seconds(text: str | None) -> float:
-    """Retry-After in seconds; its date form counts as unstated."""
+    """Retry-After in seconds; 0 for its date form."""
     return float(text) if text and text.isascii() and text.isdecimal() and len(text) < 8 else 0.0

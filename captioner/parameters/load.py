@@ -14,7 +14,7 @@ import typing
 from pathlib import Path
 from typing import Any
 
-import yaml
+import yaml  # type: ignore[import-untyped,unused-ignore]
 
 from captioner.errors import CaptionerError
 from captioner.parameters.options import field_choices, parameter_name

@@ -17,22 +17,20 @@ from captioner.vocabulary.tokenizer import tokenize
 from captioner.vocabulary.vectors import load_vectors
 from captioner.vocabulary.vocabulary import PAD, SPECIALS, Vocabulary, vocabulary_of_counts
 
-# Standard deviation of a number in a random vector where there are no known ones to copy it from: about that of GloVe
-# 6B.
-_SPREAD = 0.7
+# Standard deviation of random vectors if there are no pre-trained ones to match: about that of GloVe 6B.
+_STD = 0.7
 
 
 def build(
     parameters: VocabParameters, runtime: RuntimeParameters, captions: Path, vocab: Path, embeddings: Path
 ) -> None:
-    """Make ``vocab`` (JSON) and ``embeddings`` (npy, float32 (V, D), row i = word i) from the training split of
-    ``captions``.
+    """Write ``vocab`` (JSON) and ``embeddings`` (npy, float32 (V, D), row i = word i) of the training captions.
 
-    Both are written whole or not at all; the same captions and parameters give the same bytes.
+    Both are written atomically; the same captions and parameters give the same bytes.
 
     Raises:
-        CaptionerError: no training caption, no word frequent enough, unknown vectors or ones of another dimension, or a
-            file that cannot be written.
+        CaptionerError: no training caption, no word frequent enough, unknown vectors, another dimension, or a file that
+            cannot be written.
     """
     vocabulary = read_words(parameters, CaptionSet.load(captions))
     words = vocabulary.words[len(SPECIALS) :]
@@ -46,7 +44,8 @@ def build(
     )
     if vectors.shape != (len(words), parameters.dimension):
         raise CaptionerError(
-            f"vocab.vectors={parameters.vectors}: vectors of {vectors.shape[1]} numbers, vocab.dimension={parameters.dimension}; set one to the other"
+            f"vocab.vectors={parameters.vectors}: vectors of {vectors.shape[1]} numbers, "
+            f"vocab.dimension={parameters.dimension}; set one to the other"
         )
     seen = sum(vocabulary.counts)
     vocabulary.facts["coverage"] = {
@@ -66,10 +65,10 @@ def build(
 
 
 def read_words(parameters: VocabParameters, captions: CaptionSet) -> Vocabulary:
-    """The vocabulary of the training captions, each cut to ``max_length`` tokens as training cuts it.
+    """The vocabulary of the training captions, each truncated to ``max_length`` tokens as in training.
 
     Raises:
-        CaptionerError: no training caption has a word, or no word is frequent enough.
+        CaptionerError: no training caption contains a word, or no word is frequent enough.
     """
     counts: Counter[str] = Counter()
     number = longest = cut = 0
@@ -83,13 +82,14 @@ def read_words(parameters: VocabParameters, captions: CaptionSet) -> Vocabulary:
     tokens = sum(counts.values())
     if not tokens:
         raise CaptionerError(
-            f"{captions.path}: no caption with a word in the training split; check the data set, its split and download.limit"
+            f"{captions.path}: no caption with a word in the training split; check the data set, its split and "
+            "download.limit"
         )
     facts = {
         "min_count": parameters.min_count,
         "max_length": parameters.max_length,
         "seed": parameters.seed,
-        # the name alone: a path would differ from machine to machine
+        # only the name: paths differ between machines
         "vectors": parameters.vectors if parameters.vectors in ("glove", "none") else Path(parameters.vectors).name,
         "dimension": parameters.dimension,
         "captions": number,
@@ -101,21 +101,23 @@ def read_words(parameters: VocabParameters, captions: CaptionSet) -> Vocabulary:
     if len(vocabulary) == len(SPECIALS):
         most = counts.most_common(1)[0][1]
         raise CaptionerError(
-            f"{captions.path}: no word is in the training captions {parameters.min_count} times (the most frequent: {most}); lower vocab.min_count"
+            f"{captions.path}: no word occurs {parameters.min_count} times in the training captions (the most "
+            "frequent: "
+            f"{most}); lower vocab.min_count"
         )
     return vocabulary
 
 
 def fill_vectors(vectors: np.ndarray, known: np.ndarray, seed: int) -> np.ndarray:
-    """Vectors of the whole vocabulary: the special words' rows first, random ones for unknown words.
+    """The embedding matrix: special words first, random vectors for words without a pre-trained one.
 
-    Random rows are normal with each dimension's mean over the known rows and their common standard deviation about it,
-    so that the decoder sees one scale. The row of <pad> is zero.
+    Random rows are normally distributed with the mean (per dimension) and the standard deviation of the known rows, so
+    that all rows have the same scale. The row of <pad> is zero.
 
     Args:
-        vectors: (W, D) of the words after the special ones.
-        known: bool (W,), which rows are known.
-        seed: draws the random rows.
+        vectors: (W, D) vectors of the words after the special ones.
+        known: bool (W,), True where ``vectors`` has a pre-trained vector.
+        seed: seed of the random rows.
 
     Returns:
         float32 (4 + W, D).
@@ -123,14 +125,14 @@ def fill_vectors(vectors: np.ndarray, known: np.ndarray, seed: int) -> np.ndarra
     dimension = vectors.shape[1]
     table = np.concatenate([np.zeros((len(SPECIALS), dimension), np.float32), vectors.astype(np.float32)])
     have = np.concatenate([np.zeros(len(SPECIALS), bool), known])
-    mean, spread = np.zeros(dimension), _SPREAD
+    mean, std = np.zeros(dimension), _STD
     if known.sum() > 1:
         mean = vectors[known].mean(axis=0, dtype=np.float64)  # (D,)
-        spread = float((vectors[known] - mean).std()) or _SPREAD
-    drawn = np.random.default_rng(seed).normal(
-        mean, spread, table.shape
-    )  # for every row: which others are known does not matter
-    table[~have] = drawn[~have]
+        std = float((vectors[known] - mean).std()) or _STD
+    sampled = np.random.default_rng(seed).normal(
+        mean, std, table.shape
+    )  # for all rows, so that a row does not depend on which others are known
+    table[~have] = sampled[~have]
     table[PAD] = 0
     return table
 
@@ -150,24 +152,27 @@ def _write(path: Path, data: bytes) -> None:
 
 def _unwritable(path: Path, error: OSError) -> CaptionerError:
     return CaptionerError(
-        f"{path}: cannot be written ({error.strerror}); free the disk or mend its permissions and run again"
+        f"{path}: cannot be written ({error.strerror}); free the disk or fix its permissions and run again"
     )
 
 
 def _report(vocabulary: Vocabulary, path: Path) -> None:
     facts, coverage = vocabulary.facts, vocabulary.facts["coverage"]
     click.echo(
-        f"{path}: {coverage['words']:,} words seen at least {facts['min_count']} times in {facts['captions']:,} captions; "
-        f"they are {coverage['tokens_in_vocabulary']:.2%} of the captions' tokens",
+        f"{path}: {coverage['words']:,} words that occur at least {facts['min_count']} times in {facts['captions']:,} "
+        "captions; "
+        f"they cover {coverage['tokens_in_vocabulary']:.2%} of the captions' tokens",
         err=True,
     )
     click.echo(
-        f"vectors {facts['vectors']} ({facts['dimension']}d): {coverage['words_with_vector']:,} of {coverage['words']:,} words known, "
+        f"vectors {facts['vectors']} ({facts['dimension']}d): {coverage['words_with_vector']:,} of "
+        f"{coverage['words']:,} words known, "
         f"{coverage['tokens_with_vector']:.2%} of their occurrences; the others are random",
         err=True,
     )
     if facts["captions_cut"]:
         click.echo(
-            f"{facts['captions_cut']:,} captions are longer than {facts['max_length']} tokens (the longest: {facts['longest']}) and will be cut",
+            f"{facts['captions_cut']:,} captions are longer than {facts['max_length']} tokens (the longest: "
+            f"{facts['longest']}) and will be truncated",
             err=True,
         )

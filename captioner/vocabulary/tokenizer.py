@@ -1,8 +1,8 @@
 """Penn Treebank tokens of captions, lower case and without punctuation, in pure Python.
 
-Captions are scored on the tokens of Stanford's PTBTokenizer (CoreNLP 3.4.1, ``-lowerCase``) less pycocoevalcap's list
-of punctuation. That tokenizer is a Java program; this one follows its rules as far as captions use them, so that the
-vocabulary, training, and scoring where no Java runs see the same words. The tests compare the two.
+Captions are scored on the tokens of Stanford's PTBTokenizer (CoreNLP 3.4.1, ``-lowerCase``) without pycocoevalcap's
+punctuation. That tokenizer is a Java program; this one implements the rules that matter for captions, so that the
+vocabulary, training, and scoring without Java use the same words. The tests compare the two.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 import unicodedata
 from functools import lru_cache
 
-# What pycocoevalcap drops. Its list has -LRB- and its sisters in capitals, which lower-cased tokens never match:
+# The punctuation that pycocoevalcap removes. Its list has -LRB- etc. in capitals, which never match lower-case tokens:
 # brackets stay.
 PUNCTUATION = frozenset(
     ["''", "'", "``", "`", "-LRB-", "-RRB-", "-LCB-", "-RCB-", ".", "?", "!", ",", ":", "-", "--", "...", ";"]
@@ -34,7 +34,7 @@ _WRITTEN = {
     ";-)": ";--rrb-",
 }
 
-# One way to write what has several.
+# Normalisation of characters with several forms.
 _NORMAL = {
     **dict.fromkeys(map(ord, "\u2018\u2019\u201b\u0091\u0092"), "'"),
     **dict.fromkeys(map(ord, "\u201c\u201d\u0093\u0094\u00ab\u00bb"), '"'),
@@ -59,7 +59,7 @@ _NORMAL = {
     ord("£"): "#",
     ord("€"): "$",
 }
-_BEYOND_BASIC_PLANE = re.compile("[\ud800-\udfff\U00010000-\U0010ffff]")  # emoji: the Java tokenizer drops them
+_BEYOND_BASIC_PLANE = re.compile("[\ud800-\udfff\U00010000-\U0010ffff]")  # emoji, which the Java tokenizer drops
 _ENTITIES = {"&amp;": "&", "&lt;": "<", "&gt;": ">", "&quot;": '"', "&apos;": "'", "&nbsp;": " "}
 _ENTITY = re.compile("|".join(_ENTITIES), re.IGNORECASE)
 
@@ -74,7 +74,7 @@ _CAPITALISED = "Miss|MISS|Ill|ILL|Mass|MASS|Wash|WASH|Tex|TEX|Ark|ARK|Pa|PA|La|L
 
 
 def _marks() -> str:
-    """Combining marks of the basic plane as ranges for a character class: part of a word, though not of ``\\w``."""
+    """Combining marks of the basic plane as ranges for a character class; they belong to words but not to ``\\w``."""
     ranges: list[list[int]] = []
     for code in range(0x300, 0x10000):
         if unicodedata.category(chr(code)) in ("Mn", "Mc"):
@@ -122,7 +122,7 @@ def ptb_tokens(caption: str) -> list[str]:
 
 
 def _chunk_tokens(chunk: str) -> tuple[str, ...]:
-    """Tokens of text without white space. No rule looks across white space, so that repeated chunks are tokenized
+    """Tokens of text without white space. No rule crosses white space, so repeated chunks are tokenized only
     once."""
     text = _ENTITY.sub(lambda match: _ENTITIES[match[0].lower()], chunk)
     text = _BEYOND_BASIC_PLANE.sub(" ", text.translate(_NORMAL))
@@ -141,14 +141,14 @@ _known_chunk = lru_cache(maxsize=2**16)(_chunk_tokens)
 
 
 def scored_tokens(caption: str) -> list[str]:
-    """The tokens that captions are scored on: what pycocoevalcap leaves of them, brackets included."""
+    """The tokens that captions are scored on: without pycocoevalcap's punctuation, but with brackets."""
     return [token for token in ptb_tokens(caption) if token not in PUNCTUATION]
 
 
 def tokenize(caption: str) -> list[str]:
     """The words of a caption: Penn Treebank tokens in lower case without punctuation.
 
-    These are ``scored_tokens`` without brackets: nobody wants to be told of a "sign -lrb- red -rrb-".
+    These are ``scored_tokens`` without brackets, which do not belong in generated captions.
 
     >>> tokenize("A man's dog (black-and-white) can't swim.")
     ['a', 'man', "'s", 'dog', 'black-and-white', 'ca', "n't", 'swim']

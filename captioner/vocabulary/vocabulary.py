@@ -1,4 +1,4 @@
-"""The words that a decoder knows, and their ids."""
+"""The vocabulary of a decoder: words and their ids."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ FORMAT_VERSION = 1
 
 
 class Vocabulary:
-    """Words and their ids: ``<pad> <start> <end> <unk>`` first, then the words of the training captions by falling
-    count.
+    """Words and their ids: ``<pad> <start> <end> <unk>`` first, then the words of the training captions by
+    descending count.
 
     Args:
-        words: all words, the four special ones first.
-        counts: how often each was seen in the training captions; 0 for the special ones. Same length as ``words``.
-        facts: what else the file holds: ``min_count``, ``max_length``, ``vectors``, ``coverage`` and so on;
+        words: all words, the four special words first.
+        counts: number of occurrences of each word in the training captions; 0 for special words.
+        facts: further contents of the file (``min_count``, ``max_length``, ``vectors``, ``coverage`` ...);
             JSON-serialisable.
 
     Raises:
-        CaptionerError: the special words are not first, a word stands twice, or counts and words differ in length.
+        CaptionerError: the special words are not first, a word is repeated, or counts and words differ in length.
     """
 
     def __init__(
@@ -41,7 +41,8 @@ class Vocabulary:
         self.facts = dict(facts or {})
         if tuple(self.words[: len(SPECIALS)]) != SPECIALS:
             raise CaptionerError(
-                f"vocabulary: its first words are {self.words[:4]!r}, not {' '.join(SPECIALS)}; run the vocab stage again"
+                f"vocabulary: its first words are {self.words[:4]!r}, not {' '.join(SPECIALS)}; run the vocab stage "
+                "again"
             )
         if len(self.counts) != len(self.words):
             raise CaptionerError(
@@ -50,7 +51,7 @@ class Vocabulary:
         self._ids = {word: row for row, word in enumerate(self.words)}
         if len(self._ids) != len(self.words):
             twice = next(word for word, count in Counter(self.words).items() if count > 1)
-            raise CaptionerError(f"vocabulary: the word {twice!r} stands in it twice; run the vocab stage again")
+            raise CaptionerError(f"vocabulary: the word {twice!r} occurs twice; run the vocab stage again")
 
     def __len__(self) -> int:
         return len(self.words)
@@ -60,27 +61,26 @@ class Vocabulary:
 
     @property
     def max_length(self) -> int | None:
-        """Tokens of a caption that training keeps, without <start> and <end>; None where the file does not say."""
+        """Maximum length of a training caption, without <start> and <end>; None if the file does not have it."""
         return self.facts.get("max_length")
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 (hex) of the words in their order and the maximum length: all that decides which ids a caption
-        becomes."""
+        """SHA-256 (hex) of the ordered words and the maximum length, which determine the ids of a caption."""
         return fingerprint({"words": self.words, "max_length": self.max_length})
 
     def encode(self, tokens: Iterable[str]) -> list[int]:
-        """Ids of tokens, UNK for unknown ones; neither START nor END is added, nothing is cut.
+        """Ids of tokens, UNK for unknown ones; adds neither START nor END and does not truncate.
 
-        A token that looks like a special word (``<end>`` in an untrusted caption) is an unknown word, not a command.
+        A token spelled like a special word (``<end>`` in an untrusted caption) is an unknown word.
         """
         return [row if (row := self._ids.get(token, UNK)) >= len(SPECIALS) else UNK for token in tokens]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The caption of ids, words joined with spaces: up to the first END, without PAD and START.
+        """The words of ids up to the first END, without PAD and START, joined with spaces.
 
         Raises:
-            CaptionerError: an id that the vocabulary does not have.
+            CaptionerError: an id outside the vocabulary.
         """
         words = []
         for row in map(int, ids):
@@ -88,39 +88,41 @@ class Vocabulary:
                 break
             if not 0 <= row < len(self.words):
                 raise CaptionerError(
-                    f"vocabulary: it has {len(self.words)} words but the id is {row}; take the vocabulary that the model was trained with"
+                    f"vocabulary: it has {len(self.words)} words but the id is {row}; use the vocabulary that the "
+                    "model was trained with"
                 )
             if row not in (PAD, START):
                 words.append(self.words[row])
         return " ".join(words)
 
     def to_json(self) -> dict[str, Any]:
-        """What ``save`` writes, as plain JSON values."""
+        """The content of the file as JSON values."""
         return {**self.facts, "format_version": FORMAT_VERSION, "words": self.words, "counts": self.counts}
 
     @classmethod
     def from_json(cls, content: Any, source: str = "vocabulary") -> Vocabulary:
-        """The vocabulary in ``content``; ``source`` names it in errors.
+        """The vocabulary of a file's content; ``source`` is its name in errors.
 
         Raises:
-            CaptionerError: it is not the content of a vocabulary file of this format.
+            CaptionerError: not the content of a vocabulary file of this format.
         """
-        remedy = "make it with the vocab stage"
+        remedy = "create it with the vocab stage"
         if not isinstance(content, dict) or not isinstance(content.get("words"), list):
-            raise CaptionerError(f"{source}: no vocabulary (a mapping with the list 'words' is wanted); {remedy}")
+            raise CaptionerError(f"{source}: not a vocabulary (a mapping with a list 'words'); {remedy}")
         if content.get("format_version") != FORMAT_VERSION:
             raise CaptionerError(
-                f"{source}: vocabulary format {content.get('format_version')!r}, this program reads {FORMAT_VERSION}; {remedy}"
+                f"{source}: vocabulary format {content.get('format_version')!r}, this program reads "
+                f"{FORMAT_VERSION}; {remedy}"
             )
         words, counts = content["words"], content.get("counts", [0] * len(content["words"]))
-        strange = [word for word in words if not isinstance(word, str)]
-        if strange:
-            raise CaptionerError(f"{source}: the word {strange[0]!r} is no text; {remedy}")
+        invalid = [word for word in words if not isinstance(word, str)]
+        if invalid:
+            raise CaptionerError(f"{source}: the word {invalid[0]!r} is not text; {remedy}")
         if not isinstance(counts, list) or not all(isinstance(count, int) for count in counts):
-            raise CaptionerError(f"{source}: 'counts' is no list of whole numbers; {remedy}")
+            raise CaptionerError(f"{source}: 'counts' is not a list of integers; {remedy}")
         max_length = content.get("max_length")
         if max_length is not None and (not isinstance(max_length, int) or max_length < 1):
-            raise CaptionerError(f"{source}: max_length={max_length!r} is no positive whole number; {remedy}")
+            raise CaptionerError(f"{source}: max_length={max_length!r} is not a positive integer; {remedy}")
         facts = {key: value for key, value in content.items() if key not in ("format_version", "words", "counts")}
         try:
             return cls(words, counts, facts)
@@ -136,19 +138,21 @@ class Vocabulary:
         """Read a vocabulary file.
 
         Raises:
-            CaptionerError: the file is missing or no vocabulary.
+            CaptionerError: the file is missing or not a vocabulary.
         """
         try:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
         except OSError as error:
-            raise CaptionerError(f"{path}: cannot be read ({error.strerror}); make it with the vocab stage") from error
+            raise CaptionerError(
+                f"{path}: cannot be read ({error.strerror}); create it with the vocab stage"
+            ) from error
         except (ValueError, RecursionError) as error:
-            raise CaptionerError(f"{path}: no JSON ({error}); make it with the vocab stage") from error
+            raise CaptionerError(f"{path}: not JSON ({error}); create it with the vocab stage") from error
         return cls.from_json(content, str(path))
 
 
 def build_vocabulary(captions: Iterable[str], min_count: int = 1) -> Vocabulary:
-    """The words seen at least ``min_count`` times in ``captions``, by falling count, equal counts alphabetically."""
+    """The words seen at least ``min_count`` times in ``captions``, by descending count, then alphabetically."""
     counts: Counter[str] = Counter()
     for caption in captions:
         counts.update(tokenize(caption))
@@ -158,7 +162,7 @@ def build_vocabulary(captions: Iterable[str], min_count: int = 1) -> Vocabulary:
 def vocabulary_of_counts(
     counts: Mapping[str, int], min_count: int = 1, facts: dict[str, Any] | None = None
 ) -> Vocabulary:
-    """The same from counts of tokens, with ``facts`` for the file."""
+    """The vocabulary of token counts, with ``facts`` for the file."""
     kept = [(word, count) for word, count in counts.items() if count >= min_count and word not in SPECIALS]
     kept.sort(key=lambda item: (-item[1], item[0]))
     return Vocabulary(

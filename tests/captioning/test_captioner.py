@@ -110,14 +110,14 @@ def test_a_picture_that_cannot_be_read_is_said_and_the_rest_goes_on(
             good,
         ]
     )
-    assert bad.error == "no picture of a known format" and empty.error == "empty file" and half.error == "truncated"
+    assert bad.error == "not an image of a known format" and empty.error == "empty file" and half.error == "truncated"
     assert (
         none.error == "cannot be read (No such file or directory)"
         and folder.error == "no file"
         and "name" in zero.error
     )
     assert after.error is None and after.text == captioner.caption(good)[0].text
-    with pytest.raises(CaptionerError, match="junk.jpg: no picture of a known format"):
+    with pytest.raises(CaptionerError, match="junk.jpg: not an image of a known format"):
         bad.text
 
 

@@ -71,7 +71,7 @@ def test_json_alone_on_the_output_and_a_line_for_each_fault(run: dict[str, Path]
     assert done.exit_code == 1
     assert (
         done.stderr
-        == f"Error: {folder}/b/junk.jpg: no picture of a known format\nError: {folder}/none.jpg: cannot be read (No such file or directory)\n"
+        == f"Error: {folder}/b/junk.jpg: not an image of a known format\nError: {folder}/none.jpg: cannot be read (No such file or directory)\n"
     )
 
 

@@ -71,13 +71,13 @@ def _change(content, where, value):
     [
         (("images",), None, "no list 'images'"),
         (("annotations",), {}, "no list 'annotations'"),
-        (("images", 0), 3, "holds a int"),
-        (("images", 0, "id"), "5", "id '5' in 'images' is no integer"),
-        (("images", 0, "id"), True, "no integer"),
-        (("images", 0, "id"), 9, "stands twice"),
+        (("images", 0), 3, "a value of type int"),
+        (("images", 0, "id"), "5", "id '5' in 'images' is not a 64-bit integer"),
+        (("images", 0, "id"), True, "not a 64-bit integer"),
+        (("images", 0, "id"), 9, "occurs twice"),
         (("images", 0, "split"), "dev", "split 'dev', not one of train, val, test"),
         (("images", 0, "file_name"), None, "no 'file_name'"),
-        (("annotations", 0, "image_id"), 6, "for image 6, which 'images' lacks"),
+        (("annotations", 0, "image_id"), 6, "for image 6, which is not in 'images'"),
         (("annotations", 0, "caption"), "  ", "empty"),
         (("annotations", 1, "image_id"), 5, "image 9 has no caption"),
     ],
@@ -96,5 +96,5 @@ def test_not_json(path, text):
 
 
 def test_absent(tmp_path):
-    with pytest.raises(CaptionerError, match="not there; .*download"):
+    with pytest.raises(CaptionerError, match="not found; .*download"):
         CaptionSet.load(tmp_path / "captions.json")

@@ -150,7 +150,7 @@ def test_duplicate_ids(root):
     assert ("000000000001.jpg", "image id 1 is listed twice; the first counts") in listed(root).skipped
     content["images"][1]["file_name"] = "000000000002.jpg"
     annotations(root).write_text(json.dumps(content))
-    with pytest.raises(CaptionerError, match="image id 1 stands for 000000000001.jpg and for 000000000002.jpg"):
+    with pytest.raises(CaptionerError, match="image id 1 is used for 000000000001.jpg and for 000000000002.jpg"):
         listed(root)
 
 
@@ -163,10 +163,10 @@ def test_image_of_two_parts_is_for_the_test(root):
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("{", "no valid JSON"),
+        ("{", "not valid JSON"),
         ("[]", "not an object"),
-        ('{"images": []}', "no COCO captions file"),
-        ('{"images": [1], "annotations": []}', "no COCO captions file"),
+        ('{"images": []}', "not a COCO captions file"),
+        ('{"images": [1], "annotations": []}', "not a COCO captions file"),
         ('{"images": [{"id": "1", "file_name": "a"}], "annotations": []}', "id '1'"),
         (
             '{"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": [{"id": 3, "image_id": 1, "bbox": []}]}',
@@ -220,7 +220,7 @@ def test_damaged_zip(root, tmp_path):
     data = (zips / "train2017.zip").read_bytes()
     (zips / "train2017.zip").write_bytes(data[: len(data) // 2])
     with pytest.raises(
-        CaptionerError, match="train2017.zip: cannot be read as a zip archive .*delete it and get it again"
+        CaptionerError, match="train2017.zip: cannot be read as a zip archive .*delete it and download it again"
     ):
         run(tmp_path / "out", "coco2017", root=zips)
 

@@ -113,15 +113,15 @@ def test_path_that_leaves_the_folder(folder, name):
         ("t.csv", "image,caption,split\n", "no image is listed"),
         ("t.csv", "file;text\na.jpg;x\n", "columns image and caption"),
         ("t.csv", "image,caption\na.jpg,one, two\n", "line 2: 3 columns instead of 2"),
-        ("t.csv", 'image,caption\na.jpg,"one" two\n', "line 2: no valid CSV"),
+        ("t.csv", 'image,caption\na.jpg,"one" two\n', "line 2: not valid CSV"),
         ("t.csv", "image,caption,split\na.jpg,x,tset\n", "line 2: split 'tset' is unknown; give train, val or test"),
         (
             "t.csv",
             "image,caption,split\na.jpg,x,train\na.jpg,y,test\n",
             "line 3: image a.jpg is in train and in test",
         ),
-        ("t.jsonl", '{"image": "a.jpg"\n', "line 1: no valid JSON"),
-        ("t.jsonl", '["a.jpg", "x"]\n', "line 1: no JSON object"),
+        ("t.jsonl", '{"image": "a.jpg"\n', "line 1: not valid JSON"),
+        ("t.jsonl", '["a.jpg", "x"]\n', "line 1: not a JSON object"),
         ("t.jsonl", '{"image": "a.jpg", "caption": "x", "split": 3}\n', "line 1: split 3 is unknown"),
         ("t.json", '{"images": [], "annotations": []}', "no image is listed"),
     ],
@@ -133,9 +133,9 @@ def test_bad_tables(folder, name, text, message):
 
 
 def test_table_that_is_no_text_or_not_there(folder):
-    with pytest.raises(CaptionerError, match="nothing.csv: not there; set download.captions"):
+    with pytest.raises(CaptionerError, match="nothing.csv: not found; set download.captions"):
         read_custom(folder / "nothing.csv", None)
-    with pytest.raises(CaptionerError, match="a.jpg: no UTF-8"):
+    with pytest.raises(CaptionerError, match="a.jpg: not UTF-8"):
         read_custom(folder / "a.jpg", None)
     with pytest.raises(CaptionerError, match="sub: cannot be read"):
         read_custom(folder / "sub", None)
@@ -167,8 +167,8 @@ def test_bad_images_are_listed_and_too_many_are_an_error(tmp_path):
     with pytest.raises(
         CaptionerError,
         match=(
-            r"1 of 10 listed images are not there \(the first: 005.jpg: file not found\), more than download.max_missing=0.02;"
-            r" .*max_missing=0.1"
+            r"1 of 10 listed images are not there \(the first: 005.jpg: file not found\), "
+            r"more than download.max_missing=0.02; .*max_missing=0.1"
         ),
     ):
         run(tmp_path / "out", captions=path)
@@ -179,7 +179,7 @@ def test_bad_images_are_listed_and_too_many_are_an_error(tmp_path):
     assert not (tmp_path / "out" / "images.h5").exists() and not (tmp_path / "out" / "captions.json").exists()
     out = run(tmp_path / "out", captions=path, max_missing=0.3)
     assert set(skipped(out)) == {"003.jpg", "004.jpg", "005.jpg"}
-    assert skipped(out)["004.jpg"] == "no image of a known format"
+    assert skipped(out)["004.jpg"] == "not an image of a known format"
     assert CaptionSet.load(out / "captions.json").image_ids("train") + CaptionSet.load(out / "captions.json").image_ids(
         "val"
     )
@@ -193,7 +193,7 @@ def test_things_that_are_no_files(tmp_path):
     os.mkfifo(tmp_path / "own" / "003.jpg")
     (tmp_path / "own" / "004.jpg").mkdir()
     out = run(tmp_path / "out", captions=path, max_missing=0.3)
-    assert skipped(out) == {"003.jpg": "no regular file", "004.jpg": "no regular file"}
+    assert skipped(out) == {"003.jpg": "not a regular file", "004.jpg": "not a regular file"}
 
 
 def test_images_without_captions_count_as_missing(tmp_path):

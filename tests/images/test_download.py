@@ -297,6 +297,6 @@ def test_no_training_image(tmp_path):
 
 
 def test_a_second_process_is_refused(tmp_path, table):
-    with Sidecar(tmp_path / "out" / "images.h5", {}):
-        with pytest.raises(CaptionerError, match=f"images.h5.partial: process {os.getpid()} is at work on it"):
-            run(tmp_path / "out", captions=table)
+    message = f"images.h5.partial: process {os.getpid()} is at work on it"
+    with Sidecar(tmp_path / "out" / "images.h5", {}), pytest.raises(CaptionerError, match=message):
+        run(tmp_path / "out", captions=table)

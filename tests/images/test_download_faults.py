@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -62,10 +63,8 @@ def finished(out):
     """Finished blocks: name -> time of writing in ns."""
     times = {}
     for path in (out / "images.h5.partial").glob("block-*.json"):
-        try:
+        with contextlib.suppress(FileNotFoundError):  # the run has finished and deleted its sidecar
             times[path.name] = path.stat().st_mtime_ns
-        except FileNotFoundError:  # the run is at its end and takes its sidecar away
-            pass
     return times
 
 
@@ -248,7 +247,7 @@ def test_a_raised_max_missing_goes_on_with_the_work(tmp_path, capfd):
     """The remedy that the error names must not begin again."""
     table = custom_set(tmp_path / "own", 20)
     (tmp_path / "own" / "003.jpg").write_text("no image")
-    with pytest.raises(CaptionerError, match="1 of 20 .*003.jpg: no image of a known format"):
+    with pytest.raises(CaptionerError, match="1 of 20 .*003.jpg: not an image of a known format"):
         run(tmp_path / "out", captions=table)
     capfd.readouterr()
     out = run(tmp_path / "out", captions=table, max_missing=0.05)

@@ -109,7 +109,8 @@ def test_flickr30k_bars_with_the_known_malformed_row(tmp_path):
     """The file that goes round has one row with a single bar: '2199200615.jpg| 4   A dog runs across the grass .'"""
     images(tmp_path / "flickr30k_images" / "flickr30k_images", ["2199200615.jpg"])
     (tmp_path / "results.csv").write_text(
-        "image_name| comment_number| comment\n2199200615.jpg| 0| A dog | or two .\n2199200615.jpg| 4   A dog runs across the grass"
+        "image_name| comment_number| comment\n2199200615.jpg| 0| A dog | or two .\n2199200615.jpg| 4   A dog runs "
+        "across the grass"
         " .\n2199200615.jpg\n"
     )
     with pytest.raises(CaptionerError, match="no captions"):
@@ -131,7 +132,8 @@ def test_names_without_photo_numbers_get_positions(tmp_path):
 
 def test_errors_name_the_remedy(tmp_path):
     with pytest.raises(
-        CaptionerError, match="dataset=flickr8k: it cannot be fetched; get it from http.* set download.root"
+        CaptionerError,
+        match="dataset=flickr8k: it cannot be downloaded automatically; get it from http.* set download.root",
     ):
         read_flickr(manifest("flickr8k"), None)
     with pytest.raises(CaptionerError, match="download.root=.*gone: no such folder"):

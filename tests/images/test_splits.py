@@ -13,7 +13,14 @@ from captioner.errors import CaptionerError
 from captioner.images.captions import SPLITS, CaptionSet
 from captioner.images.manifests import Manifest, read_manifest
 from captioner.images.records import Absent, ImageRecord, Listing
-from captioner.images.splits import KarpathySplit, divide, drawn, karpathy_split, limited, without_shared_photos
+from captioner.images.splits import (
+    KarpathySplit,
+    assign_splits,
+    drop_shared_photos,
+    karpathy_split,
+    limit_images,
+    sample_ids,
+)
 from tests.images.making import SOURCES, coco_set, custom_set, jpeg, run, skipped
 
 
@@ -23,7 +30,7 @@ def record(number, split=None, photo=None, name=None):
 
 def splits(records, **options):
     settings = {"karpathy": None, "coco": False, "seed": 1, "val_share": 0.15, "test_share": 1.0, **options}
-    return {r.image_id: split for r, split in divide(Listing(list(records)), **settings)}
+    return {r.image_id: split for r, split in assign_splits(Listing(list(records)), **settings)}
 
 
 def counted(result):
@@ -57,17 +64,17 @@ def test_test_share():
 def test_draws_do_not_depend_on_order_and_differ_by_seed_and_purpose():
     ids = list(range(500))
     mixed = random.Random(0).sample(ids, 500)
-    assert drawn(ids, 0.15, 1, "val") == drawn(mixed, 0.15, 1, "val")
-    assert drawn(ids, 0.15, 1, "val") != drawn(ids, 0.15, 2, "val") != drawn(ids, 0.15, 2, "test")
+    assert sample_ids(ids, 0.15, 1, "val") == sample_ids(mixed, 0.15, 1, "val")
+    assert sample_ids(ids, 0.15, 1, "val") != sample_ids(ids, 0.15, 2, "val") != sample_ids(ids, 0.15, 2, "test")
     assert (
-        len(drawn([1, 2, 3], 0.15, 1, "val")) == 1
-        and drawn([1], 0.15, 1, "val") == set()
-        and drawn(ids, 0, 1, "val") == set()
+        len(sample_ids([1, 2, 3], 0.15, 1, "val")) == 1
+        and sample_ids([1], 0.15, 1, "val") == set()
+        and sample_ids(ids, 0, 1, "val") == set()
     )
 
 
 def test_draws_do_not_follow_the_order_of_ids():
-    chosen = drawn(list(range(1000)), 0.5, 1, "val")
+    chosen = sample_ids(list(range(1000)), 0.5, 1, "val")
     assert 200 < len([n for n in chosen if n < 500]) < 300
 
 
@@ -130,7 +137,7 @@ def test_karpathy_by_file_name():
         "images": [{"filename": f"{n}.jpg", "split": split} for n, split in ((1, "train"), (2, "val"), (3, "test"))]
     }
     listing = Listing([record(n) for n in range(1, 5)])
-    result = divide(listing, KarpathySplit(content, "k"), False, 1, 0.15, 1.0)
+    result = assign_splits(listing, KarpathySplit(content, "k"), False, 1, 0.15, 1.0)
     assert [(r.image_id, s) for r, s in result] == [(1, "train"), (2, "val"), (3, "test")]
     assert listing.skipped == [("4.jpg", "not in the Karpathy split")]
 
@@ -173,7 +180,7 @@ def test_karpathy_split_of_another_data_set(tmp_path):
     (tmp_path / "k.json").write_text(json.dumps(COCO_KARPATHY))
     with pytest.raises(CaptionerError, match="k.json: it lists none of the 4 images of .*table.csv"):
         run(tmp_path / "out", captions=table, split=tmp_path / "k.json")
-    with pytest.raises(CaptionerError, match="split=karpathy: there is none for custom"):
+    with pytest.raises(CaptionerError, match="split=karpathy: custom has none"):
         run(tmp_path / "out", captions=table, split="karpathy")
     with pytest.raises(CaptionerError, match="split=nowhere: no such file; give own, karpathy"):
         run(tmp_path / "out", captions=table, split="nowhere")
@@ -189,7 +196,7 @@ def test_no_photograph_in_two_splits_of_a_merge():
         for name in "abc":
             numbers = rng.sample(range(40), 25)
             sets.append((name, [(record(n, photo=f"flickr {n}"), rng.choice(SPLITS)) for n in numbers]))
-        kept, left_out = without_shared_photos(sets)
+        kept, left_out = drop_shared_photos(sets)
         pairs = [(r.photo, split) for part in kept for r, split in part]
         assert len({photo for photo, _ in pairs}) == len(pairs) == len({r.photo for _, part in sets for r, _ in part})
         assert len(left_out) == 75 - len(pairs)
@@ -240,9 +247,9 @@ def test_merged_splits_are_those_of_the_parts(tmp_path):
 def test_limit_is_the_first_of_each_split_and_takes_merged_sets_in_turn():
     a = [(record(n), "train") for n in range(5)] + [(record(9), "val")]
     b = [(record(n), "train") for n in range(100, 103)] + [(record(n), "test") for n in range(110, 115)]
-    chosen = [[r.image_id for r, _ in part] for part in limited([a, b], 4)]
+    chosen = [[r.image_id for r, _ in part] for part in limit_images([a, b], 4)]
     assert chosen == [[0, 1, 9], [100, 101, 110, 111, 112, 113]]
-    assert limited([a], 0) == [a] and [r.image_id for r, _ in limited([a], 2)[0]] == [0, 1, 9]
+    assert limit_images([a], 0) == [a] and [r.image_id for r, _ in limit_images([a], 2)[0]] == [0, 1, 9]
 
 
 @pytest.mark.parametrize(
@@ -266,8 +273,8 @@ def test_broken_manifest(tmp_path):
         ("layout: coco\nname: x\nurls: 3", "unknown key urls"),
         ("layout: coco\nname: y", "its name is not x"),
         ("[", "cannot be read as YAML"),
-        ("- 1", "no mapping"),
-        ("layout: coco\nname: x\narchives: {a: {uri: b}}", "no valid manifest"),
+        ("- 1", "not a mapping"),
+        ("layout: coco\nname: x\narchives: {a: {uri: b}}", "not a valid manifest"),
     ):
         (tmp_path / "x.yaml").write_text(text)
         with pytest.raises(CaptionerError, match=f"x.yaml: .*{message}"):

@@ -144,20 +144,20 @@ def test_verify_names_an_image_that_does_not_decode_and_one_of_another_size(tmp_
 def test_truncated_file(path, size):
     length = path.stat().st_size
     os.truncate(path, size if size >= 0 else length - 1)
-    with pytest.raises(CaptionerError, match="images.h5: .*make it again"):
+    with pytest.raises(CaptionerError, match="images.h5: .*create it again"):
         ImageStore.open(path)
     assert len(verify_images(path)) == 1
 
 
 def test_bad_files(tmp_path):
-    with pytest.raises(CaptionerError, match="not there; run the download stage"):
+    with pytest.raises(CaptionerError, match="not found; run the download stage"):
         ImageStore.open(tmp_path / "none.h5")
     (tmp_path / "text.h5").write_text("no HDF5")
     with pytest.raises(CaptionerError, match="text.h5: cannot be read as an images file"):
         ImageStore.open(tmp_path / "text.h5")
     with h5py.File(tmp_path / "other.h5", "w") as file:
         file["features"] = [1]
-    with pytest.raises(CaptionerError, match="other.h5: no images file"):
+    with pytest.raises(CaptionerError, match="other.h5: not an images file"):
         ImageStore.open(tmp_path / "other.h5")
 
 
@@ -168,7 +168,7 @@ def test_bad_files(tmp_path):
 def test_inconsistent_index(path, name, values):
     with h5py.File(path, "r+") as file:
         file[name][...] = values
-    with pytest.raises(CaptionerError, match="do not rise"):
+    with pytest.raises(CaptionerError, match="do not increase"):
         ImageStore.open(path)
 
 

@@ -68,7 +68,7 @@ def test_coverage_is_stored_and_told(tmp_path: Path, capsys) -> None:
         "tokens_with_vector": 1.0,
         "tokens_in_vocabulary": round(7 / 13, 6),
     }
-    assert "3 words seen at least 2 times in 3 captions" in capsys.readouterr().err
+    assert "3 words that occur at least 2 times in 3 captions" in capsys.readouterr().err
     vocabulary, _ = _build(tmp_path)
     assert vocabulary.facts["coverage"] == {
         "words": 9,
@@ -81,7 +81,9 @@ def test_coverage_is_stored_and_told(tmp_path: Path, capsys) -> None:
 
 def test_min_count(tmp_path: Path) -> None:
     assert _build(tmp_path, min_count=3)[0].words[4:] == ["a"]
-    with pytest.raises(CaptionerError, match="4 times .the most frequent: 3.; lower vocab.min_count"):
+    with pytest.raises(
+        CaptionerError, match="4 times in the training captions .the most frequent: 3.; lower vocab.min_count"
+    ):
         _build(tmp_path, min_count=4)
 
 

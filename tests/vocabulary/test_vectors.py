@@ -166,7 +166,7 @@ def test_no_such_file(tmp_path, name):
 
 def test_no_zip_by_that_name(tmp_path):
     (path := tmp_path / "v.zip").write_text(TEXT)
-    with pytest.raises(CaptionerError, match="no usable zip"):
+    with pytest.raises(CaptionerError, match="not a usable zip"):
         load(path, ["the"])
 
 

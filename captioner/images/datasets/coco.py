@@ -1,6 +1,6 @@
-"""COCO captions: from a local copy, from the official zips, or image by image from the URLs in the annotations.
+"""COCO captions from a local copy, from the official zips, or image by image from the URLs in the annotations.
 
-Ids are COCO's own.
+Image ids are COCO's own.
 """
 
 from __future__ import annotations
@@ -22,16 +22,15 @@ _FLICKR = re.compile(r"/(\d+)_\w+\.jpg$")
 
 
 def read_coco(manifest: Manifest, root: Path | None, from_urls: bool, fetch: Fetcher) -> Listing:
-    """The images of all parts of a COCO division.
+    """The images of all parts of a COCO release.
 
     Args:
-        root: a local copy, complete or with some of its parts: annotations as JSON or in their zip, images in folders
-            or zips.
-        from_urls: fetch each image from its ``coco_url``; with a ``root``, only those that it lacks.
-        fetch: brings an archive of the manifest into the download cache.
+        root: a local copy of all or some parts: annotations as JSON or in their zip, images in folders or zips.
+        from_urls: download each image from its ``coco_url``; with a ``root``, only missing ones.
+        fetch: downloads an archive of the manifest to the download cache.
 
     Raises:
-        CaptionerError: the copy has no part with both annotations and images, or annotations are not COCO captions.
+        CaptionerError: the copy has no part with both annotations and images, or the annotations are not COCO captions.
     """
     if root is not None and not root.is_dir():
         raise CaptionerError(f"params.yaml: download.root={root}: no such folder; give the folder of {manifest.name}")
@@ -59,11 +58,12 @@ def read_coco(manifest: Manifest, root: Path | None, from_urls: bool, fetch: Fet
         listing.table = table
     if not found:
         raise CaptionerError(
-            f"{root}: no part of {manifest.name} with annotations and images ({'; '.join(f'{n}: {w}' for n, w in absent)}); "
-            f"set download.root to the folder that holds {manifest.parts[0]['name']}/ and annotations/"
+            f"{root}: no part of {manifest.name} with annotations and images "
+            f"({'; '.join(f'{n}: {w}' for n, w in absent)}); "
+            f"set download.root to the folder with {manifest.parts[0]['name']}/ and annotations/"
         )
     for name, what in absent:
-        click.echo(f"{manifest.name}: {name} is left out, this copy has {what}", err=True)
+        click.echo(f"{manifest.name}: {name} is skipped, this copy has {what}", err=True)
         listing.skipped.append((name, f"whole part left out: {what} in this copy"))
     for number, (image, texts, split, files, table) in sorted(found.items()):
         if not texts:
@@ -87,7 +87,7 @@ def read_coco(manifest: Manifest, root: Path | None, from_urls: bool, fetch: Fet
 def _annotations(
     manifest: Manifest, root: Path | None, member: str, fetch: Fetcher
 ) -> tuple[dict[str, Any] | None, str]:
-    """The JSON of one part and a name for it in messages; None where a local copy lacks it."""
+    """The JSON of one part and its name in messages; None if a local copy lacks it."""
     if root is not None:
         for path in (root / member, root / Path(member).name):
             if path.is_file():
@@ -107,7 +107,7 @@ def _annotations(
         content = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise CaptionerError(
-            f"{archive}: {member} is no valid JSON ({error}); delete the archive and get it again"
+            f"{archive}: {member} is not valid JSON ({error}); delete the archive and download it again"
         ) from error
     return content, f"{archive}:{member}"
 
@@ -121,11 +121,11 @@ def _image_files(
 
 
 def _check(content: Any, table: str, listing: Listing) -> tuple[dict[int, dict[str, Any]], dict[int, list[str]]]:
-    """Images by id and their captions in order; what can be left out goes to ``listing.skipped``."""
-    rows = [content.get(key) if isinstance(content, dict) else None for key in ("images", "annotations")]
+    """Images by id and their captions in order; invalid entries go to ``listing.skipped``."""
+    rows: list[Any] = [content.get(key) if isinstance(content, dict) else None for key in ("images", "annotations")]
     if not all(isinstance(part, list) and all(isinstance(row, dict) for row in part) for part in rows):
         raise CaptionerError(
-            f"{table}: no COCO captions file (lists 'images' and 'annotations' of objects); give captions_*.json"
+            f"{table}: not a COCO captions file (lists 'images' and 'annotations' of objects); give captions_*.json"
         )
     images: dict[int, dict[str, Any]] = {}
     for image in rows[0]:
@@ -137,7 +137,8 @@ def _check(content: Any, table: str, listing: Listing) -> tuple[dict[int, dict[s
         if number in images:
             if images[number]["file_name"] != name:
                 raise CaptionerError(
-                    f"{table}: image id {number} stands for {images[number]['file_name']} and for {name}; remove one of them"
+                    f"{table}: image id {number} is used for {images[number]['file_name']} and for {name}; remove "
+                    "one of them"
                 )
             listing.skipped.append((name, f"image id {number} is listed twice; the first counts"))
             continue
@@ -146,7 +147,8 @@ def _check(content: Any, table: str, listing: Listing) -> tuple[dict[int, dict[s
     for row in rows[1]:
         if "caption" not in row:
             raise CaptionerError(
-                f"{table}: annotation {row.get('id')!r} has no 'caption'; give captions_*.json, not instances or keypoints"
+                f"{table}: annotation {row.get('id')!r} has no 'caption'; give captions_*.json, not instances or "
+                "keypoints"
             )
         number, text = row.get("image_id"), clean(row["caption"])
         if type(number) is not int or number not in captions:

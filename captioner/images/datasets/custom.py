@@ -1,6 +1,6 @@
-"""Own images: one CSV or JSONL of ``image,caption[,split]``, one row a caption.
+"""The user's own images: a CSV or JSONL table of ``image,caption[,split]`` with one row per caption.
 
-Ids count the images in the order in which the table names them first, from 1.
+Image ids count from 1, in the order of first appearance in the table.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 from captioner.errors import CaptionerError
 from captioner.images.records import Absent, ImageRecord, Listing, Source, clean, file_source, inside
 
-# names that other data sets use for the same three
+# names of the three splits in other data sets
 SPLIT_NAMES = {
     "train": "train",
     "training": "train",
@@ -31,18 +31,19 @@ _REMEDY = "the table needs the columns image and caption, and may have split"
 
 
 def read_custom(table: Path, root: Path | None) -> Listing:
-    """The images of a table; their paths are relative to ``root``, or else to the table's folder.
+    """The images of a table; paths are relative to ``root``, or without it to the table's folder.
 
-    A ``caption`` in JSONL may also be a list of captions. Equal rows of an image count once.
+    A ``caption`` in JSONL may also be a list of captions. Repeated captions of an image count once.
 
     Raises:
-        CaptionerError: the table is missing, broken or empty; a path leaves the folder; a split is unknown, or a
+        CaptionerError: the table is missing, invalid or empty; a path leaves the folder; a split is unknown, or a
             image's rows have different ones.
     """
     folder = root if root is not None else table.parent
     if root is not None and not root.is_dir():
         raise CaptionerError(
-            f"params.yaml: download.root={root}: no such folder; give the folder that the images of {table} are relative to"
+            f"params.yaml: download.root={root}: no such folder; give the folder that the images of {table} are "
+            "relative to"
         )
     captions: dict[str, dict[str, None]] = {}
     splits: dict[str, str] = {}
@@ -68,21 +69,21 @@ def read_custom(table: Path, root: Path | None) -> Listing:
                 f"{where}: image {name} is in {splits[name]} and in {split}; give all rows of an image the same split"
             )
     if not captions:
-        raise CaptionerError(f"{table}: no image is listed; {_REMEDY}, one row a caption")
-    records, bare = [], 0
+        raise CaptionerError(f"{table}: no image is listed; {_REMEDY}, one row per caption")
+    records, uncaptioned = [], 0
     for number, (name, texts) in enumerate(captions.items(), 1):
         if not texts:
-            bare += 1
+            uncaptioned += 1
             skipped.append((name, "no captions"))
         else:
             records.append(
                 ImageRecord(number, name, tuple(texts), splits.get(name), _find(folder, name), f"custom {name}")
             )
-    return Listing(records, skipped, bare, str(table))
+    return Listing(records, skipped, uncaptioned, str(table))
 
 
 def _find(folder: Path, name: str) -> Source:
-    """The image; a table from another system may write accents in another Unicode form than the disk does."""
+    """The image file; table and file system may use different Unicode forms of accents."""
     sources = (
         file_source(folder / form, "file not found")
         for form in (name, unicodedata.normalize("NFC", name), unicodedata.normalize("NFD", name))
@@ -104,12 +105,12 @@ def _rows(table: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         text = table.read_bytes().decode("utf-8-sig")
     except FileNotFoundError as error:
         raise CaptionerError(
-            f"{table}: not there; set download.captions to your CSV or JSONL of image,caption[,split]"
+            f"{table}: not found; set download.captions to your CSV or JSONL of image,caption[,split]"
         ) from error
     except OSError as error:
         raise CaptionerError(f"{table}: cannot be read ({error.strerror}); check download.captions") from error
     except UnicodeDecodeError as error:
-        raise CaptionerError(f"{table}: no UTF-8 text (byte {error.start}); save it as UTF-8") from error
+        raise CaptionerError(f"{table}: not UTF-8 text (byte {error.start}); save it as UTF-8") from error
     yield from _jsonl(table, text) if table.suffix.lower() in (".jsonl", ".ndjson", ".json") else _csv(table, text)
 
 
@@ -125,12 +126,13 @@ def _csv(table: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
             if cells:
                 if len(cells) > len(header):
                     raise CaptionerError(
-                        f"{table}, line {reader.line_num}: {len(cells)} columns instead of {len(header)}; put captions with commas in"
+                        f"{table}, line {reader.line_num}: {len(cells)} columns instead of {len(header)}; put "
+                        "captions with commas in"
                         " double quotes"
                     )
                 yield reader.line_num, dict(zip(header, cells))
     except csv.Error as error:
-        raise CaptionerError(f"{table}, line {reader.line_num}: no valid CSV ({error}); mend the line") from error
+        raise CaptionerError(f"{table}, line {reader.line_num}: not valid CSV ({error}); fix the line") from error
 
 
 def _jsonl(table: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -141,8 +143,8 @@ def _jsonl(table: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
             raise CaptionerError(
-                f"{table}, line {number}: no valid JSON ({error}); a JSONL file has one object a line"
+                f"{table}, line {number}: not valid JSON ({error}); a JSONL file has one object per line"
             ) from error
         if not isinstance(row, dict):
-            raise CaptionerError(f"{table}, line {number}: no JSON object; {_REMEDY}")
+            raise CaptionerError(f"{table}, line {number}: not a JSON object; {_REMEDY}")
         yield number, row

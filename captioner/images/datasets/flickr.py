@@ -1,7 +1,7 @@
 """Flickr8k and Flickr30k in their official layout or the common ``Images/`` + ``captions.txt``.
 
-An image's id is the number of the photo on Flickr, with which its file name begins: it is the same in any partial
-copy. Where names are of another kind, ids are positions in the sorted list of names, from 1.
+An image's id is its photo number on Flickr, the first part of its file name, so it is the same in any partial copy.
+With other file names, ids are positions in the sorted list of names, from 1.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from captioner.images.manifests import Manifest
 from captioner.images.records import ImageRecord, Listing, clean
 
 _PHOTO = re.compile(r"(\d+)(?:_\w+)?\.jpe?g", re.IGNORECASE)
-# the official Flickr8k tokens name one image 2258277193_586949ec62.jpg.1
+# the official Flickr8k tokens call one image 2258277193_586949ec62.jpg.1
 _TOKEN = re.compile(r"(?P<name>.+?\.jpe?g)(?:\.\d+)?#\d+\s+(?P<caption>.*)", re.IGNORECASE)
 
 
@@ -30,7 +30,8 @@ def read_flickr(manifest: Manifest, root: Path | None) -> Listing:
     """
     if root is None:
         raise CaptionerError(
-            f"params.yaml: dataset={manifest.name}: it cannot be fetched; get it from {manifest.homepage} and set download.root to its"
+            f"params.yaml: dataset={manifest.name}: it cannot be downloaded automatically; get it from "
+            f"{manifest.homepage} and set download.root to its"
             " folder"
         )
     if not root.is_dir():
@@ -38,7 +39,8 @@ def read_flickr(manifest: Manifest, root: Path | None) -> Listing:
     images = find_images(root, manifest.pictures)
     if images is None:
         raise CaptionerError(
-            f"{root}: no folder of images ({', '.join(manifest.pictures)}); set download.root to the folder of {manifest.name}"
+            f"{root}: no folder of images ({', '.join(manifest.pictures)}); set download.root to the folder of "
+            f"{manifest.name}"
         )
     table = _find(root, manifest.tables)
     if table is None:
@@ -58,14 +60,15 @@ def read_flickr(manifest: Manifest, root: Path | None) -> Listing:
             skipped.append((name, f"line {number}: empty caption"))
     if not captions:
         raise CaptionerError(
-            f"{table}: no caption found; lines are 'name.jpg#0<tab>caption', 'name.jpg,caption' or 'name.jpg| 0| caption'"
+            f"{table}: no caption found; lines are 'name.jpg#0<tab>caption', 'name.jpg,caption' or 'name.jpg| 0| "
+            "caption'"
         )
     splits = _splits(manifest, root)
     ids = _ids(captions)
-    records, bare = [], 0
+    records, uncaptioned = [], 0
     for name, texts in captions.items():
         if not texts:
-            bare += 1
+            uncaptioned += 1
             skipped.append((name, "no captions"))
         elif splits and name not in splits:
             skipped.append((name, "in none of the data set's split lists"))
@@ -77,7 +80,7 @@ def read_flickr(manifest: Manifest, root: Path | None) -> Listing:
                 ImageRecord(number, name, tuple(texts), splits.get(name), images.source(name, str(table)), key)
             )
     skipped += [(name, "no captions") for name in images.names() if name not in captions]
-    return Listing(sorted(records, key=lambda record: record.image_id), skipped, bare, str(table))
+    return Listing(sorted(records, key=lambda record: record.image_id), skipped, uncaptioned, str(table))
 
 
 def _find(root: Path, names: tuple[str, ...]) -> Path | None:
@@ -107,10 +110,12 @@ def _splits(manifest: Manifest, root: Path) -> dict[str, str]:
     lost = [manifest.splits[split] for split, path in lists.items() if path is None]
     if lost:
         raise CaptionerError(
-            f"{root}: {', '.join(lost)} is missing beside the other split lists; put it there, or take the lists away for an 85/15 split"
+            f"{root}: {', '.join(lost)} is missing, but other split lists exist; add it, or remove the lists for an "
+            "85/15 split"
         )
     splits: dict[str, str] = {}
     for split, path in lists.items():
+        assert path is not None
         for name in _text(path).split():
             if splits.setdefault(name, split) != split:
                 raise CaptionerError(
@@ -125,11 +130,11 @@ def _text(path: Path) -> str:
     except OSError as error:
         raise CaptionerError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
     except UnicodeDecodeError as error:
-        raise CaptionerError(f"{path}: no UTF-8 text (byte {error.start}); get the file again") from error
+        raise CaptionerError(f"{path}: not UTF-8 text (byte {error.start}); download the file again") from error
 
 
 def _rows(table: Path) -> Iterator[tuple[int, str | None, str]]:
-    """(line, image or None where the line cannot be read, caption)."""
+    """(line number, image or None if the line is invalid, caption)."""
     lines = _text(table).splitlines()
     if table.name.endswith((".token", ".token.txt")):
         yield from _tokens(lines)
@@ -147,7 +152,7 @@ def _tokens(lines: list[str]) -> Iterator[tuple[int, str | None, str]]:
 
 
 def _bars(lines: list[str]) -> Iterator[tuple[int, str | None, str]]:
-    """``image_name| comment_number| comment``; one row of the usual file lacks its second bar."""
+    """``image_name| comment_number| comment``; one row of the published file lacks its second bar."""
     for number, line in enumerate(lines, 1):
         cells = line.split("|", 2)
         if number == 1 or not line.strip():
@@ -157,7 +162,7 @@ def _bars(lines: list[str]) -> Iterator[tuple[int, str | None, str]]:
 
 
 def _commas(table: Path, lines: list[str]) -> Iterator[tuple[int, str | None, str]]:
-    """CSV with a header; captions with commas may stand unquoted at the end of a row."""
+    """CSV with a header; captions at the end of a row may contain unquoted commas."""
     reader = csv.reader(lines)
     try:
         header = [name.strip().lower() for name in next(reader, [])]
@@ -165,7 +170,8 @@ def _commas(table: Path, lines: list[str]) -> Iterator[tuple[int, str | None, st
         caption = next((header.index(name) for name in ("caption", "comment") if name in header), None)
         if image is None or caption is None or caption != len(header) - 1:
             raise CaptionerError(
-                f"{table}: its first line is {','.join(header)[:80]!r} instead of image,caption; get the file again"
+                f"{table}: its first line is {','.join(header)[:80]!r} instead of image,caption; download the file "
+                "again"
             )
         for cells in reader:
             if len(cells) > caption and cells[image].strip():
@@ -173,4 +179,4 @@ def _commas(table: Path, lines: list[str]) -> Iterator[tuple[int, str | None, st
             elif any(cell.strip() for cell in cells):
                 yield reader.line_num, None, ""
     except csv.Error as error:
-        raise CaptionerError(f"{table}, line {reader.line_num}: no valid CSV ({error}); mend the line") from error
+        raise CaptionerError(f"{table}, line {reader.line_num}: not valid CSV ({error}); fix the line") from error

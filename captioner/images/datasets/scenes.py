@@ -1,5 +1,4 @@
-"""The bundled data set of drawn scenes: ids are scene numbers; the first ones are for training, the last for the
-test."""
+"""The bundled data set of generated scenes: ids are scene numbers; training comes first, test last."""
 
 from __future__ import annotations
 
@@ -8,7 +7,7 @@ from captioner.images.records import ImageRecord, Listing, SceneSource
 
 
 def read_scenes(manifest: Manifest, seed: int, count: int) -> Listing:
-    """``count`` scenes, divided in the manifest's proportions (5,000 : 500 : 500), at least one a split."""
+    """``count`` scenes, split in the manifest's proportions (5,000 : 500 : 500), at least one per split."""
     from captioner.images.scenes import captions, describe
 
     total = sum(manifest.shares.values())

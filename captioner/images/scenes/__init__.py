@@ -1,6 +1,6 @@
-"""The bundled data set: drawn scenes of two kinds of thing, each with five captions.
+"""The bundled data set: generated scenes with two kinds of objects and five captions each.
 
-    scene = describe(seed=1, index=0)   # what is where, from the two numbers alone
+    scene = describe(seed=1, index=0)   # objects and positions, determined by the two numbers
     draw(scene)                         # a 256x256 RGB image
     captions(scene)                     # five differently worded captions
 

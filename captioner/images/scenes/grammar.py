@@ -1,7 +1,7 @@
-"""Scenes in words: weighted wordings in common English, and a check that a caption names both kinds.
+"""Captions of scenes from a weighted grammar, and a check that a caption mentions both kinds of objects.
 
-In every choice one wording is much likelier than the others. A captioner that sees everything and always words it
-in the likeliest way then agrees with the five references, while these still differ from one another.
+In every choice one wording is much more likely than the others. A captioner that recognises everything and always uses
+the most likely wording therefore agrees with the references, although they differ from one another.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from captioner.images.scenes.world import KINDS, Group, Kind, Scene, stream
 _KIND = {kind.name: kind for kind in KINDS}
 _OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above", "near": "near"}
 
-# Wordings with their weights, the likeliest first.
+# Wordings with their weights, the most likely first.
 _PLACES = {
     "grass": (("on the grass", 12), ("in a field", 2), ("in a green field", 2)),
     "beach": (("on the beach", 12), ("on a sandy beach", 2), ("by the sea", 2)),
@@ -33,8 +33,7 @@ _COUNTS = {
     2: (("two {many}", 12), ("a pair of {many}", 1)),
     3: (("three {many}", 12), ("a group of three {many}", 1)),
 }
-# a, b: the first and the second group; is: the verb for the group named first; rel: the relation of a to b, ler: of b
-# to a.
+# a, b: the first and second group; is_a: the verb of a; rel: the relation of a to b; ler: of b to a.
 _FRAMES = (
     ("{a} {rel} {b} {place}", 10),
     ("{a} {is_a} {rel} {b} {place}", 3),
@@ -48,26 +47,26 @@ _FRAMES = (
 
 
 def captions(scene: Scene) -> list[str]:
-    """Five captions of a scene, no two alike and each in another sentence form; lowercase, ending with " .".
+    """Five captions of a scene with different sentence forms; lower case, ending with " .".
 
-    They are deterministic: the same scene has the same captions.
+    Deterministic: the same scene has the same captions.
     """
     rng = stream("words", scene.seed, scene.index)
     frames = list(_FRAMES)
     texts = []
     for _ in range(5):
-        frame = frames.pop(_draw(rng, [weight for _, weight in frames]))
+        frame = frames.pop(_weighted_index(rng, [weight for _, weight in frames]))
         texts.append(_say(scene, frame[0], rng))
     return texts
 
 
 def caption(scene: Scene, rng: random.Random | None = None) -> str:
-    """One caption: drawn from the grammar with ``rng``, or without it the likeliest wording."""
+    """One caption, sampled from the grammar with ``rng``, or without it the most likely wording."""
     return _say(scene, _choose(_FRAMES, rng), rng)
 
 
 def mentions_both(caption: str, scene: Scene) -> bool:
-    """Whether a caption names both kinds of a scene, in the singular or plural and by any of their words."""
+    """Whether a caption mentions both kinds of a scene by any of their words, singular or plural."""
     said = set(caption.lower().replace(".", " ").replace(",", " ").split())
     return all(
         any(word in said for pair in _KIND[group.kind].words for word in pair) for group in (scene.first, scene.second)
@@ -75,7 +74,7 @@ def mentions_both(caption: str, scene: Scene) -> bool:
 
 
 def vocabulary() -> set[str]:
-    """Every word that a caption can hold, without the full stop."""
+    """All words that occur in captions, without the full stop."""
     texts = [frame for frame, _ in _FRAMES]
     for table in (_PLACES, _RELATIONS, _COUNTS):
         texts += [text for choices in table.values() for text, _ in choices]
@@ -104,12 +103,12 @@ def _noun(group: Group, rng: random.Random | None) -> str:
 
 
 def _choose(choices, rng: random.Random | None):
-    """One of the (value, weight) pairs' values: at random, or the first, which is the likeliest."""
-    return choices[0 if rng is None else _draw(rng, [weight for _, weight in choices])][0]
+    """One of the values of (value, weight) pairs: sampled by weight, or the first, which is the most likely."""
+    return choices[0 if rng is None else _weighted_index(rng, [weight for _, weight in choices])][0]
 
 
-def _draw(rng: random.Random, weights: list[int]) -> int:
-    """An index, drawn by weight."""
+def _weighted_index(rng: random.Random, weights: list[int]) -> int:
+    """A random index, sampled by weight."""
     left = rng.random() * sum(weights)
     for i, weight in enumerate(weights):
         left -= weight

@@ -1,6 +1,6 @@
-"""What a scene holds: two kinds of thing, counted and placed on a background.
+"""The content of a scene: two kinds of objects, with counts and positions, on a background.
 
-Nothing here draws or words anything, so a scene can be described without the glyph font.
+This module neither draws nor writes captions, so it does not need the glyph font.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels; right and
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of thing that a scene can show.
+    """A kind of object.
 
     Attributes:
-        name: the word that most captions use; unique.
+        name: the most frequent word in captions; unique.
         words: (singular, plural) pairs, the usual one first.
-        glyph: the OpenMoji character that is drawn.
-        width, height: proportions of the inked part of the glyph, in any unit.
+        glyph: the OpenMoji character.
+        width, height: proportions of the glyph's bounding box, in any unit.
     """
 
     name: str
@@ -36,8 +36,8 @@ def _kind(glyph: str, width: int, height: int, *words: str) -> Kind:
     return Kind(pairs[0][0], pairs, glyph, width, height)
 
 
-# The order is the order in which people name things: of two kinds the earlier one is mentioned first.
-# So the usual wording can be told from the image, which a perceiver can learn; a coin toss could not be.
+# Of two kinds in a scene, captions mention the earlier one in this list first.
+# A model can learn this order from the image; a random order could not be learned.
 KINDS: tuple[Kind, ...] = (
     _kind("\U0001f468", 138, 172, "man/men"),
     _kind("\U0001f469", 139, 176, "woman/women", "lady/ladies"),
@@ -75,19 +75,19 @@ KINDS: tuple[Kind, ...] = (
 
 BACKGROUNDS = ("grass", "beach", "road", "snow", "night")
 RELATIONS = ("left", "right", "above", "below", "near")
-MOST = 3  # things of one kind
+MAX_COUNT = 3  # objects of one kind
 
 
 @dataclass(frozen=True)
 class Group:
-    """All things of one kind in a scene: the kind's name and one box a thing, in pixels."""
+    """All objects of one kind in a scene: the kind's name and one box per object, in pixels."""
 
     kind: str
     boxes: tuple[Box, ...]
 
     @property
     def count(self) -> int:
-        """How many there are, 1 to 3."""
+        """Number of objects, 1 to 3."""
         return len(self.boxes)
 
 
@@ -104,9 +104,9 @@ class Scene:
 
 
 def stream(purpose: str, seed: int, index: int) -> random.Random:
-    """A generator for one purpose in one scene, so that another caption never moves a pixel.
+    """A random generator for one purpose in one scene, so that captions and drawing are independent.
 
-    Only its ``random()`` may be drawn from: Python promises that sequence for a given seed, not those of other methods.
+    Use only ``random()``: for other methods Python does not guarantee the same sequence in every version.
     """
     return random.Random(f"scenes {purpose} {seed} {index}")
 
@@ -126,7 +126,7 @@ def describe(seed: int, index: int) -> Scene:
 
     Args:
         seed: which data set; any integer.
-        index: which scene of it, 0 or more.
+        index: number of the scene, 0 or more.
 
     Raises:
         ValueError: ``index`` is negative.
@@ -138,17 +138,18 @@ def describe(seed: int, index: int) -> Scene:
     b = below(rng, len(KINDS) - 1)
     b += b >= a
     kinds = (KINDS[min(a, b)], KINDS[max(a, b)])
-    counts = (1 + below(rng, MOST), 1 + below(rng, MOST))
+    counts = (1 + below(rng, MAX_COUNT), 1 + below(rng, MAX_COUNT))
     background = BACKGROUNDS[below(rng, len(BACKGROUNDS))]
     relation = RELATIONS[below(rng, len(RELATIONS))]
     first, second = _place(rng, relation, kinds, counts)
     return Scene(seed, index, background, relation, Group(kinds[0].name, first), Group(kinds[1].name, second))
 
 
-# How n things are arranged: things in each row, from the top. Columns suit a tall half, one row a wide one.
-_TALL = {1: ((1,),), 2: ((1, 1), (1, 1), (2,)), 3: ((1, 1, 1), (2, 1), (1, 2))}
-_WIDE = {1: ((1,),), 2: ((2,),), 3: ((3,),)}
-_CLUSTER = {2: ((2,),), 3: ((2, 1), (1, 2), (3,)), 4: ((2, 2),), 5: ((3, 2), (2, 3)), 6: ((3, 3),)}
+# Arrangements of n objects: objects in each row, from the top; columns for a tall half, one row for a wide one.
+_Layouts = dict[int, tuple[tuple[int, ...], ...]]
+_TALL: _Layouts = {1: ((1,),), 2: ((1, 1), (1, 1), (2,)), 3: ((1, 1, 1), (2, 1), (1, 2))}
+_WIDE: _Layouts = {1: ((1,),), 2: ((2,),), 3: ((3,),)}
+_CLUSTER: _Layouts = {2: ((2,),), 3: ((2, 1), (1, 2), (3,)), 4: ((2, 2),), 5: ((3, 2), (2, 3)), 6: ((3, 3),)}
 _LARGEST, _MARGIN = 92.0, 3.0  # pixels
 
 
@@ -157,7 +158,7 @@ def _place(rng: random.Random, relation: str, kinds: tuple[Kind, Kind], counts: 
         return _cluster(rng, kinds, counts)
     end = SIDE - _MARGIN
     if relation in ("left", "right"):
-        # Halves keep apart by a gap that near things never have.
+        # The gap between the halves is wider than any gap between near objects.
         halves = ((_MARGIN, 10.0, 112.0, end), (SIDE - 112.0, 10.0, end, end))
         layouts = _TALL
     else:
@@ -170,7 +171,7 @@ def _place(rng: random.Random, relation: str, kinds: tuple[Kind, Kind], counts: 
     for kind, count, (left, top, right, bottom) in zip(kinds, counts, halves):
         rows = layouts[count][below(rng, len(layouts[count]))]
         if layouts is _WIDE:
-            # A row no wider than its things need keeps both groups over one another.
+            # Limiting the width of a row keeps the groups above one another.
             width = min(right - left, count * 100.0)
             left = (SIDE - width) / 2 + between(rng, -16, 16) * (width < 220)
             right = left + width
@@ -189,7 +190,7 @@ def _cluster(rng: random.Random, kinds: tuple[Kind, Kind], counts: tuple[int, in
     top = between(rng, 30.0, SIDE - _MARGIN - height)
     cells = _cells(rows, left, top, left + width, top + height)
     if total == 2:
-        # Two things aslant: level ones would look left and right of one another.
+        # Two objects are placed diagonally: on one level they would be left and right of one another.
         slant = pitch * (0.42 if rng.random() < 0.5 else -0.42)
         drop = min(max(abs(slant) - top, 0.0), 30.0)
         cells = [_moved(cell, drop + (slant if i else 0.0)) for i, cell in enumerate(cells)]
@@ -206,7 +207,7 @@ def _cluster(rng: random.Random, kinds: tuple[Kind, Kind], counts: tuple[int, in
 
 
 def _apart(a: list, b: list) -> bool:
-    """Whether one group of cells lies wholly to one side of the other."""
+    """Whether one group of cells is entirely to one side of the other."""
     return any(
         max(cell[axis + 2] for cell in p) <= min(cell[axis] for cell in q) + 1e-6
         for axis in (0, 1)
@@ -215,7 +216,7 @@ def _apart(a: list, b: list) -> bool:
 
 
 def _moved(cell: tuple, down: float) -> tuple:
-    """``cell`` shifted down by so many pixels, as far as the image allows."""
+    """``cell`` shifted down by so many pixels, limited to the image."""
     left, top, right, bottom = cell
     down = min(max(down, _MARGIN - top), SIDE - _MARGIN - bottom)
     return left, top + down, right, bottom + down
@@ -234,12 +235,12 @@ def _cells(rows: tuple[int, ...], left: float, top: float, right: float, bottom:
 
 
 def _fit(rng: random.Random, kind: Kind, cell: tuple, scale: float) -> Box:
-    """The box of a thing inside its cell, of the glyph's proportions and a little off the centre."""
+    """The box of an object inside its cell, with the glyph's proportions and slightly off the centre."""
     left, top, right, bottom = cell
     side = min(right - left, bottom - top, _LARGEST) * scale
     longest = max(kind.width, kind.height)
     width, height = round(side * kind.width / longest), round(side * kind.height / longest)
-    # Only part of the slack is used, so that things of one group stay together.
+    # Only a part of the slack is used, so that the objects of a group stay together.
     x = left + (right - left - width) * between(rng, 0.2, 0.8)
     y = top + (bottom - top - height) * between(rng, 0.2, 0.8)
     x, y = int(x), int(y)
