@@ -192,8 +192,8 @@ def _assemble(plan: Plan, parameters: DownloadParameters, sidecar: Sidecar, fold
     )
     draft = sidecar.path("images.h5")
     ids = np.array([record.image_id for record, _ in kept], dtype=np.int64)
-        chunks = _chunks(sidecar.folder, numbers)
-        fingerprint = create_images(draft, ids, sizes, lengths, chunks, parameters.image_size, parameters.jpeg_quality)
+    chunks = _chunks(sidecar.folder, numbers)
+    fingerprint = create_images(draft, ids, sizes, lengths, chunks, parameters.image_size, parameters.jpeg_quality)
     store = ImageStore.open(draft)
     if store.fingerprint != fingerprint or store.content_fingerprint() != fingerprint:
         raise CaptionerError(f"{draft}: the bytes read back differ from those written; check the disk")

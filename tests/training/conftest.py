@@ -9,6 +9,7 @@ import pytest
 
 from tests.training.runs import Runs
 from tests.training.small import make_data
+from tests.training.watching import Watch
 
 
 @pytest.fixture(scope="module")
@@ -20,5 +21,13 @@ def runs() -> Iterator[Runs]:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Two views a picture; where the views do not matter, test files make their own with one."""
+    """Two views an image; where the views do not matter, test files make their own with one."""
     return make_data(tmp_path_factory.mktemp("data"), views=2)
+
+
+@pytest.fixture
+def watch() -> Iterator[Watch]:
+    """Looks into every step of the runs of a test."""
+    watch = Watch()
+    yield watch
+    watch.close()

@@ -1,4 +1,4 @@
-"""A small data set with something to learn: the features of a picture say which words its captions have."""
+"""A small data set with something to learn: the features of an image say which words its captions have."""
 
 from __future__ import annotations
 
@@ -29,8 +29,9 @@ def make_data(
     fingerprint: str = "0" * 64,
     **facts: Any,
 ) -> dict[str, Path]:
-    """Write features, captions, vocabulary and word vectors; the keys are train's keyword arguments. A fifth of the
-    pictures is val.
+    """Write features, captions, vocabulary and word vectors; the keys are train's keyword arguments.
+
+    A fifth of the images is val.
 
     Args:
         fingerprint: of the images file.

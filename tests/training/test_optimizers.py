@@ -1,4 +1,4 @@
-"""Optimisers against their equations, their groups, and the average of the weights."""
+"""Optimizers against their equations, their groups, and the average of the weights."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from captioner.decoder import CaptionDecoder, DecoderConfig, build_decoder
+from captioner.decoder import DecoderConfig, build_decoder
+from captioner.decoder.recurrent import RecurrentDecoder
 from captioner.errors import CaptionerError
 from captioner.parameters import TrainParameters
-from captioner.training.checkpoint import load_state, optimizer_tensors, restore_optimizer, save_state
-from captioner.training.optimizers import Average, build_optimizer, parameter_groups, set_rates
+from captioner.training.checkpoint import optimizer_tensors, read_state, restore_optimizer, write_state
+from captioner.training.optimizers import EMA, build_optimizer, parameter_groups, set_rates
 
 RATES = (0.01, 0.003)
 
 
-def make_decoder(**changes: Any) -> CaptionDecoder:
+def make_decoder(**changes: Any) -> RecurrentDecoder:
     torch.manual_seed(0)
     config = DecoderConfig(
         "gru", "soft", 9, 3, 4, 4, feature_size=5, hidden_size=6, attention_size=3, tune_embeddings=True, **changes
@@ -27,7 +28,7 @@ def make_decoder(**changes: Any) -> CaptionDecoder:
     return build_decoder(config).double()
 
 
-def draw_gradients(decoder: CaptionDecoder, seed: int) -> dict[str, Tensor]:
+def draw_gradients(decoder: RecurrentDecoder, seed: int) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     gradients = {}
     for name, parameter in decoder.named_parameters():
@@ -91,7 +92,7 @@ def test_what_is_decayed() -> None:
     ]
     found = [{names[id(parameter)] for parameter in group["params"]} for group in groups]
     assert found[2] == {"projection.weight"} and found[3] == {"projection.bias", "norm.weight", "norm.bias", "position"}
-    assert {"vocabulary.weight", "recurrent.weight", "attention.score"} <= found[0] and not any(
+    assert {"vocabulary.weight", "layers.0.recurrent.weight", "attention.score.weight"} <= found[0] and not any(
         "bias" in name for name in found[0]
     )
     assert {"embedding.weight", "vocabulary.bias"} <= found[1]
@@ -107,19 +108,19 @@ def test_a_tied_weight_is_updated_once_and_not_decayed() -> None:
     members = [id(parameter) for group in groups for parameter in group["params"]]
     assert len(members) == len(set(members)) == len(names)
     found = [{names[id(parameter)] for parameter in group["params"]} for group in groups]
-    assert {"upper.0.input.weight", "upper.0.recurrent.weight", "embedding_map.weight", "output_map.weight"} <= found[0]
-    assert {"embedding.weight", "vocabulary.bias", "upper.0.input.bias"} <= found[1]
+    assert {"between.0.weight", "layers.1.recurrent.weight", "embedding_map.weight", "output_map.weight"} <= found[0]
+    assert {"embedding.weight", "tied_bias", "between.0.bias", "layers.1.recurrent.bias"} <= found[1]
     assert found[3] == {"projection.bias", "norm.weight", "norm.bias", "position"}
     frozen = make_decoder(tie_weights=True)
     frozen.embedding.weight.requires_grad_(False)
     assert all(
-        parameter is not frozen.vocabulary.weight
+        parameter is not frozen.embedding.weight
         for group in parameter_groups(frozen, 0.0)
         for parameter in group["params"]
     )
 
 
-def test_momentum_of_an_optimiser_without_one_is_refused() -> None:
+def test_momentum_of_an_optimizer_without_one_is_refused() -> None:
     for kind in ("adam", "adamw", "adagrad"):
         with pytest.raises(
             CaptionerError, match=f"train.momentum=0.9: train.optimizer={kind} has no such momentum.*sgd or rmsprop"
@@ -133,7 +134,7 @@ def test_state_comes_back_exactly_from_a_file(tmp_path: Path, kind: str, momentu
     first, second = make_decoder().float(), make_decoder().float()
     optimizers = [build_optimizer(decoder, options) for decoder in (first, second)]
 
-    def step(decoder: CaptionDecoder, optimizer: torch.optim.Optimizer, number: int) -> None:
+    def step(decoder: RecurrentDecoder, optimizer: torch.optim.Optimizer, number: int) -> None:
         set_rates(optimizer, RATES)
         generator = torch.Generator().manual_seed(number)
         for parameter in decoder.parameters():
@@ -142,9 +143,9 @@ def test_state_comes_back_exactly_from_a_file(tmp_path: Path, kind: str, momentu
 
     step(first, optimizers[0], 1)
     step(first, optimizers[0], 2)
-    save_state(tmp_path, "1", optimizer_tensors(optimizers[0]), {})
+    write_state(tmp_path, "1", optimizer_tensors(optimizers[0]), {})
     second.load_state_dict(first.state_dict())
-    restore_optimizer(optimizers[1], load_state(tmp_path)[0])
+    restore_optimizer(optimizers[1], read_state(tmp_path)[0])
     step(first, optimizers[0], 3)
     step(second, optimizers[1], 3)
     assert all(torch.equal(one, two) for one, two in zip(first.parameters(), second.parameters()))
@@ -158,9 +159,9 @@ def test_state_comes_back_exactly_from_a_file(tmp_path: Path, kind: str, momentu
         assert not torch.equal(first.vocabulary.weight, other.vocabulary.weight)
 
 
-def test_average_by_hand() -> None:
+def test_moving_average_by_hand() -> None:
     weight = torch.tensor([1.0, -2.0], dtype=torch.float64, requires_grad=True)
-    average, expected = Average({"w": weight}, 0.25), [1.0, -2.0]
+    average, expected = EMA({"w": weight}, 0.25), [1.0, -2.0]
     for step, values in enumerate([[2.0, 0.0], [3.0, 1.0], [5.0, -1.0], [4.0, 4.0], [0.0, 8.0]]):
         weight.data.copy_(torch.tensor(values))
         average.update(step)
@@ -171,3 +172,9 @@ def test_average_by_hand() -> None:
         assert weight.tolist() == pytest.approx(expected, rel=1e-12)
         1 / 0
     assert weight.tolist() == [0.0, 8.0] and math.isclose(average.tensors["w"][0].item(), expected[0])
+    other = EMA({"w": weight}, 0.25)
+    other.restore(average.tensors)
+    assert other.tensors["w"].tolist() == average.tensors["w"].tolist()
+    weight.data.zero_()
+    other.update(0)  # its own copy changes, not what it was restored from
+    assert average.tensors["w"].tolist() == pytest.approx(expected, rel=1e-12)

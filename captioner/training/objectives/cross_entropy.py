@@ -40,10 +40,11 @@ class CrossEntropy(Objective):
     def prepare(
         self, features: Tensor, tokens: Tensor, counts: GlobalBatch, scale: float, epochs: float
     ) -> tuple[Tensor, ...]:
-        """See ``Objective``: features, inputs, targets, the scales of a token and of a caption, positions of targets."""
+        """See ``Objective``: features, inputs, targets, scales of a token and a caption, positions of targets."""
         device, share = features.device, sampled_share(self.options, epochs)
         inputs, targets = inputs_and_targets(tokens)
-        scales = to_device(np.array([scale / counts.tokens, scale / counts.captions], dtype=np.float32), device)
+        dtype = next(self.decoder.parameters()).dtype
+        scales = to_device(np.array([scale / counts.tokens, scale / counts.captions]), device).to(dtype)
         index = target_index(targets, device)
         targets = targets.to(device, non_blocking=True)
         if share:  # in fp32, as evaluation computes

@@ -1,7 +1,8 @@
-"""Plateaus and patience, by hand."""
+"""Early stopping, plateaus and the scales of steps, by hand."""
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
@@ -9,23 +10,25 @@ import torch
 
 from captioner.parameters import TrainParameters
 from captioner.parameters.schema import VALIDATION_METRICS
-from captioner.training.schedule import Patience, Plateau, growing_gaps, lower_is_better, sampled_share, step_scale
+from captioner.training.schedules import (
+    EarlyStopping,
+    Plateau,
+    growing_gaps,
+    lower_is_better,
+    sampled_share,
+    step_scale,
+)
 
 
-def test_patience_counts_epochs_without_a_new_best() -> None:
-    patience = Patience(2)
-    assert [patience.update(value) for value in (3.0, 2.0, 2.0, 1.5, 1.6, 1.7)] == [
-        True,
-        True,
-        False,
-        True,
-        False,
-        False,
-    ]
-    assert patience.best == 1.5 and patience.waited == 2
-    other = Patience(2)
-    other.restore(patience.state())
-    assert other == patience
+def test_early_stopping_counts_epochs_without_a_new_best() -> None:
+    stopping, found = EarlyStopping(2), []
+    for value in (3.0, 2.0, 2.0, 1.5, 1.6, 1.7):
+        found.append((stopping.update(value), stopping.waited))
+    assert found == [(True, 0), (True, 0), (False, 1), (True, 0), (False, 1), (False, 2)]
+    assert stopping.best == 1.5
+    other = EarlyStopping(2)
+    other.load_state_dict(json.loads(json.dumps(stopping.state_dict())))
+    assert other == stopping
 
 
 def test_plateau_falls_as_torchs_scheduler() -> None:
@@ -38,7 +41,7 @@ def test_plateau_falls_as_torchs_scheduler() -> None:
             reference.step(value)
             assert plateau.update(value) == optimizer.param_groups[0]["lr"]
             restored = Plateau(patience, 0.5)
-            restored.restore(plateau.state())
+            restored.load_state_dict(json.loads(json.dumps(plateau.state_dict())))
             plateau = restored
 
 
