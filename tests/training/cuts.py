@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from captioner.training import state
+from captioner.training import checkpoint
 
 
 class _PowerCut(BaseException):
@@ -18,12 +18,12 @@ class _PowerCut(BaseException):
 
 @contextmanager
 def power_cut(at: str | int) -> Iterator[None]:
-    """The run within must end when it has saved a state.
+    """The run within must end when it has saved a checkpoint.
 
     Args:
-        at: the state's name, which is its epoch and step; or, counted from 1, the number of states saved by then.
+        at: the name of the checkpoint, which is its epoch and step; or, counted from 1, the number of checkpoints saved by then.
     """
-    names, original = [], state.save_state
+    names, original = [], checkpoint.write_state
 
     def save(folder: Path, name: str, *rest: Any) -> None:
         original(folder, name, *rest)
@@ -32,5 +32,5 @@ def power_cut(at: str | int) -> Iterator[None]:
             raise _PowerCut
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(_PowerCut):
-        patch.setattr(state, "save_state", save)
+        patch.setattr(checkpoint, "write_state", save)
         yield
