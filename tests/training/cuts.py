@@ -21,7 +21,8 @@ def power_cut(at: str | int) -> Iterator[None]:
     """The run within must end when it has saved a checkpoint.
 
     Args:
-        at: the name of the checkpoint, which is its epoch and step; or, counted from 1, the number of checkpoints saved by then.
+        at: the checkpoint's name, which is its epoch and step; or, counted from 1, the number of checkpoints saved by
+            then.
     """
     names, original = [], checkpoint.write_state
 

@@ -19,9 +19,8 @@ from captioner.training.checkpoint import TrainState, load_checkpoint, save_chec
 from captioner.training.data import epoch_batches, shard
 from captioner.training.distributed import Group, rank_seed
 from captioner.training.inputs import Inputs, load_inputs
-from tests.training.cuts import power_cut
 from tests.training.runs import Runs, torchrun_environments
-from tests.training.small import make_data, result_bytes, run, small_parameters, with_runtime
+from tests.training.small import small_parameters
 
 Record = Callable[..., list[dict[str, Any]]]
 
