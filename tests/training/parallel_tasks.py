@@ -16,7 +16,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from captioner.decoder.attention import hard
 from captioner.launch import Rank
 from captioner.parameters import Parameters
-from captioner.training import stage
+from captioner.training import checkpoint, stage
 from captioner.training.distributed import process_group
 from captioner.training.objectives import CrossEntropy, SelfCritical, self_critical
 from captioner.vocabulary.vocabulary import PAD, START
@@ -65,6 +65,19 @@ def record(folder: Path, data: dict[str, Path], parameters: Parameters, drawn_by
         hard.EXPECTED_SHARE = 0.0
     run(folder, data, parameters)
     (folder / f"rank{os.environ.get('RANK', '0')}.json").write_text(json.dumps(steps))
+
+
+def record_until(folder: Path, checkpoint_name: str, *arguments: Any) -> None:
+    """``record``, but rank 0 ends at once when it has saved the checkpoint ``checkpoint_name``."""
+    write = checkpoint.write_state
+
+    def write_and_end(partial: Path, name: str, *rest: Any) -> None:
+        write(partial, name, *rest)
+        if name == checkpoint_name:
+            os._exit(9)
+
+    checkpoint.write_state = write_and_end
+    record(folder, *arguments)
 
 
 _sample_captions = self_critical.sample_captions

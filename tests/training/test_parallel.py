@@ -20,9 +20,7 @@ from captioner.training.data import epoch_batches, shard
 from captioner.training.distributed import Group, rank_seed
 from captioner.training.inputs import Inputs, load_inputs
 from tests.training.runs import Runs, torchrun_environments
-from tests.training.small import small_parameters
-
-Record = Callable[..., list[dict[str, Any]]]
+from tests.training.small import make_data, small_parameters, with_runtime
 
 
 def read(data: dict[str, Path]) -> Inputs:
@@ -70,16 +68,22 @@ def test_shards_make_up_the_batch_and_are_balanced(data: dict[str, Path]) -> Non
             assert max(work) - min(work) <= table.targets[batch.captions].sum(1).max()
 
 
-def run_ranks(
-    runs: Runs, folder: Path, world_size: int, task: str, *arguments: Any, log: str = "log"
-) -> list[list[dict[str, Any]]]:
-    """Call a function of parallel_tasks in every rank; what each left in its file."""
+def start_ranks(runs: Runs, folder: Path, world_size: int, task: str, *arguments: Any, log: str = "log") -> list[int]:
+    """Call a function of parallel_tasks in every rank; the exit code of each."""
     folder.mkdir(exist_ok=True)
     processes = [
         runs.call("tests.training.parallel_tasks", task, (folder, *arguments), environment, folder / log)
         for environment in torchrun_environments(world_size)
     ]
-    assert [runs.wait(process) for process in processes] == [0] * world_size, (folder / log).read_text()
+    return [runs.wait(process) for process in processes]
+
+
+def run_ranks(
+    runs: Runs, folder: Path, world_size: int, task: str, *arguments: Any, log: str = "log"
+) -> list[list[dict[str, Any]]]:
+    """Call a function of parallel_tasks in every rank; what each left in its file."""
+    codes = start_ranks(runs, folder, world_size, task, *arguments, log=log)
+    assert codes == [0] * world_size, (folder / log).read_text()
     return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(world_size)]
 
 
@@ -242,3 +246,50 @@ def test_some_shards_of_these_cases_are_empty(data: dict[str, Path]) -> None:
     for size, world_size in ((1, 2), (3, 4)):
         batches = epoch_batches(table, size, 1, 2, 1, 1)
         assert all(not len(shard(batch, table, world_size - 1, world_size).images) for batch in batches)
+
+
+@pytest.mark.parametrize("world_sizes", [(2, 1), (1, 2), pytest.param((4, 2), marks=pytest.mark.slow)])
+@pytest.mark.parametrize("newest", ["000001-000000003", "000003-000000002"])
+def test_resumes_with_another_number_of_ranks(
+    runs: Runs,
+    data: dict[str, Path],
+    tmp_path: Path,
+    single: Callable[[str], Path],
+    world_sizes: tuple[int, int],
+    newest: str,
+) -> None:
+    """Cut within an epoch of either phase; the run ends as one in a single process, but for rounding."""
+    case, (before, after) = "self-critical", world_sizes
+    parameters = with_runtime(small_parameters(dropout=0.0, **CASES[case]), checkpoint_seconds=0)
+    codes = start_ranks(runs, tmp_path, before, "record_until", newest, data, parameters)
+    assert codes[0] == 9 and all(codes)  # rank 0 ended itself, the others without it
+    assert max(tmp_path.glob("models.partial/*.state")).stem == newest
+    usual = json.loads((single(case) / "rank0.json").read_text())
+    ranks = run_ranks(runs, tmp_path, after, "record", data, parameters, log="again")
+    assert "going on with unfinished work" in (tmp_path / "again").read_text()
+    found, rest = [step["loss"] for step in ranks[0]], [step["loss"] for step in usual]
+    assert 0 < len(found) < len(rest) and found == pytest.approx(rest[-len(found) :], abs=1e-5, rel=0)
+    assert numbers(tmp_path) == [pytest.approx(row, rel=1e-5, nan_ok=True) for row in numbers(single(case))]
+
+
+def test_validation_scores_do_not_depend_on_the_number_of_ranks(runs: Runs, tmp_path: Path) -> None:
+    data = make_data(tmp_path / "data", images=400)  # 80 validation images are two batches of the search
+    parameters = small_parameters(epochs=1, batch_size=64, select_by="val_cider_d", dropout=0.0, learning_rate=0.05)
+    rows = []
+    for world_size in (1, 2):
+        folder = tmp_path / str(world_size)
+        run_ranks(runs, folder, world_size, "record", data, parameters)
+        rows.append((folder / "results/history.csv").read_text())
+    assert rows[0] == rows[1] and float(rows[0].splitlines()[1].split(",")[-2]) > 0
+
+
+def test_other_inputs_in_another_rank_are_refused(runs: Runs, data: dict[str, Path], tmp_path: Path) -> None:
+    other = make_data(tmp_path / "other", views=2, seed=3)
+    processes = [
+        runs.start(tmp_path, files, small_parameters(), environment, tmp_path / f"log{rank}")
+        for rank, (files, environment) in enumerate(zip((data, other), torchrun_environments(2)))
+    ]
+    codes = [runs.wait(process) for process in processes]
+    assert codes[1] == 1 and codes[0]  # rank 0 loses its partner
+    assert "other captions, embeddings, vocabulary than rank 0 has" in (tmp_path / "log1").read_text()
+    assert not (tmp_path / "models").exists()
