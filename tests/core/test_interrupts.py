@@ -1,4 +1,4 @@
-"""Signals: the first asks for a clean stop, the second ends at once; progress is quiet in a log."""
+"""Signals: the first requests a clean stop, the second exits at once; progress prints little in a log."""
 
 from __future__ import annotations
 

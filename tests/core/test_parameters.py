@@ -35,7 +35,7 @@ def test_every_key_has_a_comment() -> None:
 
 
 def test_defaults_in_the_file_are_the_defaults_in_the_code() -> None:
-    """A parameter left out of params.yaml must not silently mean something else than the one written there."""
+    """A parameter must have the same value whether params.yaml has it or not."""
     assert load_parameters(ROOT / "params.yaml") == Parameters()
 
 
@@ -91,7 +91,7 @@ def test_a_registered_name_is_accepted(monkeypatch: pytest.MonkeyPatch, name: st
 
 
 def test_the_defaults_are_registered() -> None:
-    """The parser does not look a default up, so that reading the usual params.yaml imports no registry."""
+    """The parser does not check defaults, so that reading the default params.yaml imports no registry."""
     for section in [Parameters(), *vars(Parameters()).values()]:
         for field in dataclasses.fields(section) if dataclasses.is_dataclass(section) else []:
             choices = field_choices(field) if field.metadata else None

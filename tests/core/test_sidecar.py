@@ -1,4 +1,4 @@
-"""Work in progress: resume on the same facts, start afresh on others, one process at a time, nothing half-written."""
+"""Sidecar: resumes with the same facts, starts over with others, one process at a time, atomic outputs."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_write_atomically_keeps_the_old_file_when_the_write_fails(tmp_path, monk
 
 
 def test_many_processes_one_after_the_other_never_trip_over_the_end_of_another(tmp_path) -> None:
-    """One that comes while another deletes its sidecar begins afresh, or is told who is at work; neither one fails."""
+    """A process that starts while another deletes its sidecar starts over or is refused; neither fails."""
     code = textwrap.dedent(
         """
         import os, sys

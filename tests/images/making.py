@@ -19,7 +19,7 @@ SOURCES = Path(__file__).resolve().parents[2] / "sources"
 
 
 def make_image(width: int = 40, height: int = 30, seed: int = 0, mode: str = "RGB") -> Image.Image:
-    """A smooth image that no other seed has."""
+    """A smooth image, different for every seed."""
     rng = np.random.default_rng(seed)
     small = Image.fromarray(rng.integers(0, 256, (4, 5, 3), dtype=np.uint8))
     return small.resize((width, height), Image.Resampling.BILINEAR).convert(mode)
@@ -38,7 +38,7 @@ def jpeg(width: int = 40, height: int = 30, seed: int = 0) -> bytes:
 
 
 def custom_set(folder: Path, count: int, splits: tuple[str, ...] = ()) -> Path:
-    """``count`` images with two captions each and a table; splits are dealt out in turn. Returns the table."""
+    """``count`` images with two captions each and a table; splits alternate. Returns the table."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = []
     for number in range(count):

@@ -1,4 +1,4 @@
-"""The captions file: checked on loading, read by pycocotools, equal content in equal bytes."""
+"""The captions file: validated on loading, readable by pycocotools, reproducible bytes."""
 
 from __future__ import annotations
 

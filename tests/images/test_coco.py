@@ -1,4 +1,4 @@
-"""COCO: folders, zips, URLs, whole and partial copies, and annotations that are not what they should be."""
+"""COCO: folders, zips, URLs, complete and partial copies, and invalid annotations."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_archives_over_the_network(root, tmp_path):
 
 
 def test_archives_in_the_download_cache_are_used(root, tmp_path):
-    """The stage as a whole, with the sizes and checksums of a manifest of our own."""
+    """The whole stage, with the sizes and checksums of a test manifest."""
     zips = zipped(root, tmp_path / "cache")
     sources = tmp_path / "sources"
     sources.mkdir()
@@ -226,7 +226,7 @@ def test_damaged_zip(root, tmp_path):
 
 
 def served(monkeypatch, root, dead=(), order=reversed):
-    """Stands for the network: answers in another order than asked, ``dead`` names fail."""
+    """Replaces the network: results come in another order than requested, ``dead`` names fail."""
     asked = []
 
     def fetch_many(urls, *, connections, retries, timeout):

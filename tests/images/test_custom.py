@@ -1,4 +1,4 @@
-"""Own images: every way a table can be right or wrong."""
+"""Custom data sets: valid and invalid tables."""
 
 from __future__ import annotations
 

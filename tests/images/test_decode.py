@@ -1,4 +1,4 @@
-"""Every kind of image, good and bad: expected pixels are known from how the image was made."""
+"""Decoding of all kinds of valid and invalid images; expected pixels follow from how the image was made."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.images.making import encoded, jpeg, make_image
 
 
 def decoded(data: bytes, image_size: int = 256) -> Image.Image:
-    """What to_jpeg stores, decoded, checked against the stated size and kind."""
+    """The decoded output of to_jpeg, checked for size and format."""
     stored, height, width = to_jpeg(data, image_size, 95)
     image = Image.open(io.BytesIO(stored))
     assert image.format == "JPEG" and image.mode == "RGB" and image.size == (width, height)
@@ -148,7 +148,7 @@ def test_unknown_orientation_is_ignored(orientation):
 
 
 def test_image_of_a_camera_with_a_second_one_inside():
-    """MPO: a JPEG that carries another view; the first is taken."""
+    """MPO: a JPEG with a second view; the first is used."""
     data = encoded(
         Image.new("RGB", (40, 30), (200, 0, 0)),
         "MPO",
@@ -177,7 +177,7 @@ def test_huge_images_are_refused_before_they_are_decoded():
 
 
 def test_png_larger_than_a_decoded_copy_may_be():
-    """90,000,000 pixels: allowed as JPEG (decoded at a fraction), refused where every pixel must be held."""
+    """90,000,000 pixels: allowed as JPEG (decoded at reduced size), refused for other formats."""
     data = png(10_000, 9_000, 1, 0, bytes(1250))
     with pytest.raises(BadImage, match="10000x9000 pixels"):
         to_jpeg(data, 256, 90)
@@ -226,7 +226,7 @@ def test_formats_of_documents_are_not_read():
 
 
 def test_damaged_images_raise_nothing_else():
-    """A thousand random damages: an image comes out, or BadImage."""
+    """A thousand randomly damaged files: each gives an image or BadImage."""
     rng = np.random.default_rng(1)
     originals = [encoded(make_image(60, 50), kind) for kind in ("JPEG", "PNG", "GIF", "TIFF", "BMP", "WEBP")]
     exif = Image.Exif()

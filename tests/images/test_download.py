@@ -1,4 +1,4 @@
-"""The download stage as a whole: what each parameter does, and what must not change the bytes."""
+"""The whole download stage: the effect of each parameter, and what must not change the bytes."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_effect_of_captions(tmp_path, table):
 
 @effect
 def test_effect_of_from_(tmp_path, monkeypatch):
-    """Which of the two ways over the network is asked; test_coco.py looks at what they bring."""
+    """Which of the two network sources is used; test_coco.py checks their results."""
     asked = []
 
     def fetch(url, *_, **__):
@@ -171,7 +171,7 @@ def test_effect_of_val_share(tmp_path, table):
 
 @effect
 def test_effect_of_version(tmp_path, table, capfd):
-    """Unfinished work of another version is not gone on with."""
+    """Unfinished work of another version is not resumed."""
 
     def stop(self, number, sources):
         if number == 1:

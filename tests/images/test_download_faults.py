@@ -1,4 +1,4 @@
-"""A download that is killed, stopped, or runs out of disk: it goes on where it stopped and ends with the same bytes."""
+"""A download that is killed, stopped, or runs out of disk resumes and ends with the same bytes."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def program(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def expected(tmp_path_factory):
-    """The outs of a run that nothing disturbed."""
+    """The outputs of an uninterrupted run."""
     return hashes(run(tmp_path_factory.mktemp("whole") / "out", "scenes", scenes=SCENES))
 
 
@@ -128,7 +128,7 @@ def test_killed_at_many_random_instants(program, expected, tmp_path, seed):
     "step", ["create_images", "ImageStore.open", "_write_captions", "_skipped", "Sidecar.publish", "Sidecar.finish"]
 )
 def test_ended_at_each_step_of_the_end(expected, tmp_path, monkeypatch, step):
-    """What a kill leaves between any two steps of the assembly, without waiting for chance to hit it."""
+    """A kill between any two steps of the assembly, simulated step by step."""
 
     class Killed(BaseException):
         pass
@@ -244,7 +244,7 @@ def test_other_parameters_start_afresh(tmp_path, monkeypatch, capfd):
 
 
 def test_a_raised_max_missing_goes_on_with_the_work(tmp_path, capfd):
-    """The remedy that the error names must not begin again."""
+    """The remedy in the error message must not start over."""
     table = custom_set(tmp_path / "own", 20)
     (tmp_path / "own" / "003.jpg").write_text("no image")
     with pytest.raises(CaptionerError, match="1 of 20 .*003.jpg: not an image of a known format"):
@@ -293,7 +293,7 @@ def test_too_small_a_disk_is_an_error_before_any_work(small_disk, tmp_path):
 
 
 def test_a_disk_that_fills_up(small_disk, tmp_path, monkeypatch, expected):
-    """The estimate was too low: an error, nothing half-written, and with more room the work goes on."""
+    """The estimate was too low: an error, no partial output, and the work resumes with more space."""
     monkeypatch.setattr(stage, "_check_disk", lambda *_: None)
     monkeypatch.setattr(blocks, "BLOCK", 8)
     out = tmp_path / "disk" / "out"

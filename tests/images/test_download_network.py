@@ -1,4 +1,4 @@
-"""The whole stage against a local web server that misbehaves: archives and images by their URLs."""
+"""The whole stage against a faulty local web server: archives and single images."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def archives(root: Path, target: Path) -> dict[str, bytes]:
 
 
 def manifest_for(server, contents: dict[str, bytes], folder: Path) -> Path:
-    """The real manifest with the local server's addresses and sizes, no checksums."""
+    """The real manifest with the local server's addresses and sizes, without checksums."""
     folder.mkdir()
     text = (SOURCES / "coco2017.yaml").read_text()
     for name, body in contents.items():
@@ -84,7 +84,7 @@ def test_an_archive_that_is_gone(http_server, root, tmp_path):
 
 
 def online(server, root: Path, away: Path, faults: dict[str, dict]) -> Path:
-    """A copy with annotations alone, whose images are on the server; returns its folder."""
+    """A copy with only annotations, whose images are on the server; returns its folder."""
     shutil.copytree(root / "annotations", away / "annotations")
     for table in (away / "annotations").iterdir():
         content = json.loads(table.read_text())
@@ -99,7 +99,7 @@ def online(server, root: Path, away: Path, faults: dict[str, dict]) -> Path:
 
 
 def test_images_by_url(http_server, root, tmp_path):
-    """A 404, a reset, a stall and a truncation that pass, a truncation that stays."""
+    """A 404, a transient reset, stall and truncation, and a permanent truncation."""
     faults = {
         "000000000002.jpg": None,
         "000000000003.jpg": {"faults": [Reset(0.5)]},

@@ -1,4 +1,4 @@
-"""One large file over a bad network: every fault that the local server can play, and a kill."""
+"""One large file over a bad network: every fault of the local server, and a kill."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_server_without_ranges(http_server, target, ranges, expected):
 
 @pytest.mark.parametrize("ranges, expected", [("serve", [200]), ("careless", [206, 200])])
 def test_file_that_changed_in_between(http_server, target, ranges, expected):
-    """A careless server sends the rest of the new file although If-Range names the old one."""
+    """A faulty server ignores If-Range and sends the rest of the new file."""
     other = bytes(reversed(DATA))
     url = http_server.add("/f", other, always=Truncate(0.5), etag='"old"')
     with pytest.raises(CaptionerError):
@@ -190,7 +190,7 @@ def test_attempts_run_out_without_ranges_although_bytes_come(http_server, target
 
 
 def test_progress_starts_the_count_anew(http_server, target, monkeypatch):
-    """Ten broken connections, three attempts allowed in a row: every one brings new bytes."""
+    """Ten broken connections, three consecutive failures allowed: every connection brings new bytes."""
     monkeypatch.setattr(fetch_module, "PROGRESS_BYTES", 100)
     get(http_server.add("/f", DATA, faults=[Reset(0.3)] * 10), target, retries=3)
     assert only_target_left(target) and http_server.bytes_served("/f") == len(DATA)

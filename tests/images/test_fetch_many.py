@@ -1,4 +1,4 @@
-"""Many images at once: the sound ones arrive, the dead ones are named, nothing grows without bound."""
+"""Many images at once: valid ones arrive, failures are reported, memory is bounded."""
 
 from __future__ import annotations
 

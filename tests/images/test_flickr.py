@@ -1,4 +1,4 @@
-"""Flickr8k and Flickr30k in both layouts, made small, with the oddities of the real files."""
+"""Flickr8k and Flickr30k in both layouts: small copies with the irregularities of the real files."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_flickr30k_official_layout(tmp_path):
 
 
 def test_flickr30k_bars_with_the_known_malformed_row(tmp_path):
-    """The file that goes round has one row with a single bar: '2199200615.jpg| 4   A dog runs across the grass .'"""
+    """The published file has one row with a single bar: '2199200615.jpg| 4   A dog runs across the grass .'"""
     images(tmp_path / "flickr30k_images" / "flickr30k_images", ["2199200615.jpg"])
     (tmp_path / "results.csv").write_text(
         "image_name| comment_number| comment\n2199200615.jpg| 0| A dog | or two .\n2199200615.jpg| 4   A dog runs "

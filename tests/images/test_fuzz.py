@@ -1,4 +1,4 @@
-"""Strangers' bytes, changed at random: whatever they hold, only the errors that are meant for bad input come out."""
+"""Randomly changed input files: they raise no other errors than those for bad input."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The drawn data set: the same everywhere, truthful, and worded in known words."""
+"""The generated data set: reproducible, with correct captions from a known vocabulary."""
 
 import dataclasses
 import hashlib
@@ -136,7 +136,7 @@ def test_five_captions_that_differ():
 
 
 def mentioned(text, scene):
-    """The position in words and the count said of each group."""
+    """The relation and the counts that a caption states."""
     found = []
     for group in (scene.first, scene.second):
         for singular, plural in BY_NAME[group.kind].words:

@@ -1,4 +1,4 @@
-"""Splits go by image; Karpathy's are read as published; no photograph stands in two of them, in merges neither."""
+"""Splits are by image; Karpathy's are read as published; no photograph is in two splits, even in merges."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The images file: what is written is read, equal content gives equal bytes, and a damaged file is refused."""
+"""The images file: round trip, reproducible bytes, and refusal of damaged files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The vocab stage, and what each of its parameters does."""
+"""The vocab stage and the effect of each parameter."""
 
 from __future__ import annotations
 

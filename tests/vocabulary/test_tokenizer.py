@@ -1,4 +1,4 @@
-"""The tokenizer against Stanford's PTBTokenizer less pycocoevalcap's punctuation."""
+"""The tokenizer against Stanford's PTBTokenizer without pycocoevalcap's punctuation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Word vectors: the real package, hand-written GloVe files with every fault, and the archive over a local server."""
+"""Word vectors: the real package, GloVe files with all kinds of errors, the archive from a local server."""
 
 from __future__ import annotations
 
@@ -190,7 +190,7 @@ def test_memory_is_bounded_by_the_words_asked_for(tmp_path):
 
 
 def test_official_archive_over_the_network(http_server, tmp_path):
-    """A small stand-in of glove.6B.zip: an interrupted download goes on, the second call asks for nothing."""
+    """A small replacement of glove.6B.zip: an interrupted download resumes, the second call requests nothing."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         archive.writestr("glove.6B.3d.txt", TEXT)
