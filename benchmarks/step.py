@@ -19,7 +19,7 @@ from torch import Tensor
 
 from benchmarks.report import measure, print_results, result
 from benchmarks.textbook_decoder import TextbookDecoder, textbook_step
-from captioner.decoder import CaptionDecoder, DecoderConfig, build_decoder
+from captioner.decoder import Decoder, DecoderConfig, build_decoder
 from captioner.decoder.packing import Packing
 from captioner.device import prepare_device
 from captioner.parameters import TrainParameters
@@ -58,7 +58,7 @@ def make_batch(sizes: Sizes, device: torch.device) -> tuple[Tensor, Tensor]:
     return features.to(device), tokens
 
 
-def our_step(sizes: Sizes, device: torch.device, precision: str) -> tuple[Callable[[], int], CaptionDecoder]:
+def our_step(sizes: Sizes, device: torch.device, precision: str) -> tuple[Callable[[], int], Decoder]:
     """The program's own training step; the function returns how many captions it did."""
     torch.manual_seed(0)
     options = TrainParameters(hidden_size=sizes.hidden, precision=precision)

@@ -167,12 +167,12 @@ def test_random_weights_are_drawn_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "pictures", [None, {}, {"image_size": "256", "jpeg_quality": 90}, {"image_size": 256, "jpeg_quality": 900}]
+    "images", [None, {}, {"image_size": "256", "jpeg_quality": 90}, {"image_size": 256, "jpeg_quality": 900}]
 )
-def test_damaged_facts_of_pictures(run: dict[str, Path], tmp_path: Path, pictures: object) -> None:
+def test_damaged_facts_of_images(run: dict[str, Path], tmp_path: Path, images: object) -> None:
     folder = small.copy(run, tmp_path / "models")
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "pictures": pictures}))
+    (folder / "config.json").write_text(json.dumps({**config, "images": images}))
     with pytest.raises(CaptionerError, match="config.json: what it says of its pictures is damaged"):
         Captioner.load(folder, "cpu")
 

@@ -113,7 +113,7 @@ def test_a_model_of_another_version_or_none(run: dict[str, Path], tmp_path: Path
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "format_version": 1}))
     for models, wanted in (
-        (folder, "model format 1, this program reads 2; train again"),
+        (folder, "model format 1, this program reads format 3; train again"),
         (tmp_path / "none", "cannot be read"),
     ):
         done = caption({"models": models}, run["files"] / "00.jpg", "--json")

@@ -79,9 +79,9 @@ FAULTS = {
         config_change(lambda content: content["decoder"].update(layers=10**9)),
         "layers=1000000000 is no usable int",
     ),
-    "unknown cell": (
+    "unknown decoder": (
         config_change(lambda content: content["decoder"].update(decoder="../../x")),
-        "no such recurrent cell",
+        "no such decoder",
     ),
     "fewer words": (
         config_change(lambda content: [content["vocabulary"][key].pop() for key in ("words", "counts")]),

@@ -80,11 +80,11 @@ def test_cross_entropy_is_that_of_a_caption_by_caption_loop(results, paths):
             for image in captions.image_ids(split):
                 memory = model.decoder.encode(reader.read(store.rows([image])))
                 for text in captions.captions(image):
-                    state, word = model.decoder.start(memory, 1), START
+                    state, word = model.decoder.initial_state(memory, 1), START
                     for target in [*model.vocabulary.encode(tokenize(text)), END]:
                         logits, state, _ = model.decoder.step(torch.tensor([[word]]), state, memory)
-                        total -= float(logits[0].log_softmax(-1)[target])
-                        correct += int(logits[0].argmax()) == target
+                        total -= float(logits[0, 0].log_softmax(-1)[target])
+                        correct += int(logits[0, 0].argmax()) == target
                         count, word = count + 1, target
             assert metrics[f"{prefix}cross_entropy"] == pytest.approx(total / count, abs=1e-4)
             assert metrics[f"{prefix}token_accuracy"] == pytest.approx(correct / count, abs=1e-6)

@@ -95,7 +95,7 @@ def test_attention_is_the_decoders_step_by_step(results, paths):
                 len(caption["words"]), 6
             )
             memory = model.decoder.encode(reader.read(store.rows([picture["id"]])))
-            state, word = model.decoder.start(memory, 1), START
+            state, word = model.decoder.initial_state(memory, 1), START
             for token, found in zip(model.vocabulary.encode(caption["words"]), cells, strict=True):
                 _, state, weights = model.decoder.step(torch.tensor([[word]]), state, memory)
                 weights = weights.flatten().numpy()

@@ -131,13 +131,13 @@ def test_ensemble(paths, tmp_path):
         for image in captions.image_ids("test"):
             memories = [member.encode(reader.read(store.rows([image]))) for member in members]
             for text in captions.captions(image):
-                states, word = [member.start(memory, 1) for member, memory in zip(members, memories)], START
+                states, word = [member.initial_state(memory, 1) for member, memory in zip(members, memories)], START
                 for target in [*vocabulary.encode(tokenize(text)), END]:
                     steps = [
                         m.step(torch.tensor([[word]]), state, memory)
                         for m, state, memory in zip(members, states, memories)
                     ]
-                    mean = sum(logits[0].softmax(-1) for logits, _, _ in steps) / 3
+                    mean = sum(logits[0, 0].softmax(-1) for logits, _, _ in steps) / 3
                     states, word = [state for _, state, _ in steps], target
                     total, correct, count = (
                         total - math.log(mean[target]),
