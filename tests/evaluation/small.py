@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from captioner.decoder import CaptionDecoder, DecoderConfig, build_decoder
+from captioner.decoder import Decoder, DecoderConfig, build_decoder
 from captioner.evaluation import evaluate
 from captioner.features.store import FeatureStore, write_features
 from captioner.images.captions import write_captions
@@ -87,7 +87,7 @@ def make_run(folder: Path, splits: dict[str, range] = SPLITS, **facts: Any) -> d
     return paths
 
 
-def make_decoder(vocabulary: int) -> CaptionDecoder:
+def make_decoder(vocabulary: int) -> Decoder:
     """Seeded weights, sharp enough that pictures get captions of their own, some short and some as long as may be."""
     config = DecoderConfig(
         "gru",
@@ -107,7 +107,7 @@ def make_decoder(vocabulary: int) -> CaptionDecoder:
 
 
 @torch.no_grad()
-def fill(decoder: CaptionDecoder, seed: int = 0, sharpness: float = 6.0, end: float = 1.5) -> None:
+def fill(decoder: Decoder, seed: int = 0, sharpness: float = 6.0, end: float = 1.5) -> None:
     """Draw every weight from its name, so that it does not depend on the order in which a decoder makes its layers.
 
     Args:
