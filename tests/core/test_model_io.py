@@ -89,7 +89,7 @@ FAULTS = {
     ),
     "unknown cell": (
         config_change(lambda content: content["decoder"].update(decoder="../../x")),
-        "no such recurrent cell",
+        "no such decoder; it must be one of gru, lstm",
     ),
     "fewer words": (
         config_change(lambda content: [content["vocabulary"][key].pop() for key in ("words", "counts")]),

@@ -86,9 +86,7 @@ def test_tied_and_frozen_word_vectors_stay(data: dict[str, Path], tmp_path: Path
     assert metrics(tuned)["parameters"] - metrics(frozen)["parameters"] == vectors.numel()
 
 
-def test_running_statistics_are_averaged_with_the_weights(
-    data: dict[str, Path], tmp_path: Path, watch: Watch
-) -> None:
+def test_running_statistics_are_averaged_with_the_weights(data: dict[str, Path], tmp_path: Path, watch: Watch) -> None:
     names = ("projection.weight", "norm.running_mean", "norm.running_var")
     before: list[dict[str, torch.Tensor]] = []
     after: list[dict[str, torch.Tensor]] = []
