@@ -28,8 +28,8 @@ def test_weights_from_a_file_are_stored_in_half_precision(tmp_path: Path) -> Non
     stored = load_file(tmp_path / "models/encoder.safetensors")
     assert {tensor.dtype for tensor in stored.values()} == {torch.float16}
     again = build_encoder("squeezenet1_1", str(tmp_path / "models/encoder.safetensors"), 0)
-    pictures = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(again(pictures), own(pictures), rtol=0.01, atol=0.01)
+    images = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(again(images), own(images), rtol=0.01, atol=0.01)
 
 
 def test_other_weights_than_the_features_are_refused_before_training(
@@ -38,7 +38,7 @@ def test_other_weights_than_the_features_are_refused_before_training(
     own = build_encoder("squeezenet1_1", "random", 7)
     torch.save(own.body.state_dict(), tmp_path / "own.pth")
     data = make_data(tmp_path / "data", images=20, weights_name="file", weights_sha256="0123456789abcdef" * 4)
-    monkeypatch.setattr("captioner.training.phases.training_step", None)
+    monkeypatch.setattr("captioner.training.objectives.CrossEntropy.prepare", None)
     with pytest.raises(CaptionerError, match=f"{own.weights_sha256[:12]}.*0123456789ab"):
         run(tmp_path, data, with_weights(tmp_path / "own.pth"))
 

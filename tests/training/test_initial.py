@@ -15,14 +15,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from captioner import teacher_forcing
 from captioner.errors import CaptionerError, Interrupted
-from captioner.training import phases
-from captioner.training.checkpoint import load_state
-from captioner.training.model_files import load_model
+from captioner.model_io import load_model
+from captioner.training import validation
+from captioner.training.checkpoint import read_state
 from captioner.vocabulary.vocabulary import Vocabulary
 from tests.training.cuts import power_cut
 from tests.training.runs import Runs, torchrun_environments
 from tests.training.small import history, make_data, metrics, result_bytes, run, small_parameters, with_runtime
+from tests.training.watching import Watch, weights_of
 
 STILL = {"learning_rate": 0.0, "projection_learning_rate": 0.0}
 ALONE: dict[str, Any] = {"epochs": 0, "scst_epochs": 2, "scst_learning_rate": 3e-3, "patience": 9}
@@ -101,31 +103,22 @@ def test_the_published_model_is_never_worse_than_the_loaded_one(
         )  # the loaded weights are what it waits for to be outdone
 
 
-def watch(monkeypatch: pytest.MonkeyPatch, name: str, seen: Callable[[torch.nn.Module], None]) -> None:
-    original = getattr(phases, name)
-
-    def step(*arguments: Any, **options: Any) -> Any:
-        seen(next(value for value in arguments if isinstance(value, torch.nn.Module)))
-        return original(*arguments, **options)
-
-    monkeypatch.setattr(phases, name, step)
+@pytest.fixture
+def before(watch: Watch) -> list[dict[str, torch.Tensor]]:
+    """The weights before each step of a test's runs."""
+    found: list[dict[str, torch.Tensor]] = []
+    watch.before.append(lambda decoder, _: found.append(weights_of(decoder)))
+    return found
 
 
-@pytest.mark.parametrize(("name", "options"), [("training_step", {"epochs": 1}), ("self_critical_step", ALONE)])
+@pytest.mark.parametrize("options", [{"epochs": 1}, ALONE])
 def test_the_first_step_begins_from_the_loaded_weights(
     data: dict[str, Path],
     base: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    name: str,
+    before: list[dict[str, torch.Tensor]],
     options: dict[str, Any],
 ) -> None:
-    before: list[dict[str, torch.Tensor]] = []
-    watch(
-        monkeypatch,
-        name,
-        lambda decoder: before.append({key: value.clone() for key, value in decoder.state_dict().items()}),
-    )
     run(tmp_path, data, beginning(base, **options))
     assert same(before[0], weights(base)) and not same(before[1], weights(base))
 
@@ -138,16 +131,11 @@ def test_the_first_step_begins_from_the_loaded_weights(
     ],
 )
 def test_decoders_of_any_shape(
-    data: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shape: dict[str, Any]
+    data: dict[str, Path], tmp_path: Path, before: list[dict[str, torch.Tensor]], shape: dict[str, Any]
 ) -> None:
     """Running statistics and vectors that are used twice are part of what is loaded."""
     trained = run(tmp_path / "trained", data, small_parameters(**shape, epochs=1))
-    before: list[dict[str, torch.Tensor]] = []
-    watch(
-        monkeypatch,
-        "training_step",
-        lambda decoder: before.append({key: value.clone() for key, value in decoder.state_dict().items()}),
-    )
+    before.clear()
     run(tmp_path / "again", data, beginning(trained, **shape, epochs=1))
     assert same(before[0], load_model(trained / "models").decoder.state_dict())
     assert history(tmp_path / "again")[0]["val_cross_entropy"] == history(trained)[-1]["val_cross_entropy"]
@@ -241,7 +229,7 @@ def test_features_of_another_encoder_are_refused(base: Path, tmp_path: Path) -> 
     refused(other, tmp_path, beginning(base), "weights_sha256 is abababababab", str(base / "models"))
 
 
-def test_a_folder_that_is_no_usable_model_is_refused(data: dict[str, Path], base: Path, tmp_path: Path) -> None:
+def test_a_folder_without_a_usable_model_is_refused(data: dict[str, Path], base: Path, tmp_path: Path) -> None:
     refused(data, tmp_path, beginning(tmp_path / "absent"), "config.json: cannot be read", "name a folder that has one")
     copy = tmp_path / "copy/models"
     shutil.copytree(base / "models", copy)
@@ -262,7 +250,7 @@ def test_the_runs_own_folder_is_refused(data: dict[str, Path], base: Path, tmp_p
 
 
 def cut_at(newest: str, folder: Path, data: dict[str, Path], parameters: Any) -> None:
-    """A run that ends when it has saved that state."""
+    """A run that ends when it has saved that checkpoint."""
     with power_cut(newest):
         run(folder, data, with_runtime(parameters, checkpoint_seconds=0))
 
@@ -281,20 +269,18 @@ def test_resumes_exactly(
 def test_a_signal_in_the_first_validation(
     data: dict[str, Path], base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from captioner.training import validation
-
     monkeypatch.setattr(validation, "_CAPTIONS", 8)  # several batches
-    original, parameters = validation.correct_tokens, beginning(base, epochs=1)
+    original, parameters = teacher_forcing.token_cross_entropy, beginning(base, epochs=1)
 
-    def signalled(outputs: Any) -> Any:
+    def signalled(*arguments: Any) -> Any:
         os.kill(os.getpid(), signal.SIGTERM)
-        return original(outputs)
+        return original(*arguments)
 
     whole = result_bytes(run(tmp_path / "whole", data, parameters))
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
-        patch.setattr(validation, "correct_tokens", signalled)
+        patch.setattr(teacher_forcing, "token_cross_entropy", signalled)
         run(tmp_path / "cut", data, parameters)
-    _, state = load_state(tmp_path / "cut/models.partial")
+    _, state = read_state(tmp_path / "cut/models.partial")
     assert (state["epoch"], state["step"], state["history"]) == (1, 0, [])
     assert result_bytes(run(tmp_path / "cut", data, parameters)) == whole
 
@@ -322,9 +308,9 @@ def test_another_models_bytes_begin_afresh_and_the_same_elsewhere_go_on(
 
 
 def test_a_stop_file_in_the_first_epoch_publishes_the_loaded_model(
-    data: dict[str, Path], base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: dict[str, Path], base: Path, tmp_path: Path, watch: Watch
 ) -> None:
-    watch(monkeypatch, "self_critical_step", lambda _: (tmp_path / "models.partial/STOP").touch())
+    watch.before.append(lambda *_: (tmp_path / "models.partial/STOP").touch())
     run(tmp_path, data, beginning(base, **ALONE))
     assert same(weights(tmp_path), weights(base))
     assert [row["epoch"] for row in history(tmp_path)] == ["0"]
@@ -332,15 +318,18 @@ def test_a_stop_file_in_the_first_epoch_publishes_the_loaded_model(
     assert (found["best_epoch"], found["epochs"], found["stopped"]) == (0, 0, "by file")
 
 
-def test_several_processes(runs: Runs, data: dict[str, Path], base: Path, tmp_path: Path) -> None:
+def test_several_ranks(runs: Runs, data: dict[str, Path], base: Path, tmp_path: Path) -> None:
     """They begin from the same weights, and refuse to begin from different ones."""
-    parameters = with_runtime(beginning(base, **STILL, epochs=1), processes=2)
-    assert runs.wait(runs.start(tmp_path, data, parameters, log=tmp_path / "log")) == 0, (tmp_path / "log").read_text()
-    assert same(weights(tmp_path), weights(base)) and "2 processes" in (tmp_path / "log").read_text()
+    places = torchrun_environments(2)
+    still = beginning(base, **STILL, epochs=1)
+    processes = [runs.start(tmp_path, data, still, places[rank], tmp_path / f"log{rank}") for rank in range(2)]
+    assert [runs.wait(process) for process in processes] == [0, 0], (tmp_path / "log0").read_text()
+    assert same(weights(tmp_path), weights(base)) and "2 processes" in (tmp_path / "log0").read_text()
     other = run(tmp_path / "other", data, small_parameters(epochs=1))
     places, own = torchrun_environments(2), [beginning(base), beginning(other)]
     processes = [
-        runs.start(tmp_path / "no", data, own[rank], places[rank], tmp_path / f"log{rank}") for rank in range(2)
+        runs.start(tmp_path / "no", data, own[rank], places[rank], tmp_path / f"no{rank}") for rank in range(2)
     ]
-    assert [runs.wait(process) for process in processes] == [1, 1]
-    assert "training process 1 of 2 (from 0) failed: other init_from" in (tmp_path / "log0").read_text()
+    assert runs.wait(processes[1]) == 1 and "other init_from than rank 0 has" in (tmp_path / "no1").read_text()
+    os.kill(processes[0], signal.SIGKILL)  # as torchrun ends the other ranks
+    assert runs.wait(processes[0]) != 0 and not (tmp_path / "no/models").exists()

@@ -1,5 +1,4 @@
-"""SIGKILL at random instants of a run of both phases: what goes on from there ends with the bytes of an uninterrupted
-run."""
+"""A run of both phases that gets SIGKILL at random instants ends with the bytes of an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -25,10 +24,10 @@ PARAMETERS = with_runtime(
         patience=9,
         plateau_patience=0,
     ),
-    checkpoint_seconds=0,  # a state after every step
+    checkpoint_seconds=0,  # a checkpoint after every step
 )
 TRAIN, CRITICAL = range(0, EPOCHS + 1), range(EPOCHS + 1, EPOCHS + CRITICAL_EPOCHS + 1)
-"""The epochs that the newest state is of while a phase is at work; 0: there is none yet."""
+"""The epochs that the newest checkpoint is of while a phase is at work; 0: there is none yet."""
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +40,7 @@ class Victim:
     """A run that is killed and goes on, again and again.
 
     Attributes:
-        killed: epoch and step of the newest state at each death that counts.
+        killed: epoch and step of the newest checkpoint at each death that counts.
     """
 
     def __init__(self, runs: Runs, data: dict[str, Path], folder: Path, seed: int) -> None:
@@ -49,7 +48,7 @@ class Victim:
         self.killed: list[tuple[int, int]] = []
 
     def kill(self, phase: range, states: int) -> None:
-        """SIGKILL it at a random instant of a phase: up to so many saved states after its beginning or after going on
+        """SIGKILL it at a random instant of a phase: up to so many checkpoints after its beginning or after going on
         in it, and a moment.
 
         Where death came in another phase, or the run had ended, it does not count and all begins from nothing.
@@ -72,7 +71,7 @@ class Victim:
             before = (0, 0)
 
     def _wait(self, child: int, state: tuple[int, int]) -> None:
-        """Until that state or a later one is saved, or nobody is left to save it."""
+        """Until that checkpoint or a later one is saved, or nobody is left to save it."""
         while self._newest() < state and alive(child):
             time.sleep(0.002)
 

@@ -1,12 +1,12 @@
-"""Options of a run as a whole: rates, figures that choose and stop, averaged weights, phases, the stop file."""
+"""Options of a run as a whole: rates, metrics that choose and stop, averaged weights, phases, the stop file."""
 
 from __future__ import annotations
 
-import importlib
 import io
 import json
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,23 +15,22 @@ import pytest
 import torch
 from PIL import Image
 
+from captioner.batches import BatchLoader, ordered_batches
 from captioner.errors import CaptionerError
 from captioner.evaluation import evaluate
-from captioner.evaluation.decoding import split_figures
-from captioner.features.store import FeatureStore
-from captioner.images.captions import CaptionSet
 from captioner.images.store import write_images
+from captioner.model_io import load_model
 from captioner.parameters import TrainParameters, parse_parameters
 from captioner.sidecar import Sidecar
-from captioner.training import phases
-from captioner.training.batches import epoch_batches
-from captioner.training.inputs import load_inputs
-from captioner.training.model_files import load_model
+from captioner.teacher_forcing import score_captions, token_metrics
+from captioner.training import stage
+from captioner.training.data import GlobalBatch, epoch_batches
+from captioner.training.inputs import Inputs, load_inputs
+from captioner.training.objectives import CrossEntropy
 from captioner.training.phases import Phase
-from captioner.training.step import training_step
-from captioner.vocabulary.vocabulary import START
 from tests.training.cuts import power_cut
 from tests.training.small import history_numbers, make_data, metrics, result_bytes, run, small_parameters, with_runtime
+from tests.training.watching import Watch
 
 
 @pytest.fixture(scope="module")
@@ -40,44 +39,47 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture
-def watch(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Have a function called with the decoder, the optimiser and the batches after every step, and one with the decoder
-    before."""
+def script(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Have validation find these metrics, epoch after epoch."""
 
-    def start(seen: Callable[..., None], before: Callable[..., None] = lambda decoder: None) -> None:
-        def step(decoder: Any, optimizer: Any, batches: Any, *rest: Any) -> Any:
-            before(decoder)
-            result = training_step(decoder, optimizer, batches, *rest)
-            seen(decoder, optimizer, batches)
-            return result
+    def validate(cross_entropy: list[float], accuracy: list[float] | None = None) -> None:
+        rows = iter(zip(cross_entropy, accuracy or [0.5] * len(cross_entropy)))
+        found = lambda *_: dict(zip(("val_cross_entropy", "val_token_accuracy"), next(rows)))  # noqa: E731
+        monkeypatch.setattr("captioner.training.validation.Validator.metrics", found)
 
-        monkeypatch.setattr(phases, "training_step", step)
+    return validate
 
-    return start
+
+@dataclass
+class Words:
+    """A matrix of the decoder, before and after each step of a run."""
+
+    before: list[torch.Tensor]
+    after: list[torch.Tensor]
 
 
 @pytest.fixture
-def figures(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Have validation find these figures, epoch after epoch."""
+def words(watch: Watch) -> Words:
+    found = Words([], [])
+    watch.before.append(lambda decoder, _: found.before.append(decoder.word.weight.detach().clone()))
+    watch.after.append(lambda decoder, _: found.after.append(decoder.word.weight.detach().clone()))
+    return found
 
-    def script(cross_entropy: list[float], accuracy: list[float] | None = None) -> None:
-        rows = iter(zip(cross_entropy, accuracy or [0.5] * len(cross_entropy)))
-        found = lambda *_: dict(zip(("val_cross_entropy", "val_token_accuracy"), next(rows)))  # noqa: E731
-        monkeypatch.setattr("captioner.training.validation.Validator.teacher_forced", found)
 
-    return script
+def read(data: dict[str, Path]) -> Inputs:
+    return load_inputs(small_parameters(), *(data[name] for name in ("features", "captions", "vocab", "embeddings")))
 
 
 def batches_of(data: dict[str, Path], epochs: int) -> list[int]:
     """How many batches each epoch of the usual parameters has."""
-    inputs = load_inputs(small_parameters(), *(data[name] for name in ("features", "captions", "vocab", "embeddings")))
+    inputs = read(data)
     return [len(epoch_batches(inputs.train, 16, 0, 1, seed=1, epoch=epoch)) for epoch in range(1, epochs + 1)]
 
 
-def test_rates_of_every_step_by_hand(data: dict[str, Path], tmp_path: Path, watch: Callable, figures: Callable) -> None:
+def test_rates_of_every_step_by_hand(data: dict[str, Path], tmp_path: Path, watch: Watch, script: Callable) -> None:
     rates: list[tuple[float, float]] = []
-    watch(lambda _, optimizer, __: rates.append(tuple(group["lr"] for group in optimizer.param_groups)))
-    figures([3, 2, 2.5, 1, 1.5])
+    watch.after.append(lambda _, optimizer: rates.append(tuple(group["lr"] for group in optimizer.param_groups)))
+    script([3, 2, 2.5, 1, 1.5])
     options = {
         "warmup_steps": 9,
         "step_every": 4,
@@ -101,33 +103,46 @@ def test_rates_of_every_step_by_hand(data: dict[str, Path], tmp_path: Path, watc
         assert (row["learning_rate"], row["projection_learning_rate"]) == pytest.approx(rates[step - 1], rel=1e-5)
 
 
-def test_plateaus_of_several_figures_multiply(data: dict[str, Path], tmp_path: Path, figures: Callable) -> None:
+def test_plateaus_of_several_metrics_multiply(data: dict[str, Path], tmp_path: Path, script: Callable) -> None:
     on = ["val_cross_entropy", "val_token_accuracy"]
-    figures([3, 2, 2, 1, 1, 0.5], [0.1, 0.2, 0.1, 0.1, 0.3, 0.4])
+    script([3, 2, 2, 1, 1, 0.5], [0.1, 0.2, 0.1, 0.1, 0.3, 0.4])
     options = {"plateau_patience": 0, "plateau_factor": 0.5, "epochs": 6, "learning_rate": 0.01}
     rows = history_numbers(run(tmp_path, data, small_parameters(plateau_on=on, **options)))
     # both are worse after epoch 3, accuracy after 4, cross entropy after 5
     assert [row["learning_rate"] for row in rows] == pytest.approx([0.01, 0.01, 0.01, 0.0025, 0.00125, 0.000625])
 
 
-def test_accumulated_steps(data: dict[str, Path], tmp_path: Path, watch: Callable) -> None:
-    sizes: list[int] = []
-    watch(lambda _, __, batches: sizes.append(len(batches)))
+def test_accumulated_steps(
+    data: dict[str, Path], tmp_path: Path, watch: Watch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batches of each step; each loss is divided by the tokens of the whole step."""
+    seen: list[GlobalBatch] = []
+    steps: list[list[GlobalBatch]] = []
+    prepare = CrossEntropy.prepare
+
+    def prepared(self: CrossEntropy, features: Any, tokens: Any, counts: GlobalBatch, *rest: Any) -> Any:
+        seen.append(counts)
+        return prepare(self, features, tokens, counts, *rest)
+
+    def step(*_: Any) -> None:
+        steps.append(seen.copy())
+        seen.clear()
+
+    monkeypatch.setattr(CrossEntropy, "prepare", prepared)
+    watch.after.append(step)
     changed = run(tmp_path / "a", data, small_parameters(accumulate=4, epochs=2))
-    assert sizes == [size for count in batches_of(data, 2) for size in (4, count - 4)]
+    assert [len(counts) for counts in steps] == [size for count in batches_of(data, 2) for size in (4, count - 4)]
+    assert all(len(set(counts)) == 1 for counts in steps)
     whole = run(tmp_path / "b", data, small_parameters(epochs=2))
-    assert [row["tokens"] for row in history_numbers(changed)] == [row["tokens"] for row in history_numbers(whole)]
+    tokens = [row["tokens"] for row in history_numbers(whole)]
+    assert [row["tokens"] for row in history_numbers(changed)] == tokens
+    assert sum(counts[0].tokens for counts in steps[:4]) == sum(tokens)
 
 
-def test_averaged_weights_are_validated_and_published(data: dict[str, Path], tmp_path: Path, watch: Callable) -> None:
-    before: list[torch.Tensor] = []
-    after: list[torch.Tensor] = []
-    watch(
-        lambda decoder, *_: after.append(decoder.word.weight.detach().double().clone()),
-        lambda decoder: before.append(decoder.word.weight.detach().double().clone()),
-    )
+def test_averaged_weights_are_validated_and_published(data: dict[str, Path], tmp_path: Path, words: Words) -> None:
     run(tmp_path, data, small_parameters(ema=0.5, epochs=2, patience=5))
-    average, averages = before[0], []
+    before, after = words.before, words.after
+    average, averages = before[0].double(), []
     for number, weights in enumerate(after):
         kept = min(0.5, (1 + number) / (10 + number))
         average = kept * average + (1 - kept) * weights
@@ -140,28 +155,25 @@ def test_averaged_weights_are_validated_and_published(data: dict[str, Path], tmp
     torch.testing.assert_close(published, averages[last], rtol=1e-5, atol=1e-7)
     assert (published - after[last]).abs().max() > 1e-4
     assert torch.equal(before[steps[0]], after[steps[0] - 1])  # the second epoch goes on from the weights themselves
-    store = FeatureStore.open(data["features"])
-    with store.reader() as reader:
-        found = split_figures(
-            model.decoder, store, reader, CaptionSet.load(data["captions"]), "val", model.vocabulary, 12
-        )
+    inputs = read(data)
+    with inputs.store.reader() as reader:
+        loader = BatchLoader(inputs.val, inputs.val_rows, reader)
+        found = token_metrics(score_captions(model.decoder, loader, ordered_batches(inputs.val, 8)))
     assert found["cross_entropy"] == pytest.approx(metrics(tmp_path)["val_cross_entropy"], abs=2e-6)
 
 
-def test_the_best_epoch_by_another_figure(
-    data: dict[str, Path], tmp_path: Path, watch: Callable, figures: Callable
+def test_the_best_epoch_by_another_metric(
+    data: dict[str, Path], tmp_path: Path, words: Words, script: Callable
 ) -> None:
-    after: list[torch.Tensor] = []
-    watch(lambda decoder, *_: after.append(decoder.word.weight.detach().clone()))
-    figures([5, 4, 3, 2, 1, 0.5, 0.4], [0.2, 0.3, 0.1, 0.25, 0.3, 0.1, 0.1])
+    script([5, 4, 3, 2, 1, 0.5, 0.4], [0.2, 0.3, 0.1, 0.25, 0.3, 0.1, 0.1])
     folder = run(tmp_path / "a", data, small_parameters(epochs=7, select_by="val_token_accuracy", patience=3))
     assert (
         len(history_numbers(folder)) == 5
         and metrics(folder)["best_epoch"] == 2
         and metrics(folder)["stopped"] == "patience"
     )
-    assert torch.equal(load_model(folder / "models").decoder.word.weight, after[sum(batches_of(data, 2)) - 1])
-    figures([5, 4, 3, 2, 1], [0.2, 0.3, 0.1, 0.25, 0.3])
+    assert torch.equal(load_model(folder / "models").decoder.word.weight, words.after[sum(batches_of(data, 2)) - 1])
+    script([5, 4, 3, 2, 1], [0.2, 0.3, 0.1, 0.25, 0.3])
     whole = run(tmp_path / "b", data, small_parameters(epochs=5, patience=3))
     assert metrics(whole)["best_epoch"] == 5 and metrics(whole)["stopped"] == "epochs"
 
@@ -170,9 +182,9 @@ def test_the_best_epoch_by_another_figure(
     ("allowed", "epochs", "stopped"), [(0, 6, "epochs"), (1, 2, "gap"), (2, 5, "gap"), (3, 6, "epochs")]
 )
 def test_a_growing_gap_ends_training(
-    data: dict[str, Path], tmp_path: Path, figures: Callable, allowed: int, epochs: int, stopped: str
+    data: dict[str, Path], tmp_path: Path, script: Callable, allowed: int, epochs: int, stopped: str
 ) -> None:
-    figures([10, 30, 20, 40, 60, 50])  # the training cross entropy is below 5, so that these decide
+    script([10, 30, 20, 40, 60, 50])  # the training cross entropy is below 5, so that these decide
     folder = run(tmp_path, data, small_parameters(epochs=6, patience=9, gap_patience=allowed))
     assert len(history_numbers(folder)) == epochs and metrics(folder)["stopped"] == stopped
 
@@ -246,13 +258,13 @@ def test_scores_without_pycocoevalcap_are_refused_by_name(
     data: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], name: str
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
-    monkeypatch.setattr(phases, "training_step", None)  # at once, not after an epoch
+    monkeypatch.setattr(CrossEntropy, "prepare", None)  # at once, not after an epoch
     with pytest.raises(CaptionerError, match=f"train.{name}: .*pycocoevalcap.*not installed"):
         run(tmp_path, data, small_parameters(**options))
 
 
 @pytest.mark.parametrize("kind", ["adam", "adamw", "sgd", "rmsprop", "adagrad"])
-def test_resumes_exactly_with_every_optimiser(data: dict[str, Path], tmp_path: Path, kind: str) -> None:
+def test_resumes_exactly_with_every_optimizer(data: dict[str, Path], tmp_path: Path, kind: str) -> None:
     parameters = small_parameters(
         optimizer=kind,
         momentum=0.5 if kind in ("sgd", "rmsprop") else 0.0,
@@ -275,17 +287,21 @@ def test_resumes_exactly_with_every_optimiser(data: dict[str, Path], tmp_path: P
     assert result_bytes(tmp_path / "cut") == result_bytes(whole)
 
 
-def two_phases(options: TrainParameters, *_: object) -> list[Phase]:
+def two_phases(options: TrainParameters, references: object, max_length: int, decoder: Any) -> list[Phase]:
+    def phase(name: str, epochs: int, rates: tuple[float, float], select_by: str) -> Phase:
+        objective = CrossEntropy(decoder, options)
+        return Phase(name, objective, epochs, rates, "learning_rate", select_by, options.plateau_on, 0)
+
     return [
-        Phase("first", 3, phases.training_step, (0.01, 0.01), "val_cross_entropy"),
-        Phase("second", 2, phases.training_step, (0.005, 0.002), "val_token_accuracy"),
+        phase("first", 3, (0.01, 0.01), "val_cross_entropy"),
+        phase("second", 2, (0.005, 0.002), "val_token_accuracy"),
     ]
 
 
 def test_phases_follow_one_another_and_resume_exactly(
     data: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(importlib.import_module("captioner.training.train"), "build_phases", two_phases)
+    monkeypatch.setattr(stage, "build_phases", two_phases)
     parameters = small_parameters(ema=0.5, patience=5)
     rows = history_numbers(run(tmp_path / "whole", data, parameters))
     assert [row["learning_rate"] for row in rows] == [0.01] * 3 + [0.005] * 2
@@ -302,20 +318,15 @@ def test_a_phase_begins_from_the_best_weights(
     data: dict[str, Path],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    watch: Callable,
-    figures: Callable,
+    words: Words,
+    script: Callable,
     accuracies: list[float],
     best: int,
 ) -> None:
     """The best by cross entropy (epoch 2) is what the second phase begins from, and must outdo by accuracy (0.2)."""
-    before: list[torch.Tensor] = []
-    after: list[torch.Tensor] = []
-    watch(
-        lambda decoder, *_: after.append(decoder.word.weight.detach().clone()),
-        lambda decoder: before.append(decoder.word.weight.detach().clone()),
-    )
-    monkeypatch.setattr(importlib.import_module("captioner.training.train"), "build_phases", two_phases)
-    figures([3, 1, 2, 9, 9], accuracies)
+    before, after = words.before, words.after
+    monkeypatch.setattr(stage, "build_phases", two_phases)
+    script([3, 1, 2, 9, 9], accuracies)
     run(tmp_path, data, small_parameters())
     steps = np.cumsum(batches_of(data, 5))
     assert torch.equal(before[steps[2]], after[steps[1] - 1]) and not torch.equal(before[steps[2]], after[steps[2] - 1])
@@ -337,11 +348,11 @@ def stop_after(folder: Path, steps: int) -> Callable[..., None]:
 
 @pytest.mark.parametrize("steps", [8, 12])
 def test_a_stop_file_publishes_the_best_model_so_far(
-    data: dict[str, Path], tmp_path: Path, watch: Callable, steps: int
+    data: dict[str, Path], tmp_path: Path, watch: Watch, steps: int
 ) -> None:
     """Within the second epoch, or after its last step."""
     whole = run(tmp_path / "whole", data, small_parameters(epochs=1))
-    watch(stop_after(tmp_path / "cut", steps))
+    watch.after.append(stop_after(tmp_path / "cut", steps))
     cut = run(tmp_path / "cut", data, small_parameters(epochs=50))
     assert history_numbers(cut) == history_numbers(whole)
     assert metrics(cut)["stopped"] == "by file" and metrics(whole)["stopped"] == "epochs"
@@ -349,26 +360,23 @@ def test_a_stop_file_publishes_the_best_model_so_far(
     assert not (cut / "models.partial").exists()
 
 
-def test_a_stop_file_in_the_first_epoch_validates(data: dict[str, Path], tmp_path: Path, watch: Callable) -> None:
-    seen, weights, counts = stop_after(tmp_path, 2), [], []
-
-    def note(decoder: Any, _: Any, batches: Any) -> None:
-        seen()
-        weights.append(decoder.word.weight.detach().clone())
-        counts.append(int((batches[0][1] > START).sum()))
-
-    watch(note)
+def test_a_stop_file_in_the_first_epoch_validates(
+    data: dict[str, Path], tmp_path: Path, watch: Watch, words: Words
+) -> None:
+    watch.after.append(stop_after(tmp_path, 2))
     run(tmp_path, data, small_parameters())
     (row,) = history_numbers(tmp_path)
-    assert row["tokens"] == sum(counts)
+    table = read(data).train
+    assert row["tokens"] == GlobalBatch.of(epoch_batches(table, 16, 0, 1, seed=1, epoch=1)[:2], table).tokens
     assert metrics(tmp_path)["stopped"] == "by file" and metrics(tmp_path)["best_epoch"] == 1
-    assert torch.equal(load_model(tmp_path / "models").decoder.word.weight, weights[1])
+    assert len(words.after) == 2
+    assert torch.equal(load_model(tmp_path / "models").decoder.word.weight, words.after[1])
 
 
 def test_a_stopped_run_that_could_not_be_published_stays_stopped(
-    data: dict[str, Path], tmp_path: Path, watch: Callable, monkeypatch: pytest.MonkeyPatch
+    data: dict[str, Path], tmp_path: Path, watch: Watch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    watch(stop_after(tmp_path, 8))
+    watch.after.append(stop_after(tmp_path, 8))
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Sidecar, "publish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         run(tmp_path, data, small_parameters())

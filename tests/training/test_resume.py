@@ -1,9 +1,7 @@
-"""Interrupted, cut off, refused (killed: see test_kills): a run that was stopped ends with the bytes of one that was
-not."""
+"""Runs that are interrupted, cut off or refused end with the bytes of an uninterrupted one (killed: see test_kills)."""
 
 from __future__ import annotations
 
-import importlib
 import os
 import signal
 import time
@@ -11,16 +9,18 @@ from pathlib import Path
 
 import pytest
 
+from captioner import teacher_forcing
 from captioner.errors import CaptionerError, Interrupted
 from captioner.sidecar import Sidecar
-from captioner.training.checkpoint import load_state, save_state
+from captioner.training.checkpoint import read_state, write_state
+from captioner.training.objectives import CrossEntropy
 from tests.training.cuts import power_cut
 from tests.training.runs import Runs
 from tests.training.small import result_bytes, run, small_parameters, with_runtime
 
 PARAMETERS = with_runtime(
     small_parameters(epochs=4, patience=2, plateau_patience=0), checkpoint_seconds=0
-)  # a state after every step
+)  # a checkpoint after every step
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def whole(data: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Pa
 def test_resumes_exactly_from_every_kind_of_place(
     data: dict[str, Path], whole: Path, tmp_path: Path, stop_after: int
 ) -> None:
-    """Stopped after so many saved states (in the first epoch, after it, in a later one), with the newest state torn."""
+    """Stopped after so many checkpoints (in the first epoch, after it, in a later one), with the newest one torn."""
     with power_cut(stop_after):
         run(tmp_path, data, PARAMETERS)
     newest = max((tmp_path / "models.partial").glob("*.state"))
@@ -45,16 +45,16 @@ def test_resumes_exactly_from_every_kind_of_place(
 def test_a_state_of_other_layers_is_not_resumed(
     data: dict[str, Path], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    """As after an update of the code between two runs: tensors of other names or shapes never reach the optimiser."""
+    """As after an update of the code between two runs: tensors of other names or shapes never reach the optimizer."""
     monkeypatch.setattr(Sidecar, "finish", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, data, PARAMETERS)
     monkeypatch.undo()
     folder = tmp_path / "models.partial"
-    tensors, state = load_state(folder)
+    tensors, state = read_state(folder)
     name = next(name for name in tensors if name.startswith("weights."))
     tensors[name] = tensors[name][:1].clone()
-    save_state(folder, "999999-000000000", tensors, state)
+    write_state(folder, "999999-000000000", tensors, state)
     run(tmp_path, data, PARAMETERS)
     assert "other layers; starting afresh" in capsys.readouterr().err
     assert result_bytes(tmp_path) == result_bytes(whole)
@@ -67,25 +67,27 @@ def test_stopped_while_publishing_trains_nothing_again(
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, data, PARAMETERS)
     monkeypatch.undo()
-    monkeypatch.setattr("captioner.training.phases.training_step", None)  # calling it would fail
+    monkeypatch.setattr("captioner.training.objectives.CrossEntropy.prepare", None)  # calling it would fail
     run(tmp_path, data, PARAMETERS)
     assert result_bytes(tmp_path) == result_bytes(whole)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize(
-    "where", ["captioner.training.phases.training_step", "captioner.training.validation.correct_tokens"]
+    "where",
+    ["captioner.training.objectives.CrossEntropy.prepare", "captioner.teacher_forcing.token_cross_entropy"],
 )
 def test_a_signal_finishes_the_step_and_saves(
     data: dict[str, Path], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, where: str
 ) -> None:
     """The signal comes in the third training step or in the first validation; nothing else would be saved there."""
-    module, _, name = where.rpartition(".")
-    calls, original = [], getattr(importlib.import_module(module), name)
+    in_training = "prepare" in where
+    calls: list[int] = []
+    original = CrossEntropy.prepare if in_training else teacher_forcing.token_cross_entropy
 
     def signalled(*arguments: object) -> object:
         calls.append(1)
-        if len(calls) == 3 or "correct" in where:
+        if len(calls) == 3 or not in_training:
             os.kill(os.getpid(), number)
         return original(*arguments)
 
@@ -95,9 +97,9 @@ def test_a_signal_finishes_the_step_and_saves(
         run(tmp_path, data, parameters)
     assert error.value.exit_code != 0
     monkeypatch.undo()
-    _, state = load_state(tmp_path / "models.partial")
+    _, state = read_state(tmp_path / "models.partial")
     assert (state["epoch"], state["step"]) == (
-        (1, 3) if "step" in where else (2, 0)
+        (1, 3) if in_training else (2, 0)
     )  # all of a small validation split is one batch
     run(tmp_path, data, parameters)
     assert result_bytes(tmp_path) == result_bytes(whole)

@@ -13,12 +13,12 @@ import torch
 from safetensors.torch import load_file
 
 from captioner.features.store import FeatureStore
+from captioner.model_io import load_model
 from captioner.search import beam_search
-from captioner.training import phases
-from captioner.training.model_files import load_model
-from captioner.training.step import training_step
+from captioner.training.objectives import SelfCritical
 from tests.training.cuts import power_cut
 from tests.training.small import make_data, metrics, result_bytes, run, small_parameters, with_runtime
+from tests.training.watching import Watch, weights_of
 
 ALL: dict[str, Any] = {"layers": 2, "tie_weights": True, "norm": "batch", "embedding_size": 5, "tune_embeddings": True}
 
@@ -44,8 +44,7 @@ def test_resumes_exactly(data: dict[str, Path], tmp_path: Path, options: dict[st
 
 @pytest.mark.parametrize("decoder", ["gru", "lstm"])
 def test_learns_and_captions(data: dict[str, Path], tmp_path: Path, decoder: str) -> None:
-    """Frozen word vectors, which are the vocabulary layer's weight too: a caption has its picture's words all the
-    same."""
+    """Frozen word vectors, which are the vocabulary layer's weight too: a caption has its image's words all the same."""
     options = {
         **ALL,
         "tune_embeddings": False,
@@ -69,7 +68,7 @@ def test_learns_and_captions(data: dict[str, Path], tmp_path: Path, decoder: str
         set(model.vocabulary.decode(best.tokens).split()) <= set(texts[image].split())
         for image, [best] in zip(images, captions)
     )
-    assert right >= 24  # of 32 training pictures; one would be by chance: there are 4 animals, 3 colours and 3 places
+    assert right >= 24  # of 32 training images; one would be by chance: there are 4 animals, 3 colours and 3 places
 
 
 def test_tied_and_frozen_word_vectors_stay(data: dict[str, Path], tmp_path: Path) -> None:
@@ -83,54 +82,55 @@ def test_tied_and_frozen_word_vectors_stay(data: dict[str, Path], tmp_path: Path
     assert (
         ours.keys() == theirs.keys() and "vocabulary.weight" not in ours and ours["output_map.weight"].shape == (8, 16)
     )
-    assert ours["vocabulary.bias"].any()
+    assert ours["tied_bias"].any()
     assert metrics(tuned)["parameters"] - metrics(frozen)["parameters"] == vectors.numel()
 
 
-def test_running_statistics_are_averaged_with_the_weights(
-    data: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_running_statistics_are_averaged_with_the_weights(data: dict[str, Path], tmp_path: Path, watch: Watch) -> None:
     names = ("projection.weight", "norm.running_mean", "norm.running_var")
-    seen: list[dict[str, torch.Tensor]] = []
-
-    def step(decoder: Any, *rest: Any) -> Any:
-        if not seen:
-            seen.append({name: decoder.state_dict()[name].double().clone() for name in names})
-        result = training_step(decoder, *rest)
-        seen.append({name: decoder.state_dict()[name].double().clone() for name in names})
-        return result
-
-    monkeypatch.setattr(phases, "training_step", step)
+    before: list[dict[str, torch.Tensor]] = []
+    after: list[dict[str, torch.Tensor]] = []
+    watch.before.append(lambda decoder, _: before.append(weights_of(decoder)))
+    watch.after.append(lambda decoder, _: after.append(weights_of(decoder)))
     run(tmp_path, data, small_parameters(norm="batch", ema=0.8, epochs=1))
-    average = seen[0]
-    for number, now in enumerate(seen[1:]):
+    average = {name: before[0][name].double() for name in names}
+    for number, now in enumerate(after):
         kept = min(0.8, (1 + number) / (10 + number))
         average = {name: kept * average[name] + (1 - kept) * now[name] for name in names}
     published = load_model(tmp_path / "models").decoder.state_dict()
+    assert len(after) > 4
     for name in names:
         torch.testing.assert_close(published[name].double(), average[name], rtol=1e-5, atol=1e-7)
-        assert (published[name] - seen[-1][name]).abs().max() > 1e-4
+        assert (published[name] - after[-1][name]).abs().max() > 1e-4
 
 
 def test_self_critical_training_uses_the_running_statistics(
-    data: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, watch: Watch
 ) -> None:
-    original, seen = phases.self_critical_step, []
+    forward, self_critical = SelfCritical.forward, []
+    before: list[dict[str, torch.Tensor]] = []
+    changed: list[set[str]] = []
 
-    def step(reward: Any, max_length: Any, decoder: Any, *rest: Any) -> Any:
-        before = {name: tensor.clone() for name, tensor in decoder.state_dict().items()}
-        result = original(reward, max_length, decoder, *rest)
-        assert not decoder.norm.training
-        seen.append({name for name, tensor in decoder.state_dict().items() if not torch.equal(before[name], tensor)})
-        assert math.isfinite(float(result[0]))
-        return result
+    def seen(self: SelfCritical, *tensors: torch.Tensor) -> Any:
+        assert not self.decoder.norm.training
+        loss, statistics = forward(self, *tensors)
+        assert math.isfinite(float(loss.detach()))
+        self_critical.append(len(before))
+        return loss, statistics
 
-    monkeypatch.setattr(phases, "self_critical_step", step)
+    def compare(decoder: Any, _: Any) -> None:
+        now = weights_of(decoder)
+        changed.append({name for name in now if not torch.equal(before[-1][name], now[name])})
+
+    monkeypatch.setattr(SelfCritical, "forward", seen)
+    watch.before.append(lambda decoder, _: before.append(weights_of(decoder)))
+    watch.after.append(compare)
     run(tmp_path, data, small_parameters(norm="batch", epochs=1, scst_epochs=1, scst_learning_rate=0.01))
-    assert seen and all(
-        {"norm.weight", "projection.weight"} <= changed and not any("running" in name for name in changed)
-        for changed in seen
-    )
+    steps = self_critical[0] - 1  # of cross entropy
+    assert steps > 4 and len(changed) > steps + 4
+    assert all({"norm.running_mean", "norm.running_var"} <= names for names in changed[:steps])
+    for names in changed[steps:]:
+        assert {"norm.weight", "projection.weight"} <= names and not any("running" in name for name in names)
 
 
 @pytest.mark.parametrize("norm", ["layer", "batch", "none"])

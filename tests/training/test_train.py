@@ -15,7 +15,7 @@ from captioner.errors import CaptionerError
 from captioner.features.store import FeatureStore
 from captioner.parameters import Parameters, TrainParameters
 from captioner.training.inputs import load_inputs
-from captioner.training.model_files import load_model
+from captioner.model_io import load_model
 from captioner.vocabulary.vocabulary import END, START, Vocabulary
 from tests.training.small import history_numbers, make_data, metrics, result_bytes, run, small_parameters, with_runtime
 
@@ -32,7 +32,7 @@ def base(data: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 @pytest.mark.parametrize("decoder", ["gru", "lstm"])
-def test_learns_what_the_pictures_show(data: dict[str, Path], tmp_path: Path, decoder: str) -> None:
+def test_learns_what_the_images_show(data: dict[str, Path], tmp_path: Path, decoder: str) -> None:
     run(tmp_path, data, small_parameters(decoder=decoder, epochs=20, hidden_size=32, dropout=0.0))
     rows = history_numbers(tmp_path)
     best = min(rows, key=lambda row: row["val_cross_entropy"])
@@ -60,11 +60,11 @@ def test_stored_model_has_the_best_epochs_cross_entropy(
         for row, image in zip(inputs.val.tokens, inputs.val.image):
             features = reader.read(inputs.val_rows[[image]])
             memory = model.decoder.encode(features)
-            state = model.decoder.start(memory, 1)
+            state = model.decoder.initial_state(memory, 1)
             caption = row[row != 0]
             for word, target in zip(caption, caption[1:]):
                 logits, state, _ = model.decoder.step(torch.tensor([[int(word)]]), state, memory)
-                total -= torch.log_softmax(logits[0].double(), 0)[int(target)].item()
+                total -= torch.log_softmax(logits[0, 0].double(), 0)[int(target)].item()
                 correct += int(logits.argmax()) == target
                 count += 1
             assert caption[0] == START and caption[-1] == END
@@ -87,6 +87,8 @@ def test_model_folder_is_complete(data: dict[str, Path], base: Path) -> None:
     assert config["pictures"] == {"image_size": 256, "jpeg_quality": 90}  # download's defaults
     assert (config["weights_seed"], config["precision"]) == (1, "fp32")  # extract's default, and the features file's
     assert config["max_length"] == 12 and config["dataset"] == "scenes" and config["grid"] == [2, 2]
+    options = dataclasses.asdict(small_parameters().train)
+    assert options.pop("init_from") is None and config["training"] == json.loads(json.dumps({"seed": 1} | options))
     assert str(base) not in (base / "models/config.json").read_text()
 
 
@@ -133,7 +135,7 @@ def test_every_parameter_changes_the_result(data: dict[str, Path], base: Path, t
     if name == "hidden_size":
         assert weights.vocabulary.in_features == 20
     elif name == "layers":
-        assert len(weights.upper) == 1 and weights.upper[0].input.in_features == 16
+        assert len(weights.layers) == 2 and weights.between[0].in_features == 16
     elif name == "norm":
         assert weights.norm.running_mean.shape == (12,) and weights.norm.running_mean.any()
     elif name == "embedding_size":
@@ -141,10 +143,10 @@ def test_every_parameter_changes_the_result(data: dict[str, Path], base: Path, t
         assert torch.equal(weights.embedding.weight, before.embedding.weight)  # frozen, of its own size
     elif name == "tie_weights":
         words, size = before.embedding.weight.shape
-        assert weights.vocabulary.weight is weights.embedding.weight
+        assert weights.vocabulary is None and weights.tied_bias.any()
         assert metrics(changed)["parameters"] == metrics(base)["parameters"] - words * 16 + 16 * size
     elif name == "attention_size":
-        assert weights.attention.score.shape == (9,)
+        assert weights.attention.score.weight.shape == (1, 9)
     elif name == "feature_size":
         assert weights.projection.out_features == 13
     elif name == "position":
@@ -228,7 +230,7 @@ OTHERS = {
     "step_factor",
     "plateau_on",
     "select_by",
-    "gap_patience",  # in test_optimizers, test_schedule and test_options
+    "gap_patience",  # in test_optimizers, test_schedules and test_options
     "sampling",
     "sampling_start",
     "sampling_epochs",
@@ -260,7 +262,7 @@ def test_stored_views_are_drawn_for_training_only(tmp_path: Path) -> None:
     data = make_data(tmp_path / "data", views=3)
     features = FeatureStore.open(data["features"])
     assert features.views == 3
-    from captioner.training.batches import epoch_batches
+    from captioner.training.data import epoch_batches
 
     inputs = load_inputs(small_parameters(), *(data[name] for name in ("features", "captions", "vocab", "embeddings")))
     views = np.concatenate([batch.views for batch in epoch_batches(inputs.train, 16, 0, features.views, 1, 1)])
@@ -313,7 +315,7 @@ def test_refuses_what_does_not_belong_together(data: dict[str, Path], tmp_path: 
     refused(data, tmp_path, usual, "no_val.json", "split val", "download.val_share", captions=tmp_path / "no_val.json")
 
 
-def test_a_loss_that_is_not_finite_names_epoch_and_step_and_keeps_the_state(tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_names_epoch_and_step_and_keeps_the_checkpoint(tmp_path: Path) -> None:
     data = make_data(tmp_path / "data")
     parameters = small_parameters(epochs=3)
     original = run(
@@ -321,15 +323,15 @@ def test_a_loss_that_is_not_finite_names_epoch_and_step_and_keeps_the_state(tmp_
     )
     raw = bytearray(data["features"].read_bytes())
     store = FeatureStore.open(data["features"])
-    row = int(store.rows([101])[0])  # a training picture
+    row = int(store.rows([101])[0])  # a training image
     raw[store.offset + row * store.row_size : store.offset + row * store.row_size + 2] = np.float16(np.inf).tobytes()
     data["features"].write_bytes(raw)
     with pytest.raises(CaptionerError, match=r"loss is nan at epoch 1, step [1-9]\d*; lower train.learning_rate"):
         run(tmp_path / "bad", data, parameters)
     assert (tmp_path / "bad/models.partial").exists() and not (tmp_path / "bad/models").exists()
     for state in (tmp_path / "bad/models.partial").glob("*.state"):
-        from captioner.training.checkpoint import load_state
+        from captioner.training.checkpoint import read_state
 
-        tensors, _ = load_state(state.parent)
+        tensors, _ = read_state(state.parent)
         assert all(torch.isfinite(tensor).all() for tensor in tensors.values() if tensor.is_floating_point())
     assert (original / "models").exists()
