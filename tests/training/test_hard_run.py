@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 import torch
+from captioner.training.model_files import load_model
 
 from captioner.training.checkpoint import load_state, save_state
-from captioner.training.model_files import load_model
 from tests.training.cuts import power_cut
 from tests.training.runs import Runs, torchrun_environments
 from tests.training.small import history_numbers, make_data, result_bytes, run, small_parameters, with_runtime

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+from captioner.training.model_files import load_model
 
 from captioner.errors import CaptionerError
 from captioner.training import phases
 from captioner.training.inputs import load_inputs
-from captioner.training.model_files import load_model
 from captioner.vocabulary.vocabulary import PAD
 from tests.training.cuts import power_cut
 from tests.training.small import history, metrics, result_bytes, run, small_parameters, with_runtime

@@ -42,7 +42,8 @@ class CrossEntropy(Objective):
         """See ``Objective``: features, inputs, targets, the scales of a token and of a caption, positions of targets."""
         device, share = features.device, sampled_share(self.options, epochs)
         inputs, targets = inputs_and_targets(tokens)
-        scales = to_device(np.array([scale / counts.tokens, scale / counts.captions], dtype=np.float32), device)
+        dtype = next(self.decoder.parameters()).dtype
+        scales = to_device(np.array([scale / counts.tokens, scale / counts.captions]), device).to(dtype)
         index = () if device.type == "cuda" else (unmasked(targets),)  # a CUDA graph wants fixed shapes: all tokens
         targets = targets.to(device, non_blocking=True)
         if share:  # in fp32, as evaluation computes

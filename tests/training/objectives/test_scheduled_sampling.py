@@ -9,6 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+from captioner.training.batches import epoch_batches
+from captioner.training.parallel import Whole
+from captioner.training.scheduled_sampling import mix_inputs
+from captioner.training.step import training_step
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -16,12 +20,8 @@ from captioner.decoder import CaptionDecoder, DecoderConfig, build_decoder
 from captioner.errors import CaptionerError
 from captioner.parameters import TrainParameters
 from captioner.training import phases
-from captioner.training.batches import epoch_batches
 from captioner.training.inputs import load_inputs
 from captioner.training.optimizers import build_optimizer, set_rates
-from captioner.training.parallel import Whole
-from captioner.training.scheduled_sampling import mix_inputs
-from captioner.training.step import training_step
 from captioner.vocabulary.vocabulary import END, PAD, START, UNK
 from tests.decoder.examples import make_decoder, make_features, make_tokens
 from tests.decoder.slow import slow_logits

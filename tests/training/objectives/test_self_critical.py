@@ -7,14 +7,14 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from captioner.training.sampling import sample_captions
+from captioner.training.self_critical import policy_loss, sample_advantages, self_critical_step
 from torch import Tensor
 
 from captioner.decoder import CaptionDecoder, DecoderConfig, build_decoder
 from captioner.parameters import TrainParameters
 from captioner.search import beam_search
 from captioner.training import self_critical
-from captioner.training.sampling import sample_captions
-from captioner.training.self_critical import policy_loss, sample_advantages, self_critical_step
 from captioner.vocabulary.vocabulary import END, PAD, START, UNK
 
 VOCABULARY, CHANNELS, POSITIONS, LONGEST = 6, 5, 4, 3
