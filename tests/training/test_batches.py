@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from captioner.training.batches import BatchLoader, CaptionTable, epoch_batches, ordered_batches
 
 from captioner.errors import CaptionerError
 from captioner.features.store import FeatureStore
 from captioner.images.captions import CaptionSet
+from captioner.training.batches import BatchLoader, CaptionTable, epoch_batches, ordered_batches
 from captioner.vocabulary.vocabulary import Vocabulary
 from tests.training.small import make_data
 

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from captioner.training.model_files import load_model
 from safetensors.torch import load_file, save_file
 
 from captioner.errors import CaptionerError, Interrupted
 from captioner.training import phases
 from captioner.training.checkpoint import load_state
+from captioner.training.model_files import load_model
 from captioner.vocabulary.vocabulary import Vocabulary
 from tests.training.cuts import power_cut
 from tests.training.runs import Runs, torchrun_environments

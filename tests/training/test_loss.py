@@ -6,13 +6,13 @@ import math
 
 import pytest
 import torch
+from torch import nn
+from torch.nn import functional as F
+
 from captioner.decoder.packing import Packing
 from captioner.training.loss import attention_coverage
 from captioner.training.step import clip_gradients
 from captioner.training.vocabulary_loss import vocabulary_loss
-from torch import nn
-from torch.nn import functional as F
-
 from tests.decoder.examples import make_tokens
 
 

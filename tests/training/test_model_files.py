@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-from captioner.training.model_files import load_model
 from safetensors.torch import load_file, save_file
 
 from captioner.errors import CaptionerError
+from captioner.training.model_files import load_model
 from tests.training.small import make_data, run, small_parameters
 
 

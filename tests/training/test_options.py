@@ -13,9 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from captioner.training.batches import epoch_batches
-from captioner.training.model_files import load_model
-from captioner.training.step import training_step
 from PIL import Image
 
 from captioner.errors import CaptionerError
@@ -27,8 +24,11 @@ from captioner.images.store import write_images
 from captioner.parameters import TrainParameters, parse_parameters
 from captioner.sidecar import Sidecar
 from captioner.training import phases
+from captioner.training.batches import epoch_batches
 from captioner.training.inputs import load_inputs
+from captioner.training.model_files import load_model
 from captioner.training.phases import Phase
+from captioner.training.step import training_step
 from captioner.vocabulary.vocabulary import START
 from tests.training.cuts import power_cut
 from tests.training.small import history_numbers, make_data, metrics, result_bytes, run, small_parameters, with_runtime

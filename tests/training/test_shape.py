@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from captioner.training.model_files import load_model
-from captioner.training.step import training_step
 from safetensors.torch import load_file
 
 from captioner.features.store import FeatureStore
 from captioner.search import beam_search
 from captioner.training import phases
+from captioner.training.model_files import load_model
+from captioner.training.step import training_step
 from tests.training.cuts import power_cut
 from tests.training.small import make_data, metrics, result_bytes, run, small_parameters, with_runtime
 

@@ -6,12 +6,12 @@ import copy
 
 import pytest
 import torch
-from captioner.training.step import training_step
 from torch.nn import functional as F
 
 from captioner.decoder import DecoderConfig, build_decoder
 from captioner.parameters import TrainParameters
 from captioner.training.optimizers import build_optimizer, set_rates
+from captioner.training.step import training_step
 from tests.decoder.examples import make_tokens
 
 

@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from captioner.training.model_files import load_model
 
 from captioner.errors import CaptionerError
 from captioner.features.store import FeatureStore
 from captioner.parameters import Parameters, TrainParameters
 from captioner.training.inputs import load_inputs
+from captioner.training.model_files import load_model
 from captioner.vocabulary.vocabulary import END, START, Vocabulary
 from tests.training.small import history_numbers, make_data, metrics, result_bytes, run, small_parameters, with_runtime
 
