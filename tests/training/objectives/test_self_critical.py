@@ -197,8 +197,8 @@ def assert_average_gradient(decoder: Decoder, features: Tensor, exact: Tensor, o
 
 
 def test_greedy_is_the_last_caption_and_that_of_the_search() -> None:
-    decoder, features = make_decoder(seed=5, vocabulary=40), make_features(9)
-    decoder.vocabulary.bias.data[END] = 2.0
+    decoder, features = make_decoder(seed=6, vocabulary=40), make_features(9)
+    decoder.vocabulary.bias.data[END] = 3.0
     tokens = sample_captions(decoder, features, 2, 12, greedy=True)
     assert tokens.shape[:2] == (9, 3) and (tokens[:, :, 0] == START).all()
     found = [[token for token in caption if token not in (START, PAD)] for caption in tokens[:, 2].tolist()]
