@@ -209,7 +209,7 @@ def _recipe(folder: Path, model: Model) -> Recipe:
         recipe = Recipe(stored["image_size"], stored["jpeg_quality"], seen["fit"], seen["image_size"])
     except (KeyError, TypeError) as error:
         raise CaptionerError(
-            f"{folder / CONFIG}: what it says of its pictures is damaged ({error}); copy the model's folder again"
+            f"{folder / CONFIG}: what it says of its images is damaged ({error}); copy the model's folder again"
         ) from error
     numbers = (recipe.image_size, recipe.jpeg_quality, recipe.side)
     if (
@@ -218,7 +218,7 @@ def _recipe(folder: Path, model: Model) -> Recipe:
         or recipe.fit not in ("squash", "crop")
     ):
         raise CaptionerError(
-            f"{folder / CONFIG}: what it says of its pictures is damaged ({recipe}); copy the model's folder again"
+            f"{folder / CONFIG}: what it says of its images is damaged ({recipe}); copy the model's folder again"
         )
     return recipe
 

@@ -173,7 +173,7 @@ def test_damaged_facts_of_images(run: dict[str, Path], tmp_path: Path, images: o
     folder = small.copy(run, tmp_path / "models")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "images": images}))
-    with pytest.raises(CaptionerError, match="config.json: what it says of its pictures is damaged"):
+    with pytest.raises(CaptionerError, match="config.json: what it says of its images is damaged"):
         Captioner.load(folder, "cpu")
 
 
