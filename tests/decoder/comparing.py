@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from captioner.batches import inputs_and_targets
 from captioner.decoder import Decoder, unmasked
 from captioner.decoder.recurrent import RecurrentDecoder
 from captioner.vocabulary.vocabulary import PAD
+from tests.decoder.examples import make_features
 from tests.decoder.slow import slow_logits
 
 
@@ -67,9 +68,7 @@ def gradients(model: Decoder, loss: Tensor) -> dict[str, Tensor]:
     return {name: gradient for name, gradient in zip(parameters, found) if gradient is not None}
 
 
-def assert_same(
-    found: dict[str, Tensor], expected: dict[str, Tensor], rtol: float = 1e-9, atol: float = 1e-11
-) -> None:
+def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor], rtol: float = 1e-9, atol: float = 1e-11) -> None:
     """Two sets of named tensors are the same within bounds."""
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
@@ -119,3 +118,23 @@ def assert_steps_are_teacher_forcing(model: RecurrentDecoder, features: Tensor, 
     together = torch.stack(steps, 2)  # (I, K, T, V)
     for (i, k), logits in by_caption(outputs).items():
         torch.testing.assert_close(together[i, k, : len(logits)], logits, rtol=1e-10, atol=1e-12)
+
+
+def assert_gradients_are_numerical(model: nn.Module, tokens: Tensor) -> None:
+    """Those of features and parameters, by finite differences of a loss of logits and attention."""
+    names, parameters = zip(*model.named_parameters())
+
+    class Loss(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, features: Tensor) -> Tensor:
+            outputs = teacher_forced(self.model, features, tokens)
+            return F.cross_entropy(outputs.logits, outputs.targets) + (outputs.weights**2).sum()
+
+    def loss(features: Tensor, *values: Tensor) -> Tensor:
+        return torch.func.functional_call(Loss(), {f"model.{n}": v for n, v in zip(names, values)}, (features,))
+
+    inputs = [make_features(2), *(parameter.detach().clone() for parameter in parameters)]
+    assert torch.autograd.gradcheck(loss, [tensor.requires_grad_() for tensor in inputs], fast_mode=True)

@@ -11,6 +11,7 @@ from captioner.decoder import unmasked
 from captioner.decoder.attention import ATTENTIONS
 from captioner.errors import CaptionerError
 from tests.decoder.comparing import (
+    assert_gradients_are_numerical,
     assert_is_the_equations,
     assert_same,
     assert_steps_are_teacher_forcing,
@@ -38,26 +39,6 @@ def test_gradients_numerically(decoder: str, attention: str) -> None:
     for parameter in model.parameters():
         parameter.data *= 0.5
     assert_gradients_are_numerical(model, tokens)
-
-
-def assert_gradients_are_numerical(model: torch.nn.Module, tokens: torch.Tensor) -> None:
-    """Those of features and parameters, by finite differences of a loss of logits and attention."""
-    names, parameters = zip(*model.named_parameters())
-
-    class Loss(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = model
-
-        def forward(self, features: torch.Tensor) -> torch.Tensor:
-            outputs = teacher_forced(self.model, features, tokens)
-            return F.cross_entropy(outputs.logits, outputs.targets) + (outputs.weights**2).sum()
-
-    def loss(features: torch.Tensor, *values: torch.Tensor) -> torch.Tensor:
-        return torch.func.functional_call(Loss(), {f"model.{n}": v for n, v in zip(names, values)}, (features,))
-
-    inputs = [make_features(2), *(parameter.detach().clone() for parameter in parameters)]
-    assert torch.autograd.gradcheck(loss, [tensor.requires_grad_() for tensor in inputs], fast_mode=True)
 
 
 @pytest.mark.parametrize(("decoder", "attention"), KINDS)

@@ -2,140 +2,215 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
-from captioner.decoder.attention.additive import _TanhScores
-from captioner.decoder.cells import build_cell
-from captioner.decoder.deferred import DeferredLinear
-from captioner.decoder.dropout import Dropout
-from captioner.decoder.packing import Packing
+from captioner.decoder import DecoderConfig
+from captioner.decoder.attention import build_attention
+from captioner.decoder.attention.base import Attention
+from captioner.decoder.categorical import draw, draw_words
+from captioner.decoder.cells import GRU, LSTM, Cell
+from captioner.decoder.recurrent import Layer
+from tests.decoder.examples import make_decoder, make_features
+
+CELLS = [(GRU, nn.GRUCell), (LSTM, nn.LSTMCell)]
 
 
-@pytest.mark.parametrize(("name", "reference"), [("gru", nn.GRUCell), ("lstm", nn.LSTMCell)])
-def test_cell_is_torchs_cell(name: str, reference: type) -> None:
+@pytest.mark.parametrize(("cell", "reference"), CELLS)
+def test_a_layer_is_torchs_cell(cell: Cell, reference: type) -> None:
+    """With copied weights: states and all gradients."""
     torch.manual_seed(0)
-    cell, other = build_cell(name), reference(4, 6).double()
-    x = torch.randn(3, 4, dtype=torch.float64)
-    state = [torch.randn(3, 6, dtype=torch.float64) for _ in range(cell.states)]
-    inputs, hidden = x @ other.weight_ih.T + other.bias_ih, state[0] @ other.weight_hh.T + other.bias_hh
-    if name == "lstm":  # torch's column blocks are i, f, g, o; ours i, f, o, g
-        inputs, hidden = (torch.cat([part[:, :12], part[:, 18:], part[:, 12:18]], 1) for part in (inputs, hidden))
-    found = cell.combine(inputs, hidden, state)
-    expected = other(x, tuple(state) if name == "lstm" else state[0])
-    for one, two in zip(found, expected if name == "lstm" else (expected,), strict=True):
+    other, layer = reference(4, 6).double(), Layer(cell, 6).double()
+    layer.recurrent.load_state_dict({"weight": other.weight_hh, "bias": other.bias_hh})
+    x = torch.randn(3, 2, 4, dtype=torch.float64)
+    state = [torch.randn(3, 2, 6, dtype=torch.float64, requires_grad=True) for _ in range(cell.states)]
+    found = layer(x @ other.weight_ih.T + other.bias_ih, tuple(state))
+    rows = [tensor.flatten(0, 1) for tensor in state]
+    expected = other(x.flatten(0, 1), tuple(rows) if reference is nn.LSTMCell else rows[0])
+    expected = expected if reference is nn.LSTMCell else (expected,)
+    assert len(found) == cell.states
+    factors = [torch.randn(3, 2, 6, dtype=torch.float64) for _ in found]
+    for one, two in zip(found, expected, strict=True):
+        torch.testing.assert_close(one.flatten(0, 1), two)
+    loss, other_loss = (
+        sum((output.view(3, 2, 6).tanh() * factor).sum() for output, factor in zip(outputs, factors))
+        for outputs in (found, expected)
+    )
+    ours = torch.autograd.grad(loss, [layer.recurrent.weight, layer.recurrent.bias, other.weight_ih, *state])
+    theirs = torch.autograd.grad(other_loss, [other.weight_hh, other.bias_hh, other.weight_ih, *state])
+    for one, two in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one, two)
 
 
-@pytest.mark.parametrize("name", ["gru", "lstm"])
-def test_cell_gradients(name: str) -> None:
+@pytest.mark.parametrize(("cell", "reference"), CELLS)
+def test_cell_gradients(cell: Cell, reference: type) -> None:
     torch.manual_seed(0)
-    cell = build_cell(name)
     sizes = [cell.gates * 4, cell.gates * 4, *[4] * cell.states]
     inputs = [torch.randn(3, size, dtype=torch.float64, requires_grad=True) for size in sizes]
-    assert torch.autograd.gradcheck(lambda x, h, *state: cell.combine(x, h, state), inputs)
+    assert torch.autograd.gradcheck(lambda x, h, *state: cell.update(x, h, state), inputs)
 
 
-def test_scores_and_their_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.manual_seed(0)
-    query, keys, score = (
-        torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in [(3, 2, 5), (3, 4, 5), (5,)]
+@pytest.mark.parametrize(("cell", "reference"), CELLS)
+def test_a_step_of_stacked_layers_is_torchs_cells(cell: Cell, reference: type) -> None:
+    """The bottom cell reads the word and the gated mean feature, the cell above it the bottom cell's output."""
+    model = make_decoder("gru" if cell is GRU else "lstm", "none", layers=2)
+    bottom, top = reference(5 + 8, 10).double(), reference(10, 10).double()
+    own = dict(model.named_parameters())
+    bottom.load_state_dict(
+        {
+            "weight_ih": torch.cat([own["word.weight"], own["context.weight"]], 1),
+            "bias_ih": own["word.bias"],
+            "weight_hh": own["layers.0.recurrent.weight"],
+            "bias_hh": own["layers.0.recurrent.bias"],
+        }
     )
-    expected = torch.tanh(keys[:, None] + query[:, :, None]) @ score
-    torch.testing.assert_close(_TanhScores.apply(query, keys, score), expected)
-    assert torch.autograd.gradcheck(_TanhScores.apply, (query, keys, score))
-    monkeypatch.setattr("captioner.decoder.attention.additive._CACHE_BYTES", 1)  # one picture at a time
-    torch.testing.assert_close(_TanhScores.apply(query, keys, score), expected)
-    assert torch.autograd.gradcheck(_TanhScores.apply, (query, keys, score))
-
-
-@pytest.mark.parametrize("bias", [True, False])
-def test_deferred_linear_is_a_linear_layer(bias: bool) -> None:
-    torch.manual_seed(0)
-    weight, x = (
-        torch.randn(6, 3, dtype=torch.float64, requires_grad=True),
-        torch.randn(7, 3, dtype=torch.float64, requires_grad=True),
+    top.load_state_dict(
+        {
+            "weight_ih": own["between.0.weight"],
+            "bias_ih": own["between.0.bias"],
+            "weight_hh": own["layers.1.recurrent.weight"],
+            "bias_hh": own["layers.1.recurrent.bias"],
+        }
     )
-    base = torch.randn(*((6,) if bias else (7, 6)), dtype=torch.float64, requires_grad=True)
-    factor = torch.randn(7, 6, dtype=torch.float64)
+    memory = model.encode(make_features(1))
+    state = model.initial_state(memory, 1)
+    tensors = [tensor[0] for tensor in state.tensors]  # (1, H) each
+    below, above = tensors[: cell.states], tensors[cell.states :]
+    for word in (1, 7, 9):
+        z = memory.values[0].mean(0, keepdim=True) * torch.sigmoid(model.gate(below[0]))
+        x = torch.cat([model.embedding.weight[word].unsqueeze(0), z], 1)
+        below = bottom(x, tuple(below)) if cell is LSTM else (bottom(x, below[0]),)
+        above = top(below[0], tuple(above)) if cell is LSTM else (top(below[0], above[0]),)
+        _, state, _ = model.step(torch.tensor([[word]]), state, memory)
+        for ours, theirs in zip(state.tensors, (*below, *above), strict=True):
+            torch.testing.assert_close(ours[0], theirs)
 
-    layer = DeferredLinear(weight, base if bias else base.clone(), 7, (2, 4))
-    found = torch.cat([torch.cat(layer(rows), 1) for rows in x.split([3, 3, 1])])
-    expected = x @ weight.T + base
-    torch.testing.assert_close(found, expected)
-    expected_gradients = torch.autograd.grad((expected.tanh() * factor).sum(), [weight, x, base])
-    (found.tanh() * factor).sum().backward()
-    for one, two in zip((weight.grad, x.grad, base.grad), expected_gradients):
-        torch.testing.assert_close(one, two)
 
-
-@pytest.mark.parametrize("bias", [True, False])
-def test_deferred_linear_under_autocast(bias: bool) -> None:
-    """Numbers that bf16 holds exactly: the products are exact, and what comes out has the weight's dtype."""
+def test_recurrent_matrices_begin_orthogonal() -> None:
     torch.manual_seed(0)
-    weight, x = ((torch.randint(-4, 5, shape) / 4.0).requires_grad_() for shape in ((6, 3), (7, 3)))
-    base = torch.randint(-4, 5, (6,) if bias else (7, 6)).float().requires_grad_()
-    factor = torch.randint(-2, 3, (7, 6)).float()
-    with torch.autocast("cpu", torch.bfloat16):
-        layer = DeferredLinear(weight, base if bias else base.clone(), 7, (2, 4))
-    found = torch.cat([torch.cat(layer(rows), 1) for rows in x.split([3, 3, 1])])
-    expected = x @ weight.T + base
-    assert found.dtype == torch.float32 and torch.equal(found, expected)
-    expected_gradients = torch.autograd.grad((expected * factor).sum(), [weight, x, base])
-    (found * factor).sum().backward()
-    for one, two in zip((weight.grad, x.grad, base.grad), expected_gradients):
-        assert one.dtype == torch.float32 and torch.equal(one, two)
+    for block in Layer(LSTM, 12).recurrent.weight.split(12):
+        torch.testing.assert_close(block @ block.T, torch.eye(12), rtol=1e-5, atol=1e-5)
 
 
-def test_dropout_drops_the_given_share_and_keeps_the_mean() -> None:
+def make_attention(name: str, **sizes: int) -> tuple[Attention, Tensor, Tensor]:
+    """With values (3, 7, E) and hidden states (3, 2, H)."""
     torch.manual_seed(0)
-    layer = Dropout(0.25)
-    dropped = layer(torch.ones(1000, 1001))
-    assert dropped.unique().tolist() == pytest.approx([0, 4 / 3])
-    count = dropped.numel()
-    assert abs((dropped == 0).sum().item() - 0.25 * count) < 5 * (count * 0.25 * 0.75) ** 0.5
-    columns = (dropped == 0).float().mean(0)
-    assert abs(columns - 0.25).max() < 6 * (0.25 * 0.75 / 1000) ** 0.5  # every place, not only on average
-    assert layer.eval()(torch.ones(3)).tolist() == [1, 1, 1]
-    assert Dropout(0.0)(torch.ones(3)).tolist() == [1, 1, 1]
+    options = {"feature_size": 8, "hidden_size": 10, "attention_size": 6, "heads": 2, **sizes}
+    config = DecoderConfig("gru", name, 23, 5, 11, 7, **options)
+    attention = build_attention(config).double().eval()
+    values = torch.randn(3, 7, config.feature_size, dtype=torch.float64, requires_grad=True)
+    return attention, values, torch.randn(3, 2, config.hidden_size, dtype=torch.float64, requires_grad=True)
 
 
-def test_dropout_gradient_is_its_mask() -> None:
-    x = torch.ones(50, requires_grad=True)
-    out = Dropout(0.5)(x)
-    out.sum().backward()
-    assert torch.equal(x.grad, out.detach())
+def attend(attention: Attention, hidden: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    return attention(hidden, attention.keys(values), values, values.mean(1))
 
 
-@pytest.mark.parametrize("seed", range(60))
-def test_packing_holds_every_token_once(seed: int) -> None:
-    generator = np.random.default_rng(seed)
-    lengths = generator.integers(-1, generator.integers(0, 8), (generator.integers(1, 6), 3)).tolist()  # -1: no caption
-    tokens = torch.zeros(len(lengths), 3, 9, dtype=torch.int64)
-    for i, row in enumerate(lengths):
-        for k, length in enumerate(row):
-            if length >= 0:
-                tokens[i, k, : length + 2] = torch.arange(1, length + 3) + 10 * (3 * i + k)
-    if max(map(max, lengths)) < 0:
-        with pytest.raises(ValueError):
-            Packing.of(tokens, torch.device("cpu"))
-        return
-    packing = Packing.of(tokens, torch.device("cpu"))
-    assert torch.equal(packing.targets, packing.inputs + 1)
-    flat = tokens.flatten(0, 1)
-    assert torch.equal(flat[packing.caption, packing.step], packing.inputs)
-    assert len(packing.inputs) == sum(length + 1 for row in lengths for length in row if length >= 0)
-    assert len(set(zip(packing.caption.tolist(), packing.step.tolist()))) == len(packing.inputs)
-    first = 0
-    for step in packing.steps:
-        captions = packing.caption[first : first + step.rows]
-        images = packing.image_order[packing.row_image[: step.rows]]
-        assert torch.equal(images, captions // 3)
-        place = torch.arange(step.rows) if step.place is None else step.place
-        assert len(set(place.tolist())) == step.rows and place.max() < step.images * step.slots
-        assert torch.equal(place // step.slots, packing.row_image[: step.rows])
-        first += step.rows
-    assert [step.rows for step in packing.steps] == sorted((step.rows for step in packing.steps), reverse=True)
-    assert np.diff([step.images for step in packing.steps]).max(initial=0) <= 0
+@pytest.mark.parametrize("name", ["soft", "dot", "multihead", "bilinear", "none"])
+def test_attention_gradients(name: str) -> None:
+    attention, values, hidden = make_attention(name)
+    assert torch.autograd.gradcheck(lambda h, v: attend(attention, h, v), (hidden, values))
+
+
+@pytest.mark.parametrize("name", ["soft", "hard", "dot", "multihead", "bilinear", "none"])
+def test_weights_are_probabilities_and_captions_do_not_see_each_other(name: str) -> None:
+    attention, values, hidden = make_attention(name)
+    context, weights = attend(attention, hidden, values)
+    assert context.shape == (3, 2, 8) and weights.shape == (3, 2, 7) and (weights > 0).all()
+    torch.testing.assert_close(weights.sum(-1), torch.ones(3, 2, dtype=torch.float64))
+    for k in range(2):
+        alone, own = attend(attention, hidden[:, k : k + 1], values)
+        torch.testing.assert_close(alone[:, 0], context[:, k])
+        torch.testing.assert_close(own[:, 0], weights[:, k])
+
+
+def test_dot_attention_is_torchs() -> None:
+    attention, values, hidden = make_attention("dot")
+    query, keys = attention.query(hidden), values @ attention.key.weight.T
+    torch.testing.assert_close(
+        attend(attention, hidden, values)[0], F.scaled_dot_product_attention(query, keys, values)
+    )
+
+
+def test_multihead_attention_is_torchs() -> None:
+    """With copied weights, where all sizes are equal as torch wants them."""
+    attention, values, hidden = make_attention("multihead", feature_size=12, hidden_size=12, attention_size=12, heads=3)
+    other = nn.MultiheadAttention(12, 3, batch_first=True).double()
+    none = torch.zeros(12, dtype=torch.float64)
+    other.load_state_dict(
+        {
+            "in_proj_weight": torch.cat([attention.query.weight, attention.key.weight, attention.value.weight]),
+            "in_proj_bias": torch.cat([attention.query.bias, none, none]),
+            "out_proj.weight": attention.output.weight,
+            "out_proj.bias": none,
+        }
+    )
+    for found, expected in zip(attend(attention, hidden, values), other(hidden, values, values), strict=True):
+        torch.testing.assert_close(found, expected)
+
+
+def chi_square(counts: Tensor, probabilities: Tensor) -> float:
+    """Of outcomes that are possible; the others must not occur."""
+    assert not counts[probabilities == 0].any()
+    expected = counts.sum() * probabilities[probabilities > 0]
+    return float(((counts[probabilities > 0] - expected) ** 2 / expected).sum())
+
+
+WEIGHTS = torch.tensor([[0.5, 0.2, 0.15, 0.1, 0.04, 0.01], [0.0, 0.3, 0.0, 0.3, 0.4, 0.0]])
+
+
+@pytest.mark.parametrize("scale", [1.0, 7.5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_draws_are_as_frequent_as_their_weights(scale: float, dtype: torch.dtype) -> None:
+    """Chi-square with 5 degrees of freedom exceeds 20.5 once in 1,000, with 2 less often."""
+    torch.manual_seed(1)
+    drawn = draw((scale * WEIGHTS).cumsum(-1, dtype=dtype), 50_000)
+    assert drawn.shape == (2, 50_000) and drawn.dtype == torch.int64
+    for row, probabilities in zip(drawn, WEIGHTS):
+        assert chi_square(row.bincount(minlength=6), probabilities) < 20.5
+    pairs = drawn[0, ::2] * 6 + drawn[0, 1::2]  # one after the other, and in one row and the other: independent
+    both = drawn[0] * 6 + drawn[1]
+    assert chi_square(pairs.bincount(minlength=36), torch.outer(WEIGHTS[0], WEIGHTS[0]).flatten()) < 66.7  # 35
+    assert chi_square(both.bincount(minlength=36), torch.outer(WEIGHTS[0], WEIGHTS[1]).flatten()) < 40.8  # 17 degrees
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_words_are_drawn_from_the_softmax(dtype: torch.dtype) -> None:
+    torch.manual_seed(2)
+    logits = (WEIGHTS.to(dtype).log() + torch.tensor([[40.0], [-40.0]])).unsqueeze(1).expand(2, 3, 6).contiguous()
+    before = logits.clone()
+    drawn = draw_words(logits, 20_000)
+    assert drawn.shape == (2, 3, 20_000) and torch.equal(logits, before)
+    for rows, probabilities in zip(drawn, WEIGHTS):
+        for row in rows:
+            assert chi_square(row.bincount(minlength=6), probabilities) < 20.5
+    assert not torch.equal(drawn[0, 0], drawn[0, 1])
+    assert draw_words(logits).shape == (2, 3, 1)
+
+
+def test_rare_words_of_a_large_vocabulary_are_drawn() -> None:
+    """A cumulative sum in half precision would lose them: 8,000 words share a tenth of the probability."""
+    torch.manual_seed(3)
+    probabilities = torch.cat([torch.tensor([0.9]), torch.full((8000,), 0.1 / 8000)])
+    drawn = draw_words(probabilities.log(), 100_000)
+    rare = drawn[drawn > 0]
+    assert abs(len(rare) - 10_000) < 5 * (100_000 * 0.1 * 0.9) ** 0.5
+    quarters = ((rare - 1) // 2000).bincount(minlength=4)
+    assert chi_square(quarters, torch.full((4,), 0.25)) < 16.3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("number", "outcome"), [(0.0, 1), (1.0, 3)])
+def test_the_ends_of_the_random_numbers(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, number: float, outcome: int
+) -> None:
+    """The largest random number is the one below 1."""
+    largest = torch.nextafter(torch.ones((), dtype=dtype), torch.zeros((), dtype=dtype))
+    monkeypatch.setattr(
+        torch, "rand", lambda size, dtype, device: torch.full(size, number, dtype=dtype).clamp(max=largest)
+    )
+    for scale in (1.0, 3.7, 0.1):
+        weights = torch.tensor([0.0, 0.4, 0.3, 0.3, 0.0], dtype=dtype) * scale
+        assert draw(weights.cumsum(-1), 2).tolist() == [outcome, outcome]

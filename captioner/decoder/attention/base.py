@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 
@@ -22,3 +23,8 @@ class Attention(nn.Module):
 
     def start_sequence(self, tokens: Tensor) -> None:
         """Called before the first step of teacher forcing with all its tokens (I, K, T)."""
+
+
+def softmax(scores: Tensor) -> Tensor:
+    """The softmax over positions, in fp32 at least: under autocast a CPU would compute it in bf16."""
+    return torch.softmax(scores.float() if scores.dtype in (torch.bfloat16, torch.float16) else scores, -1)
