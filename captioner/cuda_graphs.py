@@ -40,7 +40,9 @@ class GraphedModule(nn.Module):
             if len(self._graphs) >= _MOST_SHAPES:
                 return self.module(*tensors)
             samples = tuple(tensor.clone() for tensor in tensors)
-            graphed = torch.cuda.make_graphed_callables(_Call(self.module), samples, allow_unused_input=True)
+            # recording runs the module several times; a resumed run records again and must draw the same numbers after
+            with torch.random.fork_rng({tensor.device for tensor in tensors if tensor.is_cuda}):
+                graphed = torch.cuda.make_graphed_callables(_Call(self.module), samples, allow_unused_input=True)
             self.__dict__["_graphs"][key] = graphed
         return self._graphs[key](*tensors)
 
