@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import importlib
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
-from captioner.decoder import CaptionDecoder
+from captioner.decoder import Decoder
 from captioner.errors import Interrupted
-from captioner.interrupts import StopSignal
 from captioner.search import beam_search
-from captioner.training.loop import Trainer
+from tests.decoder.comparing import teacher_forced
 from tests.decoder.examples import make_decoder, make_features, make_tokens
+from tests.training.runs import Runs, torchrun_environments
 from tests.training.small import history, history_numbers, make_data, run, small_parameters, with_runtime
+from tests.training.watching import Watch
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 
@@ -23,8 +27,22 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return make_data(tmp_path_factory.mktemp("data"), views=2)
 
 
-def gradients(model: CaptionDecoder, features: torch.Tensor, tokens: torch.Tensor) -> dict[str, torch.Tensor]:
-    outputs = model(features, tokens)
+@pytest.fixture(scope="module")
+def runs() -> Iterator[Runs]:
+    runs = Runs()
+    yield runs
+    runs.close()
+
+
+@pytest.fixture
+def watch() -> Iterator[Watch]:
+    watch = Watch()
+    yield watch
+    watch.close()
+
+
+def gradients(model: Decoder, features: torch.Tensor, tokens: torch.Tensor) -> dict[str, torch.Tensor]:
+    outputs = teacher_forced(model, features, tokens)
     torch.nn.functional.cross_entropy(outputs.logits, outputs.targets).backward()
     found = {name: parameter.grad.cpu() for name, parameter in model.named_parameters() if parameter.grad is not None}
     return {**found, "logits": outputs.logits.detach().cpu(), "weights": outputs.weights.detach().cpu()}
@@ -99,35 +117,32 @@ def test_features_from_anywhere_train_alike(data: dict[str, Path], tmp_path: Pat
             assert other == pytest.approx(first, rel=1e-4)
 
 
-def test_a_stopped_run_goes_on(data: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stopped_run_goes_on(
+    data: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, watch: Watch
+) -> None:
     parameters = with_runtime(small_parameters(epochs=4), device="cuda")
     expected = history_numbers(run(tmp_path / "whole", data, parameters))
-    original = Trainer._step
+    monkeypatch.setattr(importlib.import_module("captioner.training.train"), "_STEPS_UNREAD", 1)
+    steps: list[int] = []
 
-    def stop_in_between(self: Trainer, *arguments: object) -> None:
-        original(self, *arguments)
-        if self.at.epoch == 2 and self.at.step == 3:
-            signals[-1].requested = True
+    def stop_in_between(decoder: Decoder, optimizer: torch.optim.Optimizer) -> None:
+        steps.append(1)
+        if len(steps) == 10:  # of 6 an epoch
+            signal.raise_signal(signal.SIGTERM)
 
-    signals: list[StopSignal] = []
-    remember = StopSignal.__enter__
-
-    def enter(self: StopSignal) -> StopSignal:
-        signals.append(self)
-        return remember(self)
-
-    monkeypatch.setattr(StopSignal, "__enter__", enter)
-    with monkeypatch.context() as during:
-        during.setattr(Trainer, "_step", stop_in_between)
-        with pytest.raises(Interrupted):
-            run(tmp_path / "parts", data, parameters)
+    watch.after.append(stop_in_between)
+    with pytest.raises(Interrupted):
+        run(tmp_path / "parts", data, parameters)
+    assert len(steps) == 10 and sorted((tmp_path / "parts/models.partial").glob("000002-*.state"))
     for row, other in zip(expected, history_numbers(run(tmp_path / "parts", data, parameters)), strict=True):
         assert other == pytest.approx(row, rel=1e-3)
 
 
-def test_two_processes_share_a_gpu(data: dict[str, Path], tmp_path: Path) -> None:
+def test_two_processes_share_a_gpu(runs: Runs, data: dict[str, Path], tmp_path: Path) -> None:
     parameters = with_runtime(small_parameters(dropout=0.0), device="cuda")
     one = history_numbers(run(tmp_path / "one", data, parameters))
-    two = history_numbers(run(tmp_path / "two", data, with_runtime(parameters, processes=2)))
-    for row, other in zip(one, two, strict=True):
+    folder, log = tmp_path / "two", tmp_path / "log"
+    processes = [runs.start(folder, data, parameters, environment, log) for environment in torchrun_environments(2)]
+    assert [runs.wait(process) for process in processes] == [0, 0], log.read_text()
+    for row, other in zip(one, history_numbers(folder), strict=True):
         assert other == pytest.approx(row, rel=1e-3)

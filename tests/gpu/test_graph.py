@@ -1,4 +1,4 @@
-"""Training steps replayed from a CUDA graph are those that are launched kernel by kernel."""
+"""Passes and steps replayed from a CUDA graph are those that are launched kernel by kernel."""
 
 from __future__ import annotations
 
@@ -11,24 +11,31 @@ import pytest
 import torch
 from torch import Tensor
 
-from captioner.decoder import CaptionDecoder, DecoderConfig, build_decoder
+from captioner.batches import Batch, BatchLoader, CaptionTable, cut_batches, group_captions
+from captioner.cuda_graphs import GraphedDecoder, GraphedModule, graphed
+from captioner.decoder import Decoder, DecoderConfig, build_decoder
 from captioner.parameters import TrainParameters
-from captioner.training.batches import Batch, CaptionTable
-from captioner.training.graph import StepGraph
-from captioner.training.optimizers import build_optimizer, set_rates
-from captioner.training.phases import build_phases
-from captioner.training.reinforce import Reinforce
-from captioner.training.step import training_step
+from captioner.search import BeamStrategy, Constraints, DiverseStrategy, SamplingStrategy, search
+from captioner.training import phases
+from captioner.training.data import GlobalBatch
+from captioner.training.distributed import Group
+from captioner.training.objectives import CrossEntropy
+from captioner.training.objectives.sampling import sample_captions
+from captioner.training.objectives.scheduled_sampling import mix_inputs
+from captioner.training.optimizers import build_optimizer, clip_gradients, set_rates
+from captioner.training.phases import Learner, build_phases
+from captioner.training.train import autocast
 from captioner.vocabulary.vocabulary import END, PAD, START
 from tests.training.small import history_numbers, make_data, run, small_parameters, with_runtime
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 IMAGES, WORDS, POSITIONS, CHANNELS = 300, 40, 6, 16
+CUDA = torch.device("cuda")
 
 
 @pytest.fixture(scope="module")
 def table() -> CaptionTable:
-    """Three to five captions a picture, of one to twelve words."""
+    """Three to five captions an image, of one to twelve words."""
     generator = np.random.default_rng(0)
     owners = np.repeat(np.arange(IMAGES), generator.integers(3, 6, IMAGES))
     tokens = np.full((len(owners) + 1, 14), PAD)
@@ -37,27 +44,25 @@ def table() -> CaptionTable:
     return CaptionTable(np.arange(IMAGES), tokens, owners)
 
 
-def batches_of(table: CaptionTable, size: int) -> list[Batch]:
-    """All pictures, ``size`` at a time; the last batch is smaller."""
-    batches = []
-    for first in range(0, IMAGES, size):
-        images = np.arange(first, min(first + size, IMAGES))
-        captions = np.full((len(images), 5), -1)
-        for row, image in zip(captions, images):
-            own = np.flatnonzero(table.image == image)
-            row[: len(own)] = own
-        batches.append(Batch(images, captions, np.zeros(len(images), dtype=np.int64)))
-    return batches
+class Features:
+    """In place of a ``FeatureReader``."""
+
+    def read(self, rows: np.ndarray, views: np.ndarray) -> Tensor:
+        features = torch.randn(IMAGES, POSITIONS, CHANNELS, generator=torch.Generator().manual_seed(0))
+        return features.half()[rows].cuda()
+
+
+def batches_of(table: CaptionTable, captions: int) -> list[Batch]:
+    """All captions, image by image; the last batch is smaller."""
+    groups, owners = group_captions(table)
+    return cut_batches(groups, owners, np.zeros(len(groups), dtype=np.int64), captions)
 
 
 def loaded(table: CaptionTable, batch: Batch) -> tuple[Tensor, Tensor]:
-    features = torch.randn(IMAGES, POSITIONS, CHANNELS, generator=torch.Generator().manual_seed(0)).half()
-    tokens = table.tokens[batch.captions]
-    longest = int((tokens != PAD).sum(-1).max())
-    return features[batch.images].cuda(), torch.from_numpy(np.ascontiguousarray(tokens[:, :, :longest]))
+    return BatchLoader(table, np.arange(IMAGES), Features(), length_multiple=4).load(batch)
 
 
-def make(decoder: str = "lstm", attention: str = "soft", **changes: Any) -> CaptionDecoder:
+def make(decoder: str = "lstm", attention: str = "soft", **changes: Any) -> Decoder:
     torch.manual_seed(0)
     settings = {
         "embedding_size": 8,
@@ -68,16 +73,48 @@ def make(decoder: str = "lstm", attention: str = "soft", **changes: Any) -> Capt
         "dropout": 0.0,
         **changes,
     }
-    return (
-        build_decoder(DecoderConfig(decoder, attention, WORDS, channels=CHANNELS, positions=POSITIONS, **settings))
-        .cuda()
-        .train()
-    )
+    config = DecoderConfig(decoder, attention, WORDS, channels=CHANNELS, positions=POSITIONS, **settings)
+    return build_decoder(config).cuda().train()
 
 
-@pytest.mark.parametrize(
-    "size", [7, 128]
-)  # 1,200 tokens a batch, and 3,900: kernels of the word vectors' gradient differ
+class Training:
+    """Steps of an objective as the training loop makes them, with graphs or without."""
+
+    def __init__(self, decoder: Decoder, options: TrainParameters, table: CaptionTable, graphs: bool) -> None:
+        self.decoder, self.options, self.table = decoder, options, table
+        self.objective = CrossEntropy(decoder, options)
+        self.module = GraphedModule(self.objective, graphs)
+        self.optimizer = build_optimizer(decoder, options)
+        set_rates(self.optimizer, (0.01, 0.01))
+
+    def backward(self, group: list[Batch], epochs: float = 0.0) -> Tensor:
+        """The mean loss of a token; the gradients are left in the parameters."""
+        counts = GlobalBatch.of(group, self.table)
+        self.optimizer.zero_grad(set_to_none=True)
+        statistics = torch.zeros(self.objective.statistics, device=CUDA)
+        for batch in group:
+            features, tokens = loaded(self.table, batch)
+            tensors = self.objective.prepare(features, tokens, counts, 1, epochs)
+            with autocast(CUDA, self.options):
+                loss, own = self.module(*tensors)
+            loss.backward()
+            statistics = statistics + own
+        total, count = self.objective.finish(statistics, counts)
+        return total / count
+
+    def step(self, group: list[Batch], epochs: float = 0.0) -> float:
+        loss = self.backward(group, epochs)
+        if self.options.clip:
+            parameters = [parameter for part in self.optimizer.param_groups for parameter in part["params"]]
+            clip_gradients(parameters, self.options.clip)
+        self.optimizer.step()
+        return loss.item()
+
+    def gradients(self) -> dict[str, Tensor]:
+        return {name: own.grad.clone() for name, own in self.decoder.named_parameters() if own.grad is not None}
+
+
+@pytest.mark.parametrize("size", [30, 400])
 @pytest.mark.parametrize(
     ("shape", "options"),
     [
@@ -96,20 +133,11 @@ def make(decoder: str = "lstm", attention: str = "soft", **changes: Any) -> Capt
 def test_losses_and_weights(table: CaptionTable, size: int, shape: dict, options: dict) -> None:
     model, settings = make(**shape), TrainParameters(**options)
     batches, results = batches_of(table, size), []
-    for graphed in (False, True):
-        mine = copy.deepcopy(model)
-        optimizer = build_optimizer(mine, settings)
-        set_rates(optimizer, (0.01, 0.01))
-        graph = StepGraph(mine, settings) if graphed else None
-        if graph:
-            graph.fit(table, batches)
-        losses = []
-        for group in [[batches[0]], batches[1:3], [batches[-1]], [batches[0]]]:
-            total, count = training_step(
-                mine, optimizer, [loaded(table, batch) for batch in group], settings, graph=graph
-            )
-            losses.append(total.item() / count)
-        results.append((losses, {name: parameter.detach() for name, parameter in mine.named_parameters()}))
+    for graphs in (False, True):
+        training = Training(copy.deepcopy(model), settings, table, graphs)
+        groups = [[batches[0]], batches[1:3], [batches[-1]], [batches[0]]]
+        losses = [training.step(group) for group in groups]
+        results.append((losses, {name: own.detach() for name, own in training.decoder.named_parameters()}))
     tolerance = 2e-2 if settings.precision == "bf16" else 1e-4
     assert results[1][0] == pytest.approx(results[0][0], rel=tolerance) and results[0][0][-1] < results[0][0][0]
     for name, weight in results[0][1].items():
@@ -119,125 +147,176 @@ def test_losses_and_weights(table: CaptionTable, size: int, shape: dict, options
 
 
 def test_gradients_in_full_precision_of_the_sums(table: CaptionTable) -> None:
-    model, settings, batch = make(), TrainParameters(clip=0.0), batches_of(table, 32)[0]
-    features, tokens = loaded(table, batch)
-    still = torch.optim.SGD(model.parameters(), lr=0.0)
-    training_step(model, still, [(features, tokens)], settings)
-    expected = {
-        name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None
-    }
-    graph = StepGraph(model, settings)
-    graph.fit(table, batches_of(table, 32))
+    model, settings, group = make(), TrainParameters(clip=0.0), batches_of(table, 128)[:2]
+    plain = Training(model, settings, table, graphs=False)
+    plain.backward(group)
+    expected, fast = plain.gradients(), Training(model, settings, table, graphs=True)
     for _ in range(2):  # the second adds nothing to the first
-        training_step(model, still, [(features, tokens)], settings, graph=graph)
+        fast.backward(group)
+    found = fast.gradients()
+    assert found.keys() == expected.keys() and len(found) > 10
     for name, gradient in expected.items():
-        found = dict(model.named_parameters())[name].grad
-        assert float((found - gradient).norm() / gradient.norm()) < 1e-5, name
+        assert float((found[name] - gradient).norm() / gradient.norm()) < 1e-5, name
 
 
 def test_each_replay_draws_anew_and_recording_draws_nothing(table: CaptionTable) -> None:
-    model, settings, batch = make(dropout=0.5), TrainParameters(), batches_of(table, 32)[0]
-    graph, still = StepGraph(model, settings), torch.optim.SGD(model.parameters(), lr=0.0)
-    torch.cuda.manual_seed(5)
-    before = torch.cuda.get_rng_state()
-    graph.fit(table, batches_of(table, 32))
-    assert torch.equal(torch.cuda.get_rng_state(), before)
+    training = Training(make(dropout=0.5), TrainParameters(), table, graphs=True)
+    batch = batches_of(table, 128)[0]
 
-    def losses() -> list[float]:
-        torch.cuda.set_rng_state(before)
-        return [training_step(model, still, [loaded(table, batch)], settings, graph=graph)[0].item() for _ in range(3)]
+    def losses(count: int) -> list[float]:
+        torch.cuda.manual_seed(5)
+        return [training.backward([batch]).item() for _ in range(count)]
 
-    first = losses()
-    assert len(set(first)) == 3 and losses() == pytest.approx(first, rel=1e-6)
+    first = losses(3)  # with the recording
+    assert len(set(first)) == 3 and losses(3) == pytest.approx(first, rel=1e-6)
+
+
+def test_each_mode_has_a_graph(table: CaptionTable) -> None:
+    training = Training(make(dropout=0.5), TrainParameters(), table, graphs=True)
+    batch = batches_of(table, 128)[0]
+    training.backward([batch])
+    training.decoder.eval()
+    still = [training.backward([batch]).item() for _ in range(2)]
+    expected = Training(training.decoder, TrainParameters(), table, graphs=False).backward([batch]).item()
+    assert still == pytest.approx([expected] * 2, rel=1e-5) and len(training.module._graphs) == 2
 
 
 def test_hard_attention_learns(table: CaptionTable) -> None:
-    settings = TrainParameters()
-    model = make(attention="hard")
-    reinforce = Reinforce(model, settings)
-    graph, optimizer = StepGraph(model, settings, reinforce), build_optimizer(model, settings)
-    set_rates(optimizer, (0.01, 0.01))
-    batches = batches_of(table, 50)
-    graph.fit(table, batches)
-    losses = []
-    for batch in batches * 4:
-        total, count = training_step(
-            model, optimizer, [loaded(table, batch)], settings, reinforce=reinforce, graph=graph
-        )
-        losses.append(total.item() / count)
-    assert sum(losses[-3:]) < sum(losses[:3]) and -4 < reinforce.state["baseline"].item() < -2
+    training = Training(make(attention="hard"), TrainParameters(), table, graphs=True)
+    losses = [training.step([batch]) for batch in batches_of(table, 200) * 4]
+    assert sum(losses[-3:]) < sum(losses[:3]) and -4 < training.objective.state["baseline"].item() < -2
 
 
-def test_words_that_the_decoder_drew_go_in(table: CaptionTable) -> None:
-    model, settings, batch = make(), TrainParameters(), batches_of(table, 32)[0]
-    features, tokens = loaded(table, batch)
-    other = torch.randint(4, WORDS, tokens[..., 1:].shape).cuda()
-    graph = StepGraph(model, settings)
-    graph.fit(table, batches_of(table, 32))
-    count = int((tokens[..., 1:] != PAD).sum())
-    graph.clear_gradients()
-    found = graph.backward(features, tokens, other, 1 / count, 1.0).item()
-    hidden, _, packing, _ = model.hidden(features, tokens, other)
-    expected = torch.nn.functional.cross_entropy(model.vocabulary(hidden), packing.targets, reduction="sum")
-    assert found == pytest.approx(expected.item(), rel=1e-5)
-    assert found != pytest.approx(graph.backward(features, tokens, None, 1 / count, 1.0).item(), rel=1e-3)
+def test_words_that_the_decoder_drew_are_inputs(table: CaptionTable) -> None:
+    options = TrainParameters(sampling="linear", sampling_rate=1.0, epochs=2)
+    model, group = make(), batches_of(table, 128)[:1]
+    results = []
+    for graphs in (True, False):
+        torch.manual_seed(1)
+        training = Training(model, options, table, graphs)
+        results.append([training.backward(group, epochs).item() for epochs in (0.0, 2.0)])
+    assert results[0] == pytest.approx(results[1], rel=1e-5) and results[0][0] != pytest.approx(results[0][1], rel=1e-3)
+    features, tokens = loaded(table, group[0])
+    inputs = tokens[..., :-1]
+    assert (mix_inputs(model, features, inputs, 1.0).cpu() != inputs).any()
 
 
-def test_it_is_recorded_again_only_for_larger_batches(table: CaptionTable, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, recorded = make(), []
-    graph, original = StepGraph(model, TrainParameters()), StepGraph._record
-    monkeypatch.setattr(StepGraph, "_record", lambda self, tokens: (recorded.append(1), original(self, tokens)))
-    batches, larger = batches_of(table, 20), batches_of(table, 40)
-    for part in (batches, batches[1:3], batches[-1:], batches):
-        graph.fit(table, part)
-    assert len(recorded) == 1
-    with pytest.raises(ValueError, match="mould"):
-        graph.backward(*loaded(table, larger[0]), None, 1.0, 1.0)
-    for part in (larger, batches):
-        graph.fit(table, part)
-    assert len(recorded) == 2
+def test_a_shape_is_recorded_once(table: CaptionTable, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorded, make_graphed_callables = [], torch.cuda.make_graphed_callables
 
+    def counted(*arguments: Any, **options: Any) -> Any:
+        recorded.append(1)
+        return make_graphed_callables(*arguments, **options)
 
-def test_batches_too_different_are_launched_kernel_by_kernel(table: CaptionTable) -> None:
-    model, settings = make(), TrainParameters()
-    graph, optimizer = StepGraph(model, settings), build_optimizer(model, settings)
-    many = Batch(np.array([0]), np.arange(100)[None], np.zeros(1, dtype=np.int64))
-    graph.fit(table, [*batches_of(table, 20), many])
-    assert not graph.recorded
-    total, count = training_step(model, optimizer, [loaded(table, many)], settings, graph=graph)
-    assert 0 < total.item() / count < 6 and model.vocabulary.weight.grad.any()
-    graph.fit(table, batches_of(table, 20))
-    assert graph.recorded
+    monkeypatch.setattr(torch.cuda, "make_graphed_callables", counted)
+    training, batches = Training(make(), TrainParameters(), table, graphs=True), batches_of(table, 100)
+    shapes = {(len(batch.images), loaded(table, batch)[1].shape) for batch in batches}
+    for _ in range(2):
+        for batch in batches:
+            training.step([batch])
+    assert len(recorded) == len(shapes) < len(batches)
+    monkeypatch.setattr("captioner.cuda_graphs._MOST_SHAPES", 0)
+    assert 0 < training.step([batches_of(table, 30)[0]]) < 6 and len(recorded) == len(shapes)
 
 
 def test_the_processor_never_waits_for_the_gpu(table: CaptionTable) -> None:
-    model, settings, batches = make(), TrainParameters(), batches_of(table, 32)
-    graph, optimizer = StepGraph(model, settings), build_optimizer(model, settings)
-    graph.fit(table, batches)
+    training, batches = Training(make(), TrainParameters(), table, graphs=True), batches_of(table, 128)
+    counts = GlobalBatch.of(batches[:1], table)
+    for batch in batches:  # what is made once a shape
+        training.step([batch])
     ready = [loaded(table, batch) for batch in batches]
-    training_step(model, optimizer, ready[:1], settings, graph=graph)  # what is made once
+    parameters = list(training.decoder.parameters())
     torch.cuda.set_sync_debug_mode("error")
     try:
-        for batch in ready:
-            training_step(model, optimizer, [batch], settings, graph=graph)
+        for features, tokens in ready:
+            training.optimizer.zero_grad(set_to_none=True)
+            loss, statistics = training.module(*training.objective.prepare(features, tokens, counts, 1, 0.0))
+            loss.backward()
+            training.objective.finish(statistics, counts)
+            clip_gradients([own for own in parameters if own.requires_grad], 5.0)
+            training.optimizer.step()
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"accumulate": 2, "captions_per_image": 1, "ema": 0.9, "tune_embeddings": True}]
+    "options",
+    [
+        {},
+        {"accumulate": 2, "captions_per_image": 1, "ema": 0.9, "tune_embeddings": True},
+        {"epochs": 2, "scst_epochs": 1, "scst_learning_rate": 0.01},
+    ],
 )
 def test_whole_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict) -> None:
+    if "scst_epochs" in options:
+        pytest.importorskip("pycocoevalcap")
     data = make_data(tmp_path / "data", views=2)
-    parameters = with_runtime(small_parameters(dropout=0.0, epochs=4, **options), device="cuda")
-    graphed = history_numbers(run(tmp_path / "graphed", data, parameters))
-    monkeypatch.setattr(StepGraph, "fits", lambda decoder: False)
-    for one, other in zip(graphed, history_numbers(run(tmp_path / "launched", data, parameters)), strict=True):
+    parameters = with_runtime(small_parameters(**{"dropout": 0.0, "epochs": 4, **options}), device="cuda")
+    modules: list[GraphedModule] = []
+
+    def seen(enabled: bool | None) -> None:
+        def build(module: torch.nn.Module, wanted: bool) -> GraphedModule:
+            modules.append(GraphedModule(module, wanted if enabled is None else enabled))
+            return modules[-1]
+
+        monkeypatch.setattr(phases, "GraphedModule", build)
+
+    seen(None)
+    run(tmp_path / "graphed", data, parameters)
+    assert all(module._graphs for module in modules)
+    seen(False)
+    run(tmp_path / "launched", data, parameters)
+    if "scst_epochs" in options:  # a caption drawn otherwise is another reward
+        return
+    pairs = zip(history_numbers(tmp_path / "graphed"), history_numbers(tmp_path / "launched"), strict=True)
+    for one, other in pairs:
         assert one == pytest.approx(other, rel=1e-3, abs=0.02)
         assert one["val_cross_entropy"] == pytest.approx(other["val_cross_entropy"], rel=1e-3)
 
 
 def test_where_there_is_one(table: CaptionTable) -> None:
-    for model, expected in ((make(), True), (make(norm="batch"), False), (make().cpu(), False)):
-        (phase,) = build_phases(TrainParameters(epochs=1), table, 12, model)
-        assert (phase.graph is not None) == expected
+    options = TrainParameters(epochs=1)
+    for decoder, device, expected in ((make(), "cuda", True), (make(norm="batch"), "cuda", False), (make(), "cpu", 0)):
+        (phase,) = build_phases(options, table, 12, decoder.to(device))
+        assert Learner(phase, decoder, options, Group(device=device)).model.enabled == expected
+    assert isinstance(graphed(make()), GraphedDecoder)
+
+
+@pytest.mark.parametrize("attention", ["soft", "hard", "dot", "multihead", "bilinear", "none"])
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        lambda: BeamStrategy(1),
+        lambda: BeamStrategy(4),
+        lambda: DiverseStrategy(4, 2, 0.7),
+        lambda: SamplingStrategy(3, range(7), 8, temperature=1.3),
+    ],
+)
+def test_search_finds_the_same_captions(attention: str, strategy: Any) -> None:
+    model = make("gru", attention, layers=2).double().eval()
+    for parameter in model.parameters():
+        parameter.data *= 4
+    fast, results = GraphedDecoder(model), []
+    for decoder in (model, fast, fast):
+        for seed in (0, 1):  # another batch of the same shape
+            features = torch.randn(7, POSITIONS, CHANNELS, generator=torch.Generator().manual_seed(seed)).cuda()
+            with torch.no_grad():
+                memory = decoder.encode(features)
+            found = search(decoder, memory, 7, strategy(), Constraints(8, 1), keep=2, attention=True, device=CUDA)
+            results.append([(h.tokens, h.score, h.attention) for hypotheses in found for h in hypotheses])
+    for found in (results[2:4], results[4:6]):
+        for own, expected in zip(found, results[:2], strict=True):
+            assert [tokens for tokens, _, _ in own] == [tokens for tokens, _, _ in expected]
+            assert [score for _, score, _ in own] == pytest.approx([score for _, score, _ in expected], rel=1e-9)
+            for (_, _, one), (_, _, two) in zip(own, expected, strict=True):
+                torch.testing.assert_close(one, two)
+    assert [tokens for tokens, _, _ in results[0]] != [tokens for tokens, _, _ in results[1]]
+
+
+def test_samples_are_the_same() -> None:
+    model = make(layers=2).double().eval()
+    features, results = torch.randn(4, POSITIONS, CHANNELS).cuda(), []
+    for decoder in (model, GraphedDecoder(model)):
+        torch.cuda.manual_seed(3)
+        results.append(sample_captions(decoder, features, 5, 9, greedy=True))
+    assert torch.equal(*results)
