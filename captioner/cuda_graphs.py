@@ -46,6 +46,14 @@ class GraphedModule(nn.Module):
             self.__dict__["_graphs"][key] = graphed
         return self._graphs[key](*tensors)
 
+    def keep_gradients(self) -> None:
+        """Call it between two backward passes whose gradients add up: the next replay overwrites those of the last."""
+        if not self.enabled:
+            return
+        for parameter in self.module.parameters():
+            if parameter.grad is not None:
+                parameter.grad = parameter.grad.clone()
+
 
 class _Call(nn.Module):
     """A module of its own for each shape, because ``make_graphed_callables`` replaces its ``forward``."""

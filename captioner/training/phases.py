@@ -118,7 +118,8 @@ class Learner:
     """What a phase learns with; made anew for each phase.
 
     Attributes:
-        model: the objective as it is called: with CUDA graphs on a GPU, in DistributedDataParallel with several ranks.
+        graphed: the objective, with CUDA graphs on a GPU.
+        model: what a step calls: ``graphed``, in DistributedDataParallel with several ranks.
         optimizer, ema, early_stopping, plateaus: see their classes; ``ema`` is None where ``train.ema`` is 0.
     """
 
@@ -128,7 +129,8 @@ class Learner:
         # recording runs the forward pass several times, which would change a batch norm's running statistics
         graphs = group.device.type == "cuda" and not has_batch_norm
         hard = decoder.config.attention == "hard"  # in self-critical training its attention has no gradient
-        self.model: nn.Module = group.wrap(GraphedModule(phase.objective, graphs), find_unused_parameters=hard)
+        self.graphed = GraphedModule(phase.objective, graphs)
+        self.model: nn.Module = group.wrap(self.graphed, find_unused_parameters=hard)
         self.optimizer = build_optimizer(decoder, options)
         self.ema = EMA(trained_weights(decoder), options.ema) if options.ema else None
         self.early_stopping = EarlyStopping(options.patience)

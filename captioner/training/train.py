@@ -148,7 +148,9 @@ def fit(
                         with autocast(device, options):
                             loss, own = learner.model(*tensors)
                         loss.backward()
-                    statistics = statistics + own
+                    if number == 1 and not last:
+                        learner.graphed.keep_gradients()
+                    statistics = statistics + own.detach()  # all outputs of a CUDA graph require a gradient
                 total, count = phase.objective.finish(group.sum(statistics), counts)
 
                 # update

@@ -67,29 +67,50 @@ class Recorder:
     ) -> Callable[..., Any]:
         """Runs the module three times, as torch does, without leaving a gradient.
 
-        The callable takes the recorded shapes alone, computes on its own copies of the inputs in the modes that were
-        recorded, and spoils what it returned the last time.
+        The callable takes the recorded shapes alone and computes on its own copies of the inputs in the modes that were
+        recorded. Its outputs and gradients lie in memory that its next call overwrites, as torch's do.
         """
         self.callables.append(samples)
         modes = [part.training for part in module.modules()]
         parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-        for _ in range(3):
-            outputs = module(*samples)
-            torch.autograd.grad(
-                [output for output in outputs if output.requires_grad], parameters, allow_unused=allow_unused_input
+
+        def gradients(outputs: tuple[Tensor, ...], upstream: tuple[Tensor, ...] | None = None) -> list[Tensor | None]:
+            wanted = [number for number, output in enumerate(outputs) if output.requires_grad]
+            given = upstream and [upstream[number] for number in wanted]
+            return list(
+                torch.autograd.grad(
+                    [outputs[number] for number in wanted], parameters, given, allow_unused=allow_unused_input
+                )
             )
-        last: list[Tensor] = []
+
+        for _ in range(3):
+            static = module(*samples)
+            static_gradients = gradients(static)
+        static = tuple(output.detach() for output in static)
+
+        class Replay(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx: Any, *inputs: Tensor) -> tuple[Tensor, ...]:
+                with torch.enable_grad():
+                    ctx.live = module(*samples)
+                for own, new in zip(static, ctx.live, strict=True):
+                    own.copy_(new)
+                return tuple(own.detach() for own in static)
+
+            @staticmethod
+            def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+                for own, new in zip(static_gradients, gradients(ctx.live, upstream), strict=True):
+                    assert (own is None) == (new is None)
+                    if own is not None:
+                        own.copy_(new)
+                return tuple(own if own is None else own.detach() for own in static_gradients)
 
         def call(*tensors: Tensor) -> Any:
             assert [part.training for part in module.modules()] == modes
             for own, given in zip(samples, tensors, strict=True):
                 assert own.shape == given.shape and own.dtype == given.dtype and own is not given
                 own.copy_(given)
-            for output in last:
-                output.data.fill_(float("nan"))
-            outputs = module(*samples)
-            last[:] = outputs
-            return outputs
+            return Replay.apply(*parameters)
 
         return call
 
@@ -330,6 +351,22 @@ def test_samples_are_copies(recorder: Recorder) -> None:
     module(*tensors)
     module(*objective.prepare(*batch(LENGTHS[::-1]), 1.0, 0.0))
     assert all(torch.equal(one, two) for one, two in zip(tensors, before, strict=True))
+
+
+def test_gradients_of_two_passes_add_up(recorder: Recorder) -> None:
+    model = make_decoder()
+    module = GraphedModule(CrossEntropy(model, TrainParameters()), True)
+    batches, results = [batch(), batch(LENGTHS[::-1])], []
+    for passes in ([0], [1], [0, 1], [1, 0, 1]):
+        model.zero_grad()
+        for number in passes:
+            module(*module.module.prepare(*batches[number], 1.0, 0.0))[0].backward()
+            module.keep_gradients()
+        results.append([own.grad.clone() for own in model.parameters() if own.grad is not None])
+    for first, second, both, three in zip(*results, strict=True):
+        assert torch.equal(both, first + second)
+        torch.testing.assert_close(three, first + 2 * second)
+    assert len(recorder.callables) == 1
 
 
 def test_further_shapes_of_a_module_run_without_a_graph(recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:

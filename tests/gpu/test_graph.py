@@ -98,7 +98,8 @@ class Training:
             with autocast(CUDA, self.options):
                 loss, own = self.module(*tensors)
             loss.backward()
-            statistics = statistics + own
+            self.module.keep_gradients()
+            statistics = statistics + own.detach()
         total, count = self.objective.finish(statistics, counts)
         return total / count
 
@@ -232,7 +233,7 @@ def test_the_processor_never_waits_for_the_gpu(table: CaptionTable) -> None:
             training.optimizer.zero_grad(set_to_none=True)
             loss, statistics = training.module(*training.objective.prepare(features, tokens, counts, 1, 0.0))
             loss.backward()
-            training.objective.finish(statistics, counts)
+            training.objective.finish(statistics.detach(), counts)
             clip_gradients([own for own in parameters if own.requires_grad], 5.0)
             training.optimizer.step()
     finally:
