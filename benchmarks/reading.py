@@ -17,6 +17,7 @@ from pathlib import Path
 import click
 import numpy as np
 import torch
+from captioner.training.batches import Batch, BatchLoader
 from torch import Tensor
 
 from benchmarks.read import write_rows
@@ -24,7 +25,6 @@ from benchmarks.report import print_results, result
 from benchmarks.train import PRECISIONS, OurLoop, Sizes, make_table
 from captioner.device import prepare_device
 from captioner.features.store import FeatureStore
-from captioner.training.batches import Batch, BatchLoader
 
 TARGET = 0.97
 READERS = ("disk", "ram")

@@ -1,4 +1,4 @@
-"""The encoder that a model was trained with, built again for further pictures."""
+"""The encoder that a model was trained with, built again for further images."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from captioner.parameters import Parameters, load_parameters
 
 OK, NOTE, MISSING = "ok", "note", "missing"
 _INSTALL = "run make install, or pip install --constraint constraints.txt --editable ."
-# GB that a data set takes at most: its archives, stored pictures and features of 7x7x2048 (DVC's cache holds links to
+# GB that a data set takes at most: its archives, stored images and features of 7x7x2048 (DVC's cache holds links to
 # the same)
 _ROOM = {"scenes": 1, "flickr8k": 4, "flickr30k": 12, "coco2014": 55, "coco2017": 55, "custom": 1}
 

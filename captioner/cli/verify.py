@@ -55,7 +55,7 @@ def _summary(kind: str, content: object) -> str:
     mark = (mark.decode(errors="replace") if isinstance(mark, bytes) else str(mark))[:12]
     if kind == "images":
         return (
-            f"{content['image_id'].shape[0]:,} pictures in {content['jpeg'].shape[0] / 1e6:,.1f} MB, fingerprint {mark}"
+            f"{content['image_id'].shape[0]:,} images in {content['jpeg'].shape[0] / 1e6:,.1f} MB, fingerprint {mark}"
         )
     shape = " x ".join(f"{length:,}" for length in content["features"].shape)
-    return f"features {shape} (pictures x views x positions x channels), fingerprint {mark}"
+    return f"features {shape} (images x views x positions x channels), fingerprint {mark}"

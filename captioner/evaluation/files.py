@@ -116,7 +116,7 @@ def beam_sweep_csv(evaluation: Evaluation) -> str:
 
 
 def per_image_csv(evaluation: Evaluation) -> str:
-    """One row a picture of the headline split, in the order of the captions file."""
+    """One row an image of the headline split, in the order of the captions file."""
     scores = evaluation.scores[evaluation.split][evaluation.beam]
     names = list(scores.overall)
     rows: list[list[Any]] = [["image_id", "file_name", "caption", *names, "log_probability"]]
@@ -128,7 +128,7 @@ def per_image_csv(evaluation: Evaluation) -> str:
 
 
 def captions_json(evaluation: Evaluation) -> str:
-    """COCO's results format, one picture a line."""
+    """COCO's results format, one image a line."""
     decode = evaluation.vocabulary.decode
     rows = [
         {"image_id": image, "caption": decode(hypothesis.tokens)} for image, hypothesis in evaluation.hypotheses.items()
