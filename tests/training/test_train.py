@@ -13,9 +13,9 @@ import torch
 
 from captioner.errors import CaptionerError
 from captioner.features.store import FeatureStore
+from captioner.model_io import load_model
 from captioner.parameters import Parameters, TrainParameters
 from captioner.training.inputs import load_inputs
-from captioner.model_io import load_model
 from captioner.vocabulary.vocabulary import END, START, Vocabulary
 from tests.training.small import history_numbers, make_data, metrics, result_bytes, run, small_parameters, with_runtime
 

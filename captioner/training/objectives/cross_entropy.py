@@ -39,7 +39,7 @@ class CrossEntropy(Objective):
     def prepare(
         self, features: Tensor, tokens: Tensor, counts: GlobalBatch, scale: float, epochs: float
     ) -> tuple[Tensor, ...]:
-        """See ``Objective``: features, inputs, targets, the scales of a token and of a caption, positions of targets."""
+        """See ``Objective``: features, inputs, targets, the scales of a token and a caption, positions of targets."""
         device, share = features.device, sampled_share(self.options, epochs)
         inputs, targets = inputs_and_targets(tokens)
         dtype = next(self.decoder.parameters()).dtype
@@ -55,7 +55,7 @@ class CrossEntropy(Objective):
     def forward(
         self, features: Tensor, inputs: Tensor, targets: Tensor, scales: Tensor, index: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Features (I, P, C), inputs and targets (I, K, T), scales (2,), index (M,) -> loss, statistics (1,) or (3,)."""
+        """Features (I, P, C), inputs and targets (I, K, T), scales (2,), index (M,) -> loss, statistics (1 or 3,)."""
         logits, attention = self.decoder(self.decoder.encode(features), inputs, index)
         wanted = targets.flatten() if index is None else targets.flatten()[index]
         losses = entropies = token_cross_entropy(logits, wanted)  # (M,)
