@@ -105,7 +105,7 @@ def test_images_of_similar_lengths_are_together(large: CaptionTable) -> None:
 
     All captions of an image: padded to the longest of 5 they have 14.73 tokens in the mean (the lengths times the
     differences of the cumulative probabilities' fifth powers, added up). Batches of 12 images add 60 * 16 / 3,200 = 0.3
-    at most: 1 - 11.7575 / 15.03 = 21.8 %. In random order the longest of 60 captions, about 20, decides: more than 40 %.
+    at most: 1 - 11.7575 / 15.03 = 21.8 %. In random order the longest of 60, about 20, decides: more than 40 %.
     """
     assert large.targets.sum() / 20000 == pytest.approx(MEAN, rel=0.005)
     for captions_per_image, bound in ((1, 0.03), (0, 0.22)):
