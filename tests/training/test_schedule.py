@@ -6,10 +6,10 @@ import math
 
 import pytest
 import torch
-from captioner.training.schedule import Patience, Plateau, growing_gaps, lower_is_better, sampled_share, step_scale
 
 from captioner.parameters import TrainParameters
 from captioner.parameters.schema import VALIDATION_METRICS
+from captioner.training.schedule import Patience, Plateau, growing_gaps, lower_is_better, sampled_share, step_scale
 
 
 def test_patience_counts_epochs_without_a_new_best() -> None:
