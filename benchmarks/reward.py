@@ -17,15 +17,15 @@ from dataclasses import dataclass
 import click
 import numpy as np
 import torch
+from captioner.training.batches import CaptionTable
+from captioner.training.reward import CaptionReward
+from captioner.training.sampling import sample_captions
+from captioner.training.self_critical import self_critical_step
 
 from benchmarks.report import measure, print_results, result
 from captioner.decoder import DecoderConfig, build_decoder
 from captioner.device import prepare_device
 from captioner.parameters import TrainParameters
-from captioner.training.batches import CaptionTable
-from captioner.training.reward import CaptionReward
-from captioner.training.sampling import sample_captions
-from captioner.training.self_critical import self_critical_step
 from captioner.vocabulary.vocabulary import END, PAD, START
 
 SHARE_TARGET = 5.0

@@ -89,7 +89,8 @@ def make_table(sizes: Sizes) -> CaptionTable:
 
 
 def make_batches(sizes: Sizes, bucketed: bool) -> Batches:
-    """Features (I, P, C) float16 and tokens (I, K, T + 1): a round's batches, of similar lengths each or random ones."""
+    """Features (I, P, C) float16 and tokens (I, K, T + 1): a round's batches, of similar lengths each or random "
+    "ones."""
     table = make_table(sizes)
     size = sizes.images * sizes.captions
     if bucketed:

@@ -29,6 +29,11 @@ from typing import Any
 import click
 import numpy as np
 import torch
+from captioner.processes import Rank
+from captioner.training.batches import BatchLoader, CaptionTable, epoch_batches
+from captioner.training.loop import STOP_FILE, Setting, Trainer
+from captioner.training.parallel import Group, Whole
+from captioner.training.step import training_step
 from torch import Tensor
 
 from benchmarks.report import print_results, result
@@ -38,12 +43,7 @@ from captioner.device import prepare_device
 from captioner.features.readers import GpuReader
 from captioner.interrupts import StopSignal
 from captioner.parameters import TrainParameters
-from captioner.processes import Rank
-from captioner.training.batches import BatchLoader, CaptionTable, epoch_batches
-from captioner.training.loop import STOP_FILE, Setting, Trainer
-from captioner.training.parallel import Group, Whole
 from captioner.training.phases import Step, build_phases
-from captioner.training.step import training_step
 from captioner.vocabulary.vocabulary import END, PAD, START
 
 EPOCH_TARGET = 10.0  # seconds at the larger batch, on one H100

@@ -28,7 +28,8 @@ class Overlays:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise CaptionerError(
-                f"{printable(str(folder))}: no folder for attention images can be made there ({error.strerror}); name another one"
+                f"{printable(str(folder))}: no folder for attention images can be made there ({error.strerror}); "
+                "name another one"
             ) from error
 
     def write(self, result: ImageCaptions) -> Path:

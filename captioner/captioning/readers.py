@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -143,8 +144,6 @@ class _Child:
         self._process.kill()
         status = self._process.wait()
         for stream in (self._process.stdin, self._process.stdout):
-            try:
+            with contextlib.suppress(OSError):  # what it was told last never reached it
                 stream.close()
-            except OSError:  # what it was told last never reached it
-                pass
         return status

@@ -77,7 +77,8 @@ def command(
         config = captioner.model.config
         overlays = None
         if attention is not None:
-            title = f"{config['encoder']} + {captioner.model.decoder.config.decoder}, beam {beam}: where the decoder looked for each word"
+            kind = f"{config['encoder']} + {captioner.model.decoder.config.decoder}, beam {beam}"
+            title = f"{kind}: where the decoder looked for each word"
             overlays = Overlays(attention, tuple(config["grid"]), title)
         shown = len(files) >= _MANY and not sys.stdout.isatty()
         with _json_list(as_json) as add, Progress("caption", len(files), "images", shown=shown) as progress:

@@ -300,7 +300,8 @@ def check_model() -> list[Finding]:
         Finding(
             OK,
             "model",
-            f"{paths.MODELS}: {model.config['encoder']} + {settings.decoder}, {settings.attention} attention, {words:,} words",
+            f"{paths.MODELS}: {model.config['encoder']} + {settings.decoder}, {settings.attention} attention, "
+            f"{words:,} words",
         )
     ]
 

@@ -46,7 +46,8 @@ def _look(file: Path) -> tuple[str, str]:
             f"{file}: truncated or no HDF5 file ({error}); make it again with the stage that makes it"
         ) from error
     raise CaptionerError(
-        f"{file}: neither an images nor a features file (no data set 'jpeg' or 'features'); give data/<dataset>/images.h5 or features/<encoder>.h5"
+        f"{file}: neither an images nor a features file (no data set 'jpeg' or 'features'); give "
+        "data/<dataset>/images.h5 or features/<encoder>.h5"
     )
 
 

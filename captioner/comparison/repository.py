@@ -83,7 +83,8 @@ class Repository:
         names = list(dict.fromkeys([*(found.name for found, _ in known), *heads, WORKSPACE]))
         near = difflib.get_close_matches(name, names, n=3, cutoff=0.5) or names[:5]
         raise CaptionerError(
-            f"{name!r}: no experiment, branch, tag or commit has this name; near ones are {', '.join(near)}; `dvc exp list --all-commits` has all"
+            f"{name!r}: no experiment, branch, tag or commit has this name; near ones are {', '.join(near)}; `dvc "
+            "exp list --all-commits` has all"
         )
 
     def read(self, revision: Revision, path: str) -> bytes:
@@ -120,7 +121,8 @@ class Repository:
             return read(path, rev=revision.commit, mode="rb")
         except (DvcException, OSError) as error:
             raise Missing(
-                f"{path} is in neither DVC's cache nor a remote ({error}); dvc exp pull or dvc fetch it, or run it again"
+                f"{path} is in neither DVC's cache nor a remote ({error}); dvc exp pull or dvc fetch it, or run it "
+                "again"
             ) from error
 
     def _experiments(self) -> list[tuple[Revision, str]]:

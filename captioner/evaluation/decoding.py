@@ -38,7 +38,8 @@ def check_search(options: EvaluateParameters) -> None:
     """
     if options.min_length > options.max_length:
         raise CaptionerError(
-            f"evaluate.min_length={options.min_length} is above evaluate.max_length={options.max_length}; lower the one or raise the other"
+            f"evaluate.min_length={options.min_length} is above evaluate.max_length={options.max_length}; lower the "
+            "one or raise the other"
         )
     for size in options.beam_sizes:
         if options.search == "diverse" and options.diversity_groups and size % options.diversity_groups:

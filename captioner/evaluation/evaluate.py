@@ -88,7 +88,8 @@ def evaluate(
         gallery = sample_images(ids[headline], options.report_pictures)
         shown = searcher.with_attention(ids[headline], {*chosen, *gallery}, beam)
     title = (
-        f"{parameters.dataset}, {headline} split, {inputs.model.config['encoder']} + {kind}, {SEARCH_TITLES[options.search]} {beam}: "
+        f"{parameters.dataset}, {headline} split, {inputs.model.config['encoder']} + {kind}, "
+        f"{SEARCH_TITLES[options.search]} {beam}: "
         f"{len(chosen)} images sampled at random, and where the decoder looked for each word"
     )
     sheet = draw_sheet(examples(inputs, {image: shown[image] for image in chosen}), title)
@@ -159,7 +160,8 @@ def _warnings(parameters: Parameters, inputs: EvaluationInputs, evaluation: Eval
         found.append(f"There are no held-out test images here: {_VALIDATION_ONLY}.")
     if inputs.store.weights_name == "bundled" and parameters.dataset != "scenes":
         found.append(
-            "The encoder's bundled weights were trained on drawn scenes; with weights trained on photographs the captions are much better."
+            "The encoder's bundled weights were trained on drawn scenes; with weights trained on photographs the "
+            "captions are much better."
         )
     if "meteor" not in evaluation.scores[evaluation.split][evaluation.beam].overall:
         found.append("METEOR is absent, for no Java ran.")

@@ -65,7 +65,8 @@ def load_inputs(
     decoder = Ensemble([model.decoder, *(other.decoder for other in others)]) if others else model.decoder
     if store.images_fingerprint != image_store.fingerprint:
         raise CaptionerError(
-            f"{store.path}: its features are of other images (fingerprint {store.images_fingerprint[:12]}) than {image_store.path} "
+            f"{store.path}: its features are of other images (fingerprint {store.images_fingerprint[:12]}) than "
+            f"{image_store.path} "
             f"(fingerprint {image_store.fingerprint[:12]}); run the extract stage again"
         )
     auto = "test" if caption_set.image_ids("test") else "val"

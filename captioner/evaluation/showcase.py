@@ -67,7 +67,8 @@ def showcase(
         caption = inputs.model.vocabulary.decode(found[image].tokens)
         if stated.get(image) != caption:
             raise CaptionerError(
-                f"{results / CAPTIONS}: image {image} is {stated.get(image)!r} there, but the model says {caption!r} now; "
+                f"{results / CAPTIONS}: image {image} is {stated.get(image)!r} there, but the model says {caption!r} "
+                "now; "
                 "run the evaluate stage again"
             )
     which = f"{len(chosen)} of {len(ids):,} images of the {split} split of {parameters.dataset}, sampled at random"

@@ -72,8 +72,10 @@ def _scores(metrics: dict[str, Any], signature: dict[str, Any], sweep: list[dict
     title = {name: text for name, text in titles().items() if name in metrics}
     width = max(map(len, title.values()))
     lines = [
-        f"{signature['dataset']}: {signature['encoder']} + {signature['decoder']}, scores on the {signature['split']} split "
-        f"({signature['images']:,} images, {SEARCH_TITLES[signature['search']]} {signature['beam']}, chosen on validation by {title[signature['select_by']]})",
+        f"{signature['dataset']}: {signature['encoder']} + {signature['decoder']}, scores on the "
+        f"{signature['split']} split "
+        f"({signature['images']:,} images, {SEARCH_TITLES[signature['search']]} {signature['beam']}, chosen on "
+        f"validation by {title[signature['select_by']]})",
         "",
         f"  {'':{width}}  {signature['split']:>8}  {'val':>8}",
     ]

@@ -28,7 +28,8 @@ class Meteor:
     """
 
     def __init__(self, java: Java) -> None:
-        self._errors = tempfile.TemporaryFile()  # a pipe that nobody reads would fill up and block
+        # a pipe that nobody reads would fill up and block
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115
         command = java.command(_HEAP, "-jar", str(jar(_JAR)), "-", "-", "-stdio", "-l", "en", "-norm")
         try:
             self._process = subprocess.Popen(
@@ -90,7 +91,8 @@ class Meteor:
             self._errors.seek(0)
             output = last_words(self._errors.read())
             raise CaptionerError(
-                f"{NAME}: failed ({error or type(error).__name__}; status {status}): {output}; it needs {_HEAP} of memory"
+                f"{NAME}: failed ({error or type(error).__name__}; status {status}): {output}; it needs {_HEAP} of "
+                "memory"
             ) from None
         finally:
             timer.cancel()

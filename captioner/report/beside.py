@@ -54,7 +54,8 @@ def side_by_side(sources: Sequence[Source]) -> dict[str, Any]:
     common = [image for image in places[0] if all(image in place for place in places)]
     if not common and all(places):
         raise CaptionerError(
-            f"{', '.join(source.name for source in sources)}: no image is on every page; evaluate them with one evaluate.report_pictures"
+            f"{', '.join(source.name for source in sources)}: no image is on every page; evaluate them with one "
+            "evaluate.report_pictures"
         )
     experiments = []
     for source, experiment, place in zip(sources, own, places, strict=True):

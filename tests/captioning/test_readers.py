@@ -16,7 +16,10 @@ from tests.captioning.small import files, jpeg
 RECIPE = Recipe(256, 90, "squash", 64)
 _DEADLY = """
 import os, sys
-sys.addaudithook(lambda event, arguments: event == "open" and str(arguments[0]).endswith("deadly.jpg") and os.kill(os.getpid(), 9))
+def hook(event, arguments):
+    if event == "open" and str(arguments[0]).endswith("deadly.jpg"):
+        os.kill(os.getpid(), 9)
+sys.addaudithook(hook)
 """
 
 

@@ -27,7 +27,10 @@ from tests.evaluation import small
 
 pytestmark = pytest.mark.usefixtures("no_java")
 
-HISTORY = "epoch,learning_rate,train_cross_entropy,val_cross_entropy,val_token_accuracy\n0,0.1,,3.5,0.25\n1,0.1,3.25,3.0,0.5\n"
+HISTORY = (
+    "epoch,learning_rate,train_cross_entropy,val_cross_entropy,val_token_accuracy\n"
+    "0,0.1,,3.5,0.25\n1,0.1,3.25,3.0,0.5\n"
+)
 
 
 @pytest.fixture
