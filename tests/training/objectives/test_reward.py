@@ -6,8 +6,8 @@ import math
 
 import numpy as np
 import pytest
-from captioner.training.objectives.ngrams import DocumentFrequencies, ngram_sizes, ngrams
-from captioner.training.objectives.reward import CaptionReward, Matches, bleu_4, cider_d
+from captioner.metrics.ngrams import DocumentFrequencies, ngram_sizes, ngrams
+from captioner.metrics.reward import CaptionReward, Matches, bleu_4, cider_d
 from pycocoevalcap.bleu.bleu_scorer import BleuScorer
 from pycocoevalcap.cider.cider_scorer import CiderScorer
 
