@@ -166,7 +166,9 @@ class Captioner:
         results = [ImageCaptions(name, error=read.error) for name, read in zip(names, found, strict=True)]
         if not good:
             return results
-        features = self.encoder(np.stack([found[number].pixels for number in good]))  # (B, P, C) float16
+        features = self.encoder(
+            np.stack([read.pixels for read in found if read.pixels is not None])
+        )  # (B, P, C) float16
         finite = torch.isfinite(features).all(dim=(1, 2)).tolist()
         for number in [number for number, is_finite in zip(good, finite, strict=True) if not is_finite]:
             results[number] = ImageCaptions(names[number], error="its features are not finite")

@@ -39,6 +39,7 @@ class Overlays:
             CaptionerError: it cannot be written.
         """
         best, name = result.captions[0], Path(result.name).name
+        assert result.image is not None  # asked for with attention
         example = Example(
             result.image, best.words, attention_or_none(best.attention), self._grid, result.box, None, printable(name)
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import subprocess
@@ -12,6 +13,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from PIL import Image
@@ -105,16 +107,18 @@ class _Child:
         command = [sys.executable, "-m", "captioner.features.reading"]
         self.answered = False  # whether it has ever read something
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
+        assert self._process.stdin and self._process.stdout
+        self._stdin, self._stdout = self._process.stdin, cast("io.BufferedReader", self._process.stdout)
 
     def read(self, paths: list[str], recipe: Recipe, shown: bool) -> list[ReadImage] | None:
         """None where the process ended over them."""
         task = {"paths": paths, "recipe": asdict(recipe), "shown": shown}
         try:
-            self._process.stdin.write(json.dumps(task).encode() + b"\n")
-            self._process.stdin.flush()
+            self._stdin.write(json.dumps(task).encode() + b"\n")
+            self._stdin.flush()
         except OSError:
             return None
-        answer = self._process.stdout.readline()
+        answer = self._stdout.readline()
         if not answer.endswith(b"\n"):
             return None
         facts = json.loads(answer)
@@ -123,7 +127,7 @@ class _Child:
         shapes = [(fact["size"][1], fact["size"][0], 3) for fact in facts if fact["size"]]
         images = [np.empty(shape, np.uint8) for shape in shapes]
         for array in (pixels, *images) if sound else ():
-            if self._process.stdout.readinto(memoryview(array).cast("B")) < array.nbytes:
+            if self._stdout.readinto(array.data.cast("B")) < array.nbytes:
                 return None
         self.answered = True
         squares, small = iter(pixels), iter(images)
@@ -143,7 +147,7 @@ class _Child:
         """Its exit status, once it has ended."""
         self._process.kill()
         status = self._process.wait()
-        for stream in (self._process.stdin, self._process.stdout):
+        for stream in (self._stdin, self._stdout):
             with contextlib.suppress(OSError):  # what it was told last never reached it
                 stream.close()
         return status

@@ -74,7 +74,8 @@ def findings() -> Iterator[Finding]:
     ]
     if parameters is not None:
         checks += [partial(check, parameters) for check in (check_weights, check_vectors, check_data)]
-    for check in (*checks, check_model, partial(check_disk, parameters)):
+    checks += [check_model, partial(check_disk, parameters)]
+    for check in checks:
         try:
             yield from check()
         except (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -51,7 +52,7 @@ def _look(file: Path) -> tuple[str, str]:
     )
 
 
-def _summary(kind: str, content: object) -> str:
+def _summary(kind: str, content: Any) -> str:
     mark = content.attrs.get("fingerprint", b"none")
     mark = (mark.decode(errors="replace") if isinstance(mark, bytes) else str(mark))[:12]
     if kind == "images":

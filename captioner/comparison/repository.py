@@ -57,7 +57,7 @@ class Repository:
         """What ``dvc exp show`` lists: the workspace, the current commit, and the experiments that began from it,
         newest first."""
         branch = self._git("symbolic-ref", "--quiet", "--short", "HEAD")
-        head = Revision(branch or self._head[:7], self._head)
+        head = Revision(branch or (self._head or "")[:7], self._head)
         return [Revision(WORKSPACE, None), head, *(found for found, base in self._experiments() if base == self._head)]
 
     def find(self, name: str) -> Revision:
@@ -72,7 +72,7 @@ class Repository:
         same = [(found, base) for found, base in known if found.name == name]
         same = [pair for pair in same if pair[1] == self._head] or same
         if len({found.commit for found, _ in same}) > 1:
-            commits = ", ".join(found.commit[:7] for found, _ in same)
+            commits = ", ".join((found.commit or "")[:7] for found, _ in same)
             raise CaptionerError(f"{name}: several experiments have this name; give one by its commit: {commits}")
         if same:
             return same[0][0]

@@ -107,7 +107,8 @@ class SplitDecoder:
         They are searched in the batches that ``captions`` made of ``image_ids``: the last bits of a product depend on
             the batch.
         """
-        wanted, found = set(chosen), {}
+        wanted = set(chosen)
+        found: dict[int, Hypothesis] = {}
         for batch in self._batches(image_ids):
             if wanted & set(batch):
                 [hypotheses] = self._search(batch, [beam_size], attention=True).values()

