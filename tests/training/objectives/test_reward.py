@@ -6,13 +6,13 @@ import math
 
 import numpy as np
 import pytest
-from captioner.metrics.ngrams import DocumentFrequencies, ngram_sizes, ngrams
-from captioner.metrics.reward import CaptionReward, Matches, bleu_4, cider_d
 from pycocoevalcap.bleu.bleu_scorer import BleuScorer
 from pycocoevalcap.cider.cider_scorer import CiderScorer
 
 from captioner.batches import CaptionTable
 from captioner.errors import CaptionerError
+from captioner.metrics.ngrams import DocumentFrequencies, ngram_sizes, ngrams
+from captioner.metrics.reward import CaptionReward, Matches, bleu_4, cider_d
 from captioner.vocabulary.vocabulary import END, START
 
 A, B, C, D = 4, 5, 6, 65535
