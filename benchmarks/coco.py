@@ -10,6 +10,7 @@ from torch import Tensor
 
 from captioner.batches import CaptionTable
 from captioner.decoder import Decoder, DecoderConfig, build_decoder
+from captioner.features.readers import FeatureReader
 from captioner.parameters import TrainParameters
 from captioner.vocabulary.vocabulary import END, PAD, START
 
@@ -69,6 +70,17 @@ def make_features(sizes: Sizes, device: torch.device) -> Tensor:
     for part in features.split(1024):
         part.uniform_()
     return features
+
+
+class RandomReader(FeatureReader):
+    """Random features between 0 and 1 for whatever is asked for."""
+
+    def __init__(self, sizes: Sizes, device: torch.device) -> None:
+        super().__init__((sizes.images, 1, sizes.positions, sizes.channels), device)
+        self._generator = torch.Generator().manual_seed(0)
+
+    def _gather(self, flat: np.ndarray) -> Tensor:
+        return torch.rand(len(flat), *self.shape[2:], generator=self._generator).half().to(self.device)
 
 
 def make_decoder(sizes: Sizes, options: TrainParameters, device: torch.device) -> Decoder:

@@ -1,4 +1,4 @@
-"""Training as the benchmarks time it: one step as ``fit`` does it, ``fit`` itself for some steps, and a textbook loop."""
+"""Training as the benchmarks time it: a step as ``fit`` does it, ``fit`` itself for some steps, a textbook loop."""
 
 from __future__ import annotations
 

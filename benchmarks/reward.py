@@ -16,13 +16,13 @@ from dataclasses import dataclass
 import click
 import numpy as np
 import torch
-from captioner.training.objectives.reward import CaptionReward
 
 from benchmarks import coco
 from benchmarks.loops import training_step
 from benchmarks.report import measure, print_results, result
 from captioner.batches import CaptionTable
 from captioner.device import prepare_device
+from captioner.metrics.reward import CaptionReward
 from captioner.parameters import TrainParameters
 from captioner.training.data import GlobalBatch
 from captioner.training.distributed import Group

@@ -11,7 +11,7 @@ COCO's, in a vocabulary of 9,500 words. A round is 12 steps of 16 images with al
     plain     ``benchmarks.plain_decoder``, on the same batches
     ceiling   the vocabulary layer and its loss, the feature projection and the optimizer alone, on the same batches
     textbook  ``benchmarks.textbook_decoder``, fp32 only, on batches of random images
-    before    the older commit's training step (one that has captioner/training/step.py) on the batches of its own
+    before    the older commit's training step on the batches of its own
               sampler, which are random images; in a process of its own
 
 All are measured in turn in every round; ratios are medians of the rounds' ratios of captions a second.
@@ -26,7 +26,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import click
@@ -34,14 +34,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.coco import LONGEST, VECTOR_SIZE, Sizes, make_decoder, make_table
+from benchmarks.coco import LONGEST, VECTOR_SIZE, RandomReader, Sizes, make_decoder, make_table
 from benchmarks.loops import PRECISIONS, training_step
 from benchmarks.plain_decoder import PlainDecoder, plain_optimizer, plain_step
 from benchmarks.report import measure, print_results, result
 from benchmarks.textbook_decoder import TextbookDecoder, textbook_step
 from captioner.batches import Batch, BatchLoader, CaptionTable, cut_batches, group_captions
 from captioner.device import prepare_device
-from captioner.features.readers import FeatureReader
 from captioner.parameters import TrainParameters
 from captioner.teacher_forcing import token_cross_entropy
 from captioner.training.data import GlobalBatch, epoch_batches
@@ -53,6 +52,7 @@ from captioner.training.train import autocast
 
 TARGETS = {"textbook": 5.0, "ceiling": 0.5}
 BEFORE_TARGETS = {"fp32": 0.95, "bf16": 1.0}
+OLD_STEP = "captioner/training/step.py"
 WORKER = Path(__file__).with_name("step_before.py")
 
 
@@ -97,19 +97,8 @@ class Task:
         return [(*loader.load(batch), GlobalBatch.of([batch], self.table)) for batch in batches]
 
 
-class RandomReader(FeatureReader):
-    """Random features between 0 and 1 for whatever is asked for."""
-
-    def __init__(self, sizes: Sizes, device: torch.device) -> None:
-        super().__init__((sizes.images, 1, sizes.positions, sizes.channels), device)
-        self._generator = torch.Generator().manual_seed(0)
-
-    def _gather(self, flat: np.ndarray) -> Tensor:
-        return torch.rand(len(flat), *self.shape[2:], generator=self._generator).half().to(self.device)
-
-
 def make_learner(task: Task, precision: str) -> tuple[Learner, TrainParameters]:
-    """The decoder, objective and optimizer that the stage would train with."""
+    """The decoder, objective and optimizer that the stage ``train`` makes."""
     options = TrainParameters(hidden_size=task.sizes.hidden, precision=precision)
     decoder = make_decoder(task.sizes, options, task.device)
     phase = build_phases(options, task.table, LONGEST, decoder)[0]
@@ -207,17 +196,13 @@ def ceiling(task: Task, precision: str) -> Callable[[], int]:
 @contextmanager
 def before(task: Task, folder: Path) -> Iterator[Callable[[str], int]]:
     """A process with the code in ``folder``; the function has it do a round of a precision and waits for it."""
-    settings = {
+    settings = asdict(task.sizes) | {
         "batch_size": task.batch_size,
         "batches": task.batches,
-        "channels": task.sizes.channels,
         "device": str(task.device),
-        "hidden": task.sizes.hidden,
-        "positions": task.sizes.positions,
         "precisions": PRECISIONS,
         "threads": torch.get_num_threads(),
         "vector_size": VECTOR_SIZE,
-        "vocabulary": task.sizes.vocabulary,
     }
     table = task.table
     with tempfile.TemporaryDirectory() as temporary:
@@ -259,7 +244,7 @@ def run(task: Task, repeats: int, folder: Path | None = None) -> list[dict]:
         rates = measure(rounds, repeats)
     facts = {"threads": torch.get_num_threads(), "device": str(task.device), "batches": task.batches}
     # The ceiling in bf16 is products alone, which bf16 makes much faster; so ours in bf16 is also compared with fp32's.
-    compared = [(ours, kind, ours) for kind in ("before", "plain", "ceiling") for ours in PRECISIONS]
+    compared = [(precision, kind, precision) for kind in ("before", "plain", "ceiling") for precision in PRECISIONS]
     compared += [("fp32", "textbook", ""), ("bf16", "textbook", ""), ("bf16", "ceiling", "fp32")]
     rows = []
     for precision, kind, other in compared:
@@ -276,8 +261,8 @@ def profile(task: Task, precision: str) -> str:
     round = ours(task, precision)
     round()
     on_gpu = task.device.type == "cuda"
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    with torch.profiler.profile(activities=activities + [torch.profiler.ProfilerActivity.CUDA] * on_gpu) as profiler:
+    kinds = torch.profiler.ProfilerActivity
+    with torch.profiler.profile(activities=[kinds.CPU, kinds.CUDA] if on_gpu else [kinds.CPU]) as profiler:
         round()
     by = "self_cuda_time_total" if on_gpu else "self_cpu_time_total"
     return profiler.key_averages().table(sort_by=by, row_limit=25, max_name_column_width=50)
@@ -299,6 +284,10 @@ def profile(task: Task, precision: str) -> str:
 def main(
     threads: int, repeats: int, device: str, batches: int, folder: Path | None, profiled: str | None, small: bool
 ) -> None:
+    if folder and not (folder / OLD_STEP).is_file():
+        raise click.BadParameter(
+            f"no {OLD_STEP} in {folder}: the commit must be one that has it", param_hint="--before"
+        )
     chosen = prepare_device(device, threads)
     sizes = Sizes(48, 96, 9, 32, 50, 16) if small else Sizes(1600, 8000)
     task = Task(sizes, make_table(sizes), 8 if small else 80, min(batches, 3) if small else batches, chosen)
