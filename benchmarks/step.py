@@ -285,9 +285,7 @@ def main(
     threads: int, repeats: int, device: str, batches: int, folder: Path | None, profiled: str | None, small: bool
 ) -> None:
     if folder and not (folder / OLD_STEP).is_file():
-        raise click.BadParameter(
-            f"no {OLD_STEP} in {folder}: the commit must be one that has it", param_hint="--before"
-        )
+        raise click.BadParameter(f"no {OLD_STEP} in {folder}; take a commit that has it", param_hint="--before")
     chosen = prepare_device(device, threads)
     sizes = Sizes(48, 96, 9, 32, 50, 16) if small else Sizes(1600, 8000)
     task = Task(sizes, make_table(sizes), 8 if small else 80, min(batches, 3) if small else batches, chosen)
