@@ -50,7 +50,7 @@ from captioner.training.phases import Learner, build_phases
 from captioner.training.stage import LENGTH_MULTIPLE
 from captioner.training.train import autocast
 
-TARGETS = {"textbook": 5.0, "ceiling": 0.5}
+TARGETS = {"textbook": 5.0, "plain": 1.0, "ceiling": 0.5}
 BEFORE_TARGETS = {"fp32": 0.95, "bf16": 1.0}
 OLD_STEP = "captioner/training/step.py"
 WORKER = Path(__file__).with_name("step_before.py")

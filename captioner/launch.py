@@ -113,7 +113,8 @@ def launch(module: str, processes: int) -> None:
     try:
         elastic_launch(config, sys.executable)(*worker)
     except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
+        # a rank that lost the other one may be seen to fail at the same time
+        rank, failure = min(error.failures.items(), key=lambda item: (item[1].exitcode >= 0, item[1].timestamp))
         if failure.exitcode < 0:
             how = f"was ended by {signal.Signals(-failure.exitcode).name}"
         else:

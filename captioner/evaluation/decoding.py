@@ -38,7 +38,8 @@ def check_search(options: EvaluateParameters) -> None:
     """
     if options.min_length > options.max_length:
         raise CaptionerError(
-            f"evaluate.min_length={options.min_length} is above evaluate.max_length={options.max_length}; lower the one or raise the other"
+            f"evaluate.min_length={options.min_length} is above evaluate.max_length={options.max_length}; lower the "
+            "one or raise the other"
         )
     for size in options.beam_sizes:
         if options.search == "diverse" and options.diversity_groups and size % options.diversity_groups:
@@ -49,7 +50,7 @@ def check_search(options: EvaluateParameters) -> None:
 
 
 def strategy(options: EvaluateParameters, size: int, image_ids: Sequence[int]) -> Strategy:
-    """How ``evaluate.search`` chooses, at one of ``evaluate.beam_sizes``, for a batch of pictures."""
+    """How ``evaluate.search`` chooses, at one of ``evaluate.beam_sizes``, for a batch of images."""
     if options.search == "diverse":
         return DiverseStrategy(size, options.diversity_groups or size, options.diversity_penalty)
     if options.search == "sample":
@@ -60,7 +61,7 @@ def strategy(options: EvaluateParameters, size: int, image_ids: Sequence[int]) -
 
 
 class SplitDecoder:
-    """Searches captions of a split's pictures.
+    """Searches captions of a split's images.
 
     Args:
         inputs: decoder, words and features; the decoder moves to ``device``.
@@ -85,7 +86,7 @@ class SplitDecoder:
         beam_sizes: Iterable[int],
         advance: Callable[[int], None] = lambda captions: None,
     ) -> dict[int, dict[int, Hypothesis]]:
-        """The best caption of every picture with every beam size; features are read, projected and made into keys once.
+        """The best caption of every image with every beam size; features are read, projected and made into keys once.
 
         Args:
             advance: told the number of captions done, batch by batch.
@@ -101,12 +102,13 @@ class SplitDecoder:
         return found
 
     def with_attention(self, image_ids: Sequence[int], chosen: Iterable[int], beam_size: int) -> dict[int, Hypothesis]:
-        """The captions of the pictures ``chosen`` among ``image_ids``, with attention.
+        """The captions of the images ``chosen`` among ``image_ids``, with attention.
 
         They are searched in the batches that ``captions`` made of ``image_ids``: the last bits of a product depend on
             the batch.
         """
-        wanted, found = set(chosen), {}
+        wanted = set(chosen)
+        found: dict[int, Hypothesis] = {}
         for batch in self._batches(image_ids):
             if wanted & set(batch):
                 [hypotheses] = self._search(batch, [beam_size], attention=True).values()
@@ -144,7 +146,7 @@ class SplitDecoder:
         return found
 
 
-def split_figures(
+def teacher_forced_metrics(
     decoder: Decoder | Ensemble,
     store: FeatureStore,
     reader: FeatureReader,

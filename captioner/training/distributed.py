@@ -75,8 +75,7 @@ class Group:
         """
         if self.world_size == 1:
             return module
-        # buffers are the running statistics of a batch norm, which are computed over all ranks
-        return DistributedDataParallel(module, broadcast_buffers=False, find_unused_parameters=find_unused_parameters)
+        return DistributedDataParallel(module, find_unused_parameters=find_unused_parameters)
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from functools import cached_property
 
 from captioner.batches import BatchLoader, ordered_batches
@@ -72,10 +72,10 @@ class Validator:
         captions = self._captions(decoder, stop)
         if captions is None:
             return None
-        overall = self._scorer.score(self._references, {**captions}).overall
+        overall = self._scorer.score(self._references, captions).overall
         return metrics | {name: overall[name.removeprefix("val_")] for name in SCORES}
 
-    def _captions(self, decoder: Decoder, stop: Callable[[], bool]) -> dict[int, str] | None:
+    def _captions(self, decoder: Decoder, stop: Callable[[], bool]) -> dict[Hashable, str] | None:
         """Greedy captions of all validation images, as the stage ``evaluate`` searches them at beam 1 by default."""
         ids, searched = self._inputs.captions.image_ids("val"), graphed(decoder)
         own: dict[int, str] = {}

@@ -79,9 +79,17 @@ FAULTS = {
         config_change(lambda content: content["decoder"].update(layers=10**9)),
         "layers=1000000000 is no usable int",
     ),
-    "unknown decoder": (
+    "more layers": (
+        config_change(lambda content: content["decoder"].update(layers=2)),
+        r"the tensor between.0.bias is missing",
+    ),
+    "tied": (
+        config_change(lambda content: content["decoder"].update(tie_weights=True)),
+        "the tensor output_map.weight is missing",
+    ),
+    "unknown cell": (
         config_change(lambda content: content["decoder"].update(decoder="../../x")),
-        "no such decoder",
+        "no such decoder; it must be one of gru, lstm",
     ),
     "fewer words": (
         config_change(lambda content: [content["vocabulary"][key].pop() for key in ("words", "counts")]),

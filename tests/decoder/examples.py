@@ -7,13 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captioner.decoder import CaptionDecoder, DecoderConfig, build_decoder
+from captioner.decoder import DecoderConfig, build_decoder
+from captioner.decoder.recurrent import RecurrentDecoder
 from captioner.vocabulary.vocabulary import END, START
 
 VOCABULARY, CHANNELS, POSITIONS = 23, 11, 6
 
 
-def make_decoder(decoder: str = "gru", attention: str = "soft", seed: int = 0, **changes: Any) -> CaptionDecoder:
+def make_decoder(decoder: str = "gru", attention: str = "soft", seed: int = 0, **changes: Any) -> RecurrentDecoder:
     """A float64 decoder whose every parameter is drawn anew (biases and norms too), and that draws nothing else:
     without dropout, and with hard attention in eval mode."""
     torch.manual_seed(seed)

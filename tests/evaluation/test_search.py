@@ -181,7 +181,7 @@ def test_models_that_do_not_fit_are_refused(paths, tmp_path):
 def test_the_search_stands_in_signature_and_summary(paths, tmp_path, search, title):
     results = small.run(paths, tmp_path / "results", beam_sizes=[2], search=search)
     assert json.loads((results / "metrics.json").read_text())["signature"]["search"] == search
-    assert f"pictures, {title}, chosen on validation" in summary(results, paths["captions"], small.REPORT)
+    assert f"images, {title}, chosen on validation" in summary(results, paths["captions"], small.REPORT)
 
 
 def test_what_captions_are_like(paths, tmp_path):

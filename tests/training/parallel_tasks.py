@@ -24,8 +24,8 @@ from tests.training.small import run
 
 
 def record(folder: Path, data: dict[str, Path], parameters: Parameters, drawn_by_image: bool = True) -> None:
-    """Train in float64 and leave ``rank<N>.json``, a list of steps: the loss, and after it a hash of the weights, the
-    baseline of hard attention and the names of the parameters without a gradient.
+    """Train in float64 and leave ``rank<N>.json``, a list of steps: the loss, and after it hashes of all weights and
+    of the attention's, the baseline of hard attention and the names of the parameters without a gradient.
 
     Args:
         drawn_by_image: nothing is drawn by chance: the image decides sampled captions and hard attention's positions,
@@ -48,8 +48,7 @@ def record(folder: Path, data: dict[str, Path], parameters: Parameters, drawn_by
 
     def after_step(*_: Any) -> None:
         (decoder,) = decoders
-        weights = b"".join(tensor.numpy().tobytes() for tensor in decoder.state_dict().values())
-        steps[-1]["weights"] = hashlib.sha256(weights).hexdigest()
+        steps[-1]["weights"], steps[-1]["attention"] = _hash(decoder), _hash(decoder.attention)
         trained = {name: parameter for name, parameter in decoder.named_parameters() if parameter.requires_grad}
         steps[-1]["without_gradient"] = [name for name, parameter in trained.items() if parameter.grad is None]
 
@@ -65,6 +64,10 @@ def record(folder: Path, data: dict[str, Path], parameters: Parameters, drawn_by
         hard.EXPECTED_SHARE = 0.0
     run(folder, data, parameters)
     (folder / f"rank{os.environ.get('RANK', '0')}.json").write_text(json.dumps(steps))
+
+
+def _hash(module: nn.Module) -> str:
+    return hashlib.sha256(b"".join(tensor.numpy().tobytes() for tensor in module.state_dict().values())).hexdigest()
 
 
 def record_until(folder: Path, checkpoint_name: str, *arguments: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import socket
 import subprocess
@@ -114,6 +115,25 @@ def torchrun_environments(world: int) -> list[dict[str, str]]:
         "MASTER_PORT": str(port),
     }
     return [{**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(world)]
+
+
+def start_ranks(runs: Runs, folder: Path, world_size: int, task: str, *arguments: Any, log: str = "log") -> list[int]:
+    """Call a function of parallel_tasks in every rank; the exit code of each."""
+    folder.mkdir(exist_ok=True)
+    processes = [
+        runs.call("tests.training.parallel_tasks", task, (folder, *arguments), environment, folder / log)
+        for environment in torchrun_environments(world_size)
+    ]
+    return [runs.wait(process) for process in processes]
+
+
+def run_ranks(
+    runs: Runs, folder: Path, world_size: int, task: str, *arguments: Any, log: str = "log"
+) -> list[list[dict[str, Any]]]:
+    """Call a function of parallel_tasks in every rank; what each left in its file."""
+    codes = start_ranks(runs, folder, world_size, task, *arguments, log=log)
+    assert codes == [0] * world_size, (folder / log).read_text()
+    return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(world_size)]
 
 
 def children(process: int) -> list[int]:

@@ -47,8 +47,9 @@ def test_every_caption_once_an_epoch_with_its_image(
             seen += mine.tolist()
     assert sorted(seen) == list(range(len(table)))
     if batch_size == 8:
-        # the smallest groups come first: all of an image are 1 2 3 | 5 | 5 | 5 | 5 | 5 | 5 | 7; single ones 43 = 5 * 8 + 3;
-        # pairs are 9 of one and 17 of two, 8 * 1 | 1 2 2 2 | 3 times 2 2 2 2 | 2 2; threes 1 1 2 2 2 | 2 2 2 2 | 4 times 3 3 | 3
+        # The smallest groups come first. All of an image: 1 2 3 | 5 | 5 | 5 | 5 | 5 | 5 | 7; single: 43 = 5 * 8 + 3;
+        # pairs, 9 of one and 17 of two: 8 times 1 | 1 2 2 2 | 3 times 2 2 2 2 | 2 2;
+        # threes: 1 1 2 2 2 | 2 2 2 2 | 4 times 3 3 | 3.
         assert len(batches) == {0: 8, 1: 6, 2: 6, 3: 7, 100: 8}[captions_per_image]
 
 
@@ -102,9 +103,9 @@ def test_images_of_similar_lengths_are_together(large: CaptionTable) -> None:
     differences between the longest and the shortest of all its batches add up to 25 - 9 = 16 at most. That is 64 * 16
     tokens of padding in each of 7 pools: 7,168 against 20,000 * 11.7575 = 235,150 tokens, a share of 2.96 %.
 
-    All captions of an image: padded to the longest of 5 they have 14.73 tokens in the mean (sum of the lengths times the
-    differences of the cumulative probabilities' fifth powers). Batches of 12 images add 60 * 16 / 3,200 = 0.3 at most:
-    1 - 11.7575 / 15.03 = 21.8 %. In random order the longest of 60 captions, about 20, decides: more than 40 %.
+    All captions of an image: padded to the longest of 5 they have 14.73 tokens in the mean (the lengths times the
+    differences of the cumulative probabilities' fifth powers, added up). Batches of 12 images add 60 * 16 / 3,200 = 0.3
+    at most: 1 - 11.7575 / 15.03 = 21.8 %. In random order the longest of 60, about 20, decides: more than 40 %.
     """
     assert large.targets.sum() / 20000 == pytest.approx(MEAN, rel=0.005)
     for captions_per_image, bound in ((1, 0.03), (0, 0.22)):

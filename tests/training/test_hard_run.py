@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import signal
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from captioner.training.checkpoint import load_state, save_state
-from captioner.training.model_files import load_model
+from captioner.model_io import load_model
+from captioner.training.checkpoint import read_state, write_state
 from tests.training.cuts import power_cut
-from tests.training.runs import Runs, torchrun_environments
+from tests.training.runs import Runs, run_ranks, start_ranks
 from tests.training.small import history_numbers, make_data, result_bytes, run, small_parameters, with_runtime
 
 
@@ -56,7 +52,7 @@ def spread(folder: Path, data: dict[str, Path]) -> float:
     decoder = load_model(folder / "models").decoder
     with FeatureStore.open(data["features"]).reader() as reader:
         memory = decoder.encode(reader.read(torch.arange(40).numpy()))
-    weights = decoder.step(torch.full((40, 1), 1), decoder.start(memory, 1), memory)[2]
+    weights = decoder.step(torch.full((40, 1), 1), decoder.initial_state(memory, 1), memory)[2]
     return -(weights * weights.clamp_min(1e-30).log()).sum(-1).mean().item()
 
 
@@ -85,11 +81,11 @@ def test_resumes_exactly(data: dict[str, Path], tmp_path: Path) -> None:
     for newest in ("000001-000000002", "000002-000000000", "000002-000000001", "000003-000000001"):
         with power_cut(newest):
             run(tmp_path / "cut", data, with_runtime(parameters, checkpoint_seconds=0))
-        tensors, state = load_state(tmp_path / "cut/models.partial")
+        tensors, state = read_state(tmp_path / "cut/models.partial")
         if state["phase"]:
-            assert "step.baseline" not in tensors
+            assert "objective.baseline" not in tensors
         else:
-            baselines.append(tensors["step.baseline"].item())
+            baselines.append(tensors["objective.baseline"].item())
     assert len(set(baselines)) == 4
     run(tmp_path / "cut", data, parameters)
     assert result_bytes(tmp_path / "cut") == result_bytes(whole)
@@ -103,60 +99,56 @@ def test_the_baseline_of_a_state_is_taken_up(data: dict[str, Path], tmp_path: Pa
         with power_cut("000001-000000002"):
             run(folder, data, with_runtime(parameters, checkpoint_seconds=0))
         if baseline:
-            tensors, state = load_state(folder / "models.partial")
-            tensors["step.baseline"].fill_(baseline)
-            save_state(folder / "models.partial", "000001-000000003", tensors, state)
+            tensors, state = read_state(folder / "models.partial")
+            tensors["objective.baseline"].fill_(baseline)
+            write_state(folder / "models.partial", "000001-000000003", tensors, state)
         found.append(weights_of(run(folder, data, parameters)))
     assert found[0] != found[1]
 
 
-@pytest.mark.parametrize("options", [{"dropout": 0.0}, {"batch_size": 3, "captions_per_image": 1, "accumulate": 2}])
-def test_processes_have_one_baseline_and_the_same_weights(
+@pytest.mark.parametrize("options", [{"dropout": 0.0}, {"batch_size": 1, "captions_per_image": 1, "accumulate": 2}])
+def test_ranks_have_one_baseline_and_the_same_weights(
     runs: Runs, data: dict[str, Path], tmp_path: Path, options: dict[str, Any]
 ) -> None:
-    """Every caption draws here, so what goes into the baseline is known from the loss that all processes report
-    together.
+    """Every caption draws here, so what goes into the baseline is known from the loss that all ranks report together.
 
-    In the second case a process has no share of some batches.
+    In the second case a rank has an empty shard of each batch.
     """
-    processes = [
-        runs.call(
-            "tests.training.parallel_tasks",
-            "record_drawn",
-            (tmp_path, data, small_parameters(attention="hard", epochs=2, **options)),
-            place,
-            tmp_path / "log",
-        )
-        for place in torchrun_environments(3)
-    ]
-    assert [runs.wait(process) for process in processes] == [0] * 3, (tmp_path / "log").read_text()
-    seen = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(3)]
-    assert seen[0] == seen[1] == seen[2] and len(seen[0]) > 10
+    parameters = small_parameters(attention="hard", epochs=2, **options)
+    ranks = run_ranks(runs, tmp_path, 2, "record", data, parameters, False)
+    assert ranks[0] == ranks[1] and len(ranks[0]) > 10
     expected = -math.log(len(load_model(tmp_path / "models").vocabulary))
-    for loss, _, baseline in seen[0]:
-        expected = 0.9 * expected - 0.1 * loss
-        assert baseline == pytest.approx(expected, rel=1e-9)
+    for step in ranks[0]:
+        expected = 0.9 * expected - 0.1 * step["loss"]
+        assert step["baseline"] == pytest.approx(expected, rel=1e-9)
 
 
-def test_two_processes_resume_exactly(runs: Runs, data: dict[str, Path], tmp_path: Path) -> None:
-    parameters = with_runtime(
-        small_parameters(attention="hard", hard_reinforce=1.0, epochs=4, patience=9), checkpoint_seconds=0
-    )
-
-    def start(name: str) -> list[int]:
-        return [
-            runs.start(tmp_path / name, data, parameters, place, tmp_path / f"{name}.log")
-            for place in torchrun_environments(2)
-        ]
-
-    assert [runs.wait(process) for process in start("whole")] == [0, 0], (tmp_path / "whole.log").read_text()
-    begun = start("cut")
-    limit = time.monotonic() + 60
-    while len(list((tmp_path / "cut").glob("models.partial/*.state"))) < 2 and time.monotonic() < limit:
-        time.sleep(0.005)
-    for process in begun:
-        os.kill(process, signal.SIGKILL)
-    assert -signal.SIGKILL in [runs.wait(process) for process in begun]
-    assert [runs.wait(process) for process in start("cut")] == [0, 0]
-    assert "going on with unfinished work" in (tmp_path / "cut.log").read_text()
+def test_two_ranks_resume_exactly(runs: Runs, data: dict[str, Path], tmp_path: Path) -> None:
+    """Each goes on with its own generator."""
+    options = {"attention": "hard", "hard_reinforce": 1.0, "epochs": 3}
+    parameters, newest = with_runtime(small_parameters(**options), checkpoint_seconds=0), "000002-000000003"
+    run_ranks(runs, tmp_path / "whole", 2, "record", data, parameters, False)
+    codes = start_ranks(runs, tmp_path / "cut", 2, "record_until", newest, data, parameters, False)
+    assert codes[0] == 9 and codes[1]
+    assert max((tmp_path / "cut").glob("models.partial/*.state")).stem == newest
+    run_ranks(runs, tmp_path / "cut", 2, "record", data, parameters, False, log="again")
+    assert "going on with unfinished work" in (tmp_path / "cut/again").read_text()
     assert result_bytes(tmp_path / "cut") == result_bytes(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_self_critical_training_leaves_the_attention_as_it_is(
+    runs: Runs, data: dict[str, Path], tmp_path: Path, world_size: int
+) -> None:
+    """Its parameters have no gradient there, on no rank; weight decay, which would shrink them, passes over them."""
+    options = {"epochs": 1, "scst_epochs": 1, "scst_learning_rate": 0.01, "weight_decay": 0.1, "accumulate": 2}
+    parameters = small_parameters(attention="hard", batch_size=8, **options)
+    for steps in run_ranks(runs, tmp_path, world_size, "record", data, parameters):
+        first = [step for step in steps if not step["without_gradient"]]
+        second = [step for step in steps if step["without_gradient"]]
+        assert len(first) > 3 and len(second) > 3 and steps == first + second
+        names = {f"attention.{name}" for name in ("query.weight", "query.bias", "key.weight", "score.weight")}
+        assert all(set(step["without_gradient"]) == names for step in second)
+        assert {step["attention"] for step in second} == {first[-1]["attention"]}
+        assert len({step["attention"] for step in first}) == len(first)
+        assert len({step["weights"] for step in second}) == len(second)  # all else learns

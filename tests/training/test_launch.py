@@ -11,7 +11,11 @@ import time
 from pathlib import Path
 
 import pytest
+from torch.distributed.elastic.multiprocessing import ProcessFailure
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+from captioner.errors import CaptionerError
+from captioner.launch import launch
 from tests.training.launching import TrainWorkspace, until, workers
 from tests.training.runs import Runs, alive, torchrun_environments
 from tests.training.small import result_bytes, small_parameters, with_runtime
@@ -67,6 +71,7 @@ def test_the_stage_starts_its_processes(workspace: TrainWorkspace, whole: dict[s
     assert not (workspace.folder / "models.partial").exists()
 
 
+@pytest.mark.slow
 def test_a_killed_rank_ends_the_run_and_the_next_one_goes_on(
     workspace: TrainWorkspace, whole: dict[str, bytes]
 ) -> None:
@@ -93,9 +98,8 @@ def test_a_killed_rank_0_ends_the_run_and_the_next_one_goes_on(
     assert result_of(workspace) == whole
 
 
-@pytest.mark.parametrize(
-    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)], ids=lambda number: number.name
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
 def test_a_signal_to_the_launcher_saves_and_ends_all(
     workspace: TrainWorkspace, whole: dict[str, bytes], number: signal.Signals
 ) -> None:
@@ -170,3 +174,14 @@ def test_killed_ten_times(workspace: TrainWorkspace, whole: dict[str, bytes]) ->
         shutil.rmtree(workspace.folder / "models", ignore_errors=True)
     workspace.finish()
     assert result_of(workspace) == whole
+
+
+def test_a_rank_ended_by_a_signal_is_named_before_those_that_lost_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    failures = {rank: ProcessFailure(rank, 1, code, "<N/A>") for rank, code in enumerate((1, -signal.SIGKILL, 1))}
+
+    def fail(*_: object) -> None:
+        raise ChildFailedError("python", failures)
+
+    monkeypatch.setattr("torch.distributed.launcher.api.elastic_launch", lambda *_: fail)
+    with pytest.raises(CaptionerError, match="^stages.train: rank 1 of 3 was ended by SIGKILL$"):
+        launch("stages.train", 3)

@@ -19,7 +19,7 @@ from captioner.training.checkpoint import TrainState, load_checkpoint, save_chec
 from captioner.training.data import epoch_batches, shard
 from captioner.training.distributed import Group, rank_seed
 from captioner.training.inputs import Inputs, load_inputs
-from tests.training.runs import Runs, torchrun_environments
+from tests.training.runs import Runs, run_ranks, start_ranks, torchrun_environments
 from tests.training.small import make_data, small_parameters, with_runtime
 
 
@@ -66,25 +66,6 @@ def test_shards_make_up_the_batch_and_are_balanced(data: dict[str, Path]) -> Non
                 assert np.array_equal(part.views, batch.views[rows])
             work = [table.targets[part.captions].sum() for part in parts]
             assert max(work) - min(work) <= table.targets[batch.captions].sum(1).max()
-
-
-def start_ranks(runs: Runs, folder: Path, world_size: int, task: str, *arguments: Any, log: str = "log") -> list[int]:
-    """Call a function of parallel_tasks in every rank; the exit code of each."""
-    folder.mkdir(exist_ok=True)
-    processes = [
-        runs.call("tests.training.parallel_tasks", task, (folder, *arguments), environment, folder / log)
-        for environment in torchrun_environments(world_size)
-    ]
-    return [runs.wait(process) for process in processes]
-
-
-def run_ranks(
-    runs: Runs, folder: Path, world_size: int, task: str, *arguments: Any, log: str = "log"
-) -> list[list[dict[str, Any]]]:
-    """Call a function of parallel_tasks in every rank; what each left in its file."""
-    codes = start_ranks(runs, folder, world_size, task, *arguments, log=log)
-    assert codes == [0] * world_size, (folder / log).read_text()
-    return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(world_size)]
 
 
 def test_operations_of_a_group_by_hand(runs: Runs, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from captioner.parameters import TrainParameters
-from captioner.parameters.schema import VALIDATION_METRICS
+from captioner.parameters.registries import validation_metrics
 from captioner.training.schedules import (
     EarlyStopping,
     Plateau,
@@ -76,7 +76,7 @@ def test_growing_gaps_by_hand() -> None:
 
 def test_more_accuracy_is_better_and_less_cross_entropy() -> None:
     row = {"val_cross_entropy": 2.0, "val_token_accuracy": 0.5, "val_bleu_4": 0.25, "val_cider_d": 1.5}
-    assert [lower_is_better(row, metric) for metric in VALIDATION_METRICS] == [2.0, -0.5, -0.25, -1.5]
+    assert [lower_is_better(row, metric) for metric in validation_metrics()] == [2.0, -0.5, -0.25, -1.5]
 
 
 @pytest.mark.parametrize(

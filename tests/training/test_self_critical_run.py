@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from captioner.errors import CaptionerError
-from captioner.training import phases
+from captioner.model_io import load_model
 from captioner.training.inputs import load_inputs
-from captioner.training.model_files import load_model
+from captioner.training.objectives import SelfCritical
 from captioner.vocabulary.vocabulary import PAD
 from tests.training.cuts import power_cut
 from tests.training.small import history, metrics, result_bytes, run, small_parameters, with_runtime
@@ -33,16 +33,23 @@ def whole(data: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 def watch(monkeypatch: pytest.MonkeyPatch) -> list[tuple[dict[str, torch.Tensor], Any, Any]]:
-    """Weights before, batches and result of every self-critical step from here on."""
-    seen, original = [], phases.self_critical_step
+    """Weights before, references of each batch and result of every self-critical step from here on."""
+    seen, references = [], []
+    prepare, finish = SelfCritical.prepare, SelfCritical.finish
 
-    def step(reward: Any, max_length: Any, decoder: Any, optimizer: Any, batches: Any, *rest: Any) -> Any:
-        before = {name: parameter.detach().clone() for name, parameter in decoder.named_parameters()}
-        result = original(reward, max_length, decoder, optimizer, batches, *rest)
-        seen.append((before, batches, result))
+    def prepare_and_note(self: SelfCritical, features: torch.Tensor, tokens: torch.Tensor, *rest: Any) -> Any:
+        references.append(tokens)
+        return prepare(self, features, tokens, *rest)
+
+    def finish_and_note(self: SelfCritical, *arguments: Any) -> Any:  # before the optimizer's step
+        before = {name: parameter.detach().clone() for name, parameter in self.decoder.named_parameters()}
+        result = finish(self, *arguments)
+        seen.append((before, references.copy(), result))
+        references.clear()
         return result
 
-    monkeypatch.setattr(phases, "self_critical_step", step)
+    monkeypatch.setattr(SelfCritical, "prepare", prepare_and_note)
+    monkeypatch.setattr(SelfCritical, "finish", finish_and_note)
     return seen
 
 
@@ -63,7 +70,7 @@ def test_the_second_phase_begins_from_the_best_of_the_first(
         assert row["learning_rate"] == row["projection_learning_rate"] == "0.003"
     for number, row in enumerate(rows[4:]):
         results = [result for _, _, result in seen[number * len(seen) // 2 : (number + 1) * len(seen) // 2]]
-        assert int(row["samples"]) == sum(count for _, count in results) == 5 * 32  # pictures of the training split
+        assert int(row["samples"]) == sum(count for _, count in results) == 5 * 32  # images of the training split
         assert float(row["train_reward"]) == pytest.approx(
             sum(total.item() for total, _ in results) / (5 * 32), rel=1e-5
         )
@@ -90,7 +97,7 @@ def test_rewards_of_samples_rise(data: dict[str, Path], tmp_path: Path) -> None:
     assert sum(rewards[-3:]) > 1.2 * sum(rewards[:3])
 
 
-def test_rewards_see_all_references_of_a_picture(
+def test_rewards_see_all_references_of_an_image(
     data: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = watch(monkeypatch)
@@ -102,7 +109,7 @@ def test_rewards_see_all_references_of_a_picture(
     table = load_inputs(
         small_parameters(), *(data[name] for name in ("features", "captions", "vocab", "embeddings"))
     ).train
-    given = [references for _, batches, _ in seen for _, references in batches]
+    given = [references for _, batches, _ in seen for references in batches]
     assert max(len(batches) for _, batches, _ in seen) == 2
     assert sum(len(references) for references in given) == len(table.image_ids)
     assert sum(int((references[:, :, 0] != PAD).sum()) for references in given) == len(table)

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from captioner.decoder import CaptionDecoder, DecoderConfig, build_decoder
+from captioner.decoder import Decoder, DecoderConfig, build_decoder
 from captioner.parameters import TrainParameters
 from captioner.search import beam_search
-from captioner.training import self_critical
-from captioner.training.sampling import sample_captions
-from captioner.training.self_critical import policy_loss, sample_advantages, self_critical_step
+from captioner.training.objectives import SelfCritical, self_critical
+from captioner.training.objectives.sampling import sample_captions
 from captioner.vocabulary.vocabulary import END, PAD, START, UNK
+from tests.training.objectives.steps import step
 
 VOCABULARY, CHANNELS, POSITIONS, LONGEST = 6, 5, 4, 3
 WORDS = (4, 5)
@@ -25,9 +26,7 @@ CAPTIONS = [(*words, END) for n in range(LONGEST) for words in itertools.product
 )
 
 
-def make_decoder(
-    cell: str = "lstm", seed: int = 0, dropout: float = 0.0, vocabulary: int = VOCABULARY
-) -> CaptionDecoder:
+def make_decoder(cell: str = "lstm", seed: int = 0, dropout: float = 0.0, vocabulary: int = VOCABULARY) -> Decoder:
     torch.manual_seed(seed)
     settings = DecoderConfig(
         cell,
@@ -59,23 +58,23 @@ def caption_of(tokens: list[int]) -> tuple[int, ...]:
     return tuple(token for token in tokens[1:] if token != PAD)
 
 
-def log_probability(decoder: CaptionDecoder, features: Tensor, caption: tuple[int, ...]) -> Tensor:
-    """Of one caption of one picture, a word at a time, with gradient; only END and the words share the probability.
+def log_probability(decoder: Decoder, features: Tensor, caption: tuple[int, ...]) -> Tensor:
+    """Of one caption of one image, a word at a time, with gradient; only END and the words share the probability.
 
-    Of a picture that stands in ``features`` more than once the mean, over what dropout left each time.
+    Of an image that stands in ``features`` more than once the mean, over what dropout left each time.
     """
     memory = decoder.encode(features)
-    state, total, last = decoder.start(memory, 1), features.new_zeros(()), START
+    state, total, last = decoder.initial_state(memory, 1), features.new_zeros(()), START
     for word in caption:
         logits, state, _ = decoder.step(torch.full((len(features), 1), last), state, memory)
         possible = [END, *WORDS]
-        total = total + torch.log_softmax(logits[:, possible], 1)[:, possible.index(word)].mean()
+        total = total + torch.log_softmax(logits[:, 0, possible], 1)[:, possible.index(word)].mean()
         last = word
     return total
 
 
 def worth(captions: np.ndarray, references: np.ndarray) -> np.ndarray:
-    """A reward that has nothing to do with language; the picture's number (its only reference) counts too."""
+    """A reward that has nothing to do with language; the image's number (its only reference) counts too."""
     number = references[:, 0, 0][:, None]
     return np.cos((captions * np.array([0, 1.3, 2.9, 0.7])[: captions.shape[2]]).sum(-1) + number) * 2 + 1
 
@@ -84,7 +83,7 @@ def rewards_of(captions: list[tuple[int, ...]], number: int) -> list[float]:
     return worth(np.array([[row(one) for one in captions]]), np.array([[[number]]]))[0].tolist()
 
 
-def trained(decoder: CaptionDecoder) -> list[Tensor]:
+def trained(decoder: Decoder) -> list[Tensor]:
     return [parameter for parameter in decoder.parameters() if parameter.requires_grad]
 
 
@@ -92,8 +91,8 @@ def flat(gradients) -> Tensor:
     return torch.cat([gradient.flatten() for gradient in gradients])
 
 
-def exact_gradient(decoder: CaptionDecoder, features: Tensor) -> Tensor:
-    """Of the expected reward, mean over the pictures, by enumeration."""
+def exact_gradient(decoder: Decoder, features: Tensor) -> Tensor:
+    """Of the expected reward, mean over the images, by enumeration."""
     expected = sum(
         log_probability(decoder, features[i : i + 1], caption).exp() * reward
         for i in range(len(features))
@@ -102,7 +101,7 @@ def exact_gradient(decoder: CaptionDecoder, features: Tensor) -> Tensor:
     return flat(torch.autograd.grad(expected, trained(decoder)))
 
 
-def greedy_caption(decoder: CaptionDecoder, features: Tensor) -> tuple[int, ...]:
+def greedy_caption(decoder: Decoder, features: Tensor) -> tuple[int, ...]:
     tokens: tuple[int, ...] = ()
     while len(tokens) < LONGEST and END not in tokens:
         tokens += (max((END, *WORDS), key=lambda word: log_probability(decoder, features, (*tokens, word)).item()),)
@@ -141,16 +140,13 @@ def test_expected_gradient_is_that_of_the_expected_reward(monkeypatch: pytest.Mo
         greedy_caption(decoder, features),
         [log_probability(decoder, features, one).exp().item() for one in CAPTIONS],
     )
-    total = torch.zeros(())
+    objective, total = SelfCritical(decoder, options, worth, LONGEST), torch.zeros(())
     for (one, p), (two, q) in itertools.product(zip(CAPTIONS, likely), repeat=2):
         drawn = [row(one), row(two), *([row(greedy)] if baseline == "greedy" else [])]
         monkeypatch.setattr(self_critical, "sample_captions", lambda *_, **__: torch.tensor([drawn]))
-        tokens, advantages, rewards = sample_advantages(
-            decoder, features, torch.zeros(1, 1, 1, dtype=torch.int64), worth, LONGEST, options
-        )
-        assert rewards[0].tolist() == pytest.approx(rewards_of([one, two], 0))
-        loss = policy_loss(decoder, features, tokens, advantages, 2)
-        total = total - p * q * flat(torch.autograd.grad(loss, trained(decoder)))
+        found, count = step(objective, [(features, torch.zeros(1, 1, 1, dtype=torch.int64))])
+        assert found == pytest.approx(sum(rewards_of([one, two], 0))) and count == 2
+        total = total - p * q * flat(parameter.grad for parameter in trained(decoder))
     torch.testing.assert_close(total, exact_gradient(decoder, features), rtol=1e-8, atol=1e-10)
 
 
@@ -161,7 +157,7 @@ def test_average_gradient_of_real_steps(baseline: str) -> None:
     decoder, features = make_decoder(dropout=0.5).train(), make_features(2)
     exact = exact_gradient(decoder.eval(), features)
     decoder.train()
-    assert_average_gradient(decoder, features, exact, TrainParameters(scst_samples=3, scst_baseline=baseline, clip=0))
+    assert_average_gradient(decoder, features, exact, TrainParameters(scst_samples=3, scst_baseline=baseline))
 
 
 def test_average_gradient_with_dropout() -> None:
@@ -180,19 +176,17 @@ def test_average_gradient_with_dropout() -> None:
             exact = exact + p * (reward - expected) * flat(torch.autograd.grad(mean, trained(decoder))) / 2
     without = exact_gradient(decoder, features)
     assert (exact - without).norm() > 0.2 * without.norm()  # it would show
-    assert_average_gradient(decoder, features, exact, TrainParameters(scst_samples=3, scst_dropout=True, clip=0))
+    assert_average_gradient(decoder, features, exact, TrainParameters(scst_samples=3, scst_dropout=True))
 
 
-def assert_average_gradient(decoder: CaptionDecoder, features: Tensor, exact: Tensor, options: TrainParameters) -> None:
+def assert_average_gradient(decoder: Decoder, features: Tensor, exact: Tensor, options: TrainParameters) -> None:
     many, numbers = features.repeat(40, 1, 1), torch.tensor([0, 1]).repeat(40).view(-1, 1, 1)
     start = [parameter.detach().clone() for parameter in trained(decoder)]
-    optimizer = torch.optim.SGD(trained(decoder), lr=1.0)
+    optimizer, objective = torch.optim.SGD(trained(decoder), lr=1.0), SelfCritical(decoder, options, worth, LONGEST)
     torch.manual_seed(0)
     found = []
     for _ in range(200):
-        self_critical_step(
-            worth, LONGEST, decoder, optimizer, [(many[:50], numbers[:50]), (many[50:], numbers[50:])], options
-        )
+        step(objective, [(many[:50], numbers[:50]), (many[50:], numbers[50:])], optimizer)
         found.append(flat(now.detach() - before for now, before in zip(trained(decoder), start)))
         for now, before in zip(trained(decoder), start):
             now.data.copy_(before)
@@ -203,8 +197,8 @@ def assert_average_gradient(decoder: CaptionDecoder, features: Tensor, exact: Te
 
 
 def test_greedy_is_the_last_caption_and_that_of_the_search() -> None:
-    decoder, features = make_decoder(seed=5, vocabulary=40), make_features(9)
-    decoder.vocabulary.bias.data[END] = 2.0
+    decoder, features = make_decoder(seed=6, vocabulary=40), make_features(9)
+    decoder.vocabulary.bias.data[END] = 3.0
     tokens = sample_captions(decoder, features, 2, 12, greedy=True)
     assert tokens.shape[:2] == (9, 3) and (tokens[:, :, 0] == START).all()
     found = [[token for token in caption if token not in (START, PAD)] for caption in tokens[:, 2].tolist()]
@@ -229,53 +223,42 @@ def test_what_is_never_drawn_and_where_captions_end() -> None:
 def test_no_random_number_draws_a_word_of_probability_0(
     monkeypatch: pytest.MonkeyPatch, number: float, word: int
 ) -> None:
-    monkeypatch.setattr(torch, "rand", lambda *size, **options: torch.full(size, number, **options))
+    monkeypatch.setattr(torch, "rand", lambda size, **options: torch.full(size, number, **options))
     assert (sample_captions(make_decoder(), make_features(2), 3, 1)[:, :, 1] == word).all()
 
 
-def test_ended_captions_are_not_computed_and_the_generator_decides() -> None:
+def test_sampling_ends_with_the_last_caption_and_the_generator_decides() -> None:
     decoder, features = make_decoder(), make_features(4)
     decoder.vocabulary.bias.data[END] = 1.0
-    rows, step = [], decoder.step
-    decoder.step = lambda words, state, memory, live=None: (
-        rows.append(4 if live is None else len(live)) or step(words, state, memory, live)
-    )
+    calls, usual = [], decoder.step
+    decoder.step = lambda *arguments: calls.append(1) or usual(*arguments)
     torch.manual_seed(7)
-    tokens = sample_captions(decoder, features, 6, LONGEST)
-    begun = [(tokens[:, :, t] != PAD).logical_and(tokens[:, :, t] != END).sum().item() for t in range(1, LONGEST)]
-    assert rows == [4, *begun] and begun[-1] < begun[0] < 24
-    assert not torch.equal(sample_captions(decoder, features, 6, LONGEST), tokens)
+    tokens = sample_captions(decoder, features, 6, 30)
+    ended = (tokens == END).cumsum(2) > 0
+    assert (ended.sum(2) > 0).all() and ((tokens == PAD) == (ended & (tokens != END))).all()
+    assert len(calls) == tokens.shape[2] - 1 < 30 and len(set(ended.sum(2).flatten().tolist())) > 1
+    assert not torch.equal(sample_captions(decoder, features, 6, 30), tokens)
     torch.manual_seed(7)
-    assert torch.equal(sample_captions(decoder, features, 6, LONGEST), tokens)
+    assert torch.equal(sample_captions(decoder, features, 6, 30), tokens)
 
 
-def test_a_step_clips_and_reports() -> None:
+def test_a_step_reports_the_rewards_of_its_samples() -> None:
     decoder, features = make_decoder(), make_features(2)
-    before = [parameter.detach().clone() for parameter in trained(decoder)]
     numbers = torch.tensor([0, 1]).view(-1, 1, 1)
     torch.manual_seed(1)
     drawn = sample_captions(decoder, features, 4, LONGEST)
     torch.manual_seed(1)
-    optimizer = torch.optim.SGD(trained(decoder), lr=1.0)
-    total, count = self_critical_step(
-        worth, LONGEST, decoder, optimizer, [(features, numbers)], TrainParameters(scst_samples=4, clip=1e-3)
-    )
-    assert count == 8 and total.item() == pytest.approx(worth(drawn.numpy(), numbers.numpy()).sum())
-    assert not total.requires_grad
-    moved = flat(now.detach() - old for now, old in zip(trained(decoder), before)).norm().item()
-    assert moved == pytest.approx(1e-3, rel=1e-3)
+    total, count = step(SelfCritical(decoder, TrainParameters(scst_samples=4), worth, LONGEST), [(features, numbers)])
+    assert count == 8 and total == pytest.approx(worth(drawn.numpy(), numbers.numpy()).sum())
 
 
 def test_training_earns_a_higher_reward() -> None:
     decoder, features = make_decoder(), make_features(2)
     numbers = torch.tensor([0, 1]).view(-1, 1, 1)
     optimizer = torch.optim.Adam(trained(decoder), lr=0.02)
+    objective = SelfCritical(decoder, TrainParameters(scst_samples=8), worth, LONGEST)
     torch.manual_seed(0)
-    options = TrainParameters(scst_samples=8)
-    means = [
-        self_critical_step(worth, LONGEST, decoder, optimizer, [(features, numbers)], options)[0].item() / 16
-        for _ in range(150)
-    ]
+    means = [step(objective, [(features, numbers)], optimizer)[0] / 16 for _ in range(150)]
     best = sum(max(rewards_of(CAPTIONS, i)) for i in range(2)) / 2
     assert sum(means[:5]) / 5 < 0.6 * best and sum(means[-5:]) / 5 > 0.9 * best
 
@@ -283,27 +266,20 @@ def test_training_earns_a_higher_reward() -> None:
 def test_a_loss_that_is_not_finite_is_seen_in_the_rewards() -> None:
     decoder, features = make_decoder(), make_features(2)
     decoder.word.weight.data[0, 0] = float("nan")
-    optimizer = torch.optim.SGD(trained(decoder), lr=1.0)
     numbers = torch.tensor([0, 1]).view(-1, 1, 1)
-    assert self_critical_step(worth, LONGEST, decoder, optimizer, [(features, numbers)], TrainParameters())[0].isnan()
+    total, _ = step(SelfCritical(decoder, TrainParameters(), worth, LONGEST), [(features, numbers)])
+    assert math.isnan(total)
 
 
 def test_bf16_has_nearly_the_same_gradient() -> None:
     torch.manual_seed(0)
     decoder, features = make_decoder().float(), make_features(40).float()
     numbers = torch.arange(40).view(-1, 1, 1) % 2
-    optimizer = torch.optim.SGD(trained(decoder), lr=0.0)
     found = []
     for precision in ("fp32", "bf16"):
         torch.manual_seed(0)
-        self_critical_step(
-            worth,
-            LONGEST,
-            decoder,
-            optimizer,
-            [(features, numbers)],
-            TrainParameters(precision=precision, scst_samples=50),
-        )
+        options = TrainParameters(precision=precision, scst_samples=50)
+        step(SelfCritical(decoder, options, worth, LONGEST), [(features, numbers)], options=options)
         found.append([parameter.grad for parameter in trained(decoder)])
     for one, two in zip(*found):
         assert (one - two).norm() <= 0.1 * one.norm()

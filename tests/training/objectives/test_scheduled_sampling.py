@@ -12,20 +12,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from captioner.decoder import CaptionDecoder, DecoderConfig, build_decoder
+from captioner.batches import inputs_and_targets
+from captioner.decoder import Decoder, DecoderConfig, build_decoder
 from captioner.errors import CaptionerError
 from captioner.parameters import TrainParameters
-from captioner.training import phases
-from captioner.training.batches import epoch_batches
+from captioner.training.data import epoch_batches
 from captioner.training.inputs import load_inputs
-from captioner.training.optimizers import build_optimizer, set_rates
-from captioner.training.parallel import Whole
-from captioner.training.scheduled_sampling import mix_inputs
-from captioner.training.step import training_step
+from captioner.training.objectives import CrossEntropy, SelfCritical, cross_entropy
+from captioner.training.objectives.scheduled_sampling import mix_inputs
 from captioner.vocabulary.vocabulary import END, PAD, START, UNK
 from tests.decoder.examples import make_decoder, make_features, make_tokens
 from tests.decoder.slow import slow_logits
 from tests.training.cuts import power_cut
+from tests.training.objectives.steps import step
 from tests.training.small import history, result_bytes, run, small_parameters, with_runtime
 
 
@@ -34,20 +33,17 @@ class Table(nn.Module):
 
     def __init__(self, following: dict[int, int], words: int) -> None:
         super().__init__()
-        self.following, self.rows = torch.tensor([following.get(word, END) for word in range(words)]), 0
+        self.following, self.steps = torch.tensor([following.get(word, END) for word in range(words)]), 0
 
     def encode(self, features: Tensor) -> None:
         assert not self.training
 
-    def start(self, memory: None, hypotheses: int) -> None:
+    def initial_state(self, memory: None, beams: int) -> None:
         return None
 
-    def advance(self, words: Tensor, state: None, memory: None, live: Tensor) -> tuple[Tensor, None, None]:
-        return words.flatten()[live], None, None
-
-    def vocabulary(self, last: Tensor) -> Tensor:
-        self.rows += len(last)
-        return F.one_hot(self.following[last], len(self.following)).double().log()
+    def step(self, tokens: Tensor, state: None, memory: None) -> tuple[Tensor, None, None]:
+        self.steps += 1
+        return F.one_hot(self.following[tokens], len(self.following)).double().log(), None, None
 
 
 def saying(following: dict[int, int], words: int = 30) -> Any:
@@ -56,18 +52,28 @@ def saying(following: dict[int, int], words: int = 30) -> Any:
 
 def test_everything_is_replaced_by_what_the_decoder_says() -> None:
     tokens = torch.tensor([[[START, 4, 5, 6, END], [START, 7, END, PAD, PAD]], [[START, 4, 4, END, PAD], [PAD] * 5]])
+    decoder, (inputs, _) = saying(dict.fromkeys(range(30), 9)), inputs_and_targets(tokens)
+    mixed = mix_inputs(decoder, torch.zeros(2, 1, 1), inputs, 1.0)
+    # START and padding stay
+    assert mixed.tolist() == [[[START, 9, 9, 9], [START, 9, PAD, PAD]], [[START, 9, 9, PAD], [PAD] * 4]]
+    assert decoder.training and decoder.steps == 3
+    assert inputs[0, 0].tolist() == [START, 4, 5, 6]  # as given
+
+
+def test_no_step_after_the_last_word_that_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs, coins = torch.tensor([[[START, 4, 5, 6, 7]]]), torch.tensor([[[0.0, 0.9, 0.0, 0.9, 0.9]]])
+    monkeypatch.setattr(
+        torch, "rand", lambda *size, **options: coins if size == (inputs.shape,) else torch.zeros(*size)
+    )
     decoder = saying(dict.fromkeys(range(30), 9))
-    mixed = mix_inputs(decoder, torch.zeros(2, 1, 1), tokens, 1.0)
-    # START stays, and so does what does not go in: the END of a caption and what follows it
-    assert mixed.tolist() == [[[START, 9, 9, 9], [START, 9, END, PAD]], [[START, 9, 9, END], [PAD] * 4]]
-    assert decoder.training and decoder.rows == 6
-    assert tokens[0, 0].tolist() == [START, 4, 5, 6, END]  # as given
+    assert mix_inputs(decoder, torch.zeros(1, 1, 1), inputs, 0.5).tolist() == [[[START, 4, 9, 6, 7]]]
+    assert decoder.steps == 2
 
 
 def test_words_follow_the_words_that_went_in() -> None:
     """A word that was drawn is what the next draw is after; <end> too."""
-    tokens = torch.tensor([[[START, 4, 5, 6, 7, 8, END]]])
-    mixed = mix_inputs(saying({START: 10, 10: 11, 11: END, END: 12, 12: 13}), torch.zeros(1, 1, 1), tokens, 1.0)
+    inputs = torch.tensor([[[START, 4, 5, 6, 7, 8]]])
+    mixed = mix_inputs(saying({START: 10, 10: 11, 11: END, END: 12, 12: 13}), torch.zeros(1, 1, 1), inputs, 1.0)
     assert mixed.tolist() == [[[START, 10, 11, END, 12, 13]]]
 
 
@@ -77,20 +83,20 @@ def test_words_that_evaluation_never_says_are_not_drawn() -> None:
     decoder.vocabulary.bias.data.fill_(-5)
     decoder.vocabulary.bias.data[[PAD, START, UNK]] = 50.0
     decoder.vocabulary.bias.data[END] = 30.0
-    tokens = make_tokens([[3]])
-    assert mix_inputs(decoder, make_features(1), tokens, 1.0).tolist() == [[[START, END, END, END]]]
+    inputs, _ = inputs_and_targets(make_tokens([[3]]))
+    assert mix_inputs(decoder, make_features(1), inputs, 1.0).tolist() == [[[START, END, END, END]]]
 
 
 def test_as_many_are_drawn_as_the_share_says_each_for_itself() -> None:
     """A decoder whose words no caption has, each of which says the last one: 40,000 coins of 0.3 in each place."""
     following = {word: 10 + (3 * word + 1) % 10 for word in range(20)}
     decoder, captions = saying(following), 40_000
-    tokens = torch.tensor([START, 4, 5, 6, END]).expand(1, captions, 5)
+    inputs = torch.tensor([START, 4, 5, 6]).expand(1, captions, 4)
     torch.manual_seed(0)
-    mixed = mix_inputs(decoder, torch.zeros(1, 1, 1), tokens, 0.3)[0]
+    mixed = mix_inputs(decoder, torch.zeros(1, 1, 1), inputs, 0.3)[0]
     drawn = mixed >= 10
-    assert not drawn[:, 0].any() and decoder.rows == int(drawn.sum())  # no logits but where there is a coin
-    assert torch.equal(mixed[~drawn], tokens[0, :, :-1][~drawn])
+    assert not drawn[:, 0].any()
+    assert torch.equal(mixed[~drawn], inputs[0][~drawn])
     before = mixed[:, :-1][drawn[:, 1:]]
     assert mixed[:, 1:][drawn[:, 1:]].tolist() == [following[word] for word in before.tolist()]
     for places in ([1], [2], [3], [1, 2], [1, 3], [2, 3], [1, 2, 3]):
@@ -110,7 +116,7 @@ def test_words_are_drawn_as_often_as_they_are_likely(cell: str) -> None:
     features = torch.randn(1, 4, 5, dtype=torch.float64)
     true, possible, share, count = (5, 4, 5), (END, 4, 5), 0.6, 30_000
     torch.manual_seed(2)
-    mixed = mix_inputs(decoder, features, torch.tensor([START, *true, END]).expand(1, count, 5), share)
+    mixed = mix_inputs(decoder, features, torch.tensor([START, *true]).expand(1, count, 4), share)
     assert decoder.training
     found = Counter(map(tuple, mixed[0, :, 1:].tolist()))
     deviations = []
@@ -128,16 +134,13 @@ def test_words_are_drawn_as_often_as_they_are_likely(cell: str) -> None:
     )  # chi-square, 26 degrees of freedom: once in 1,000
 
 
-def one_step(decoder: CaptionDecoder, features: Tensor, tokens: Tensor, sampled: float) -> tuple[float, list[Tensor]]:
-    """Summed cross entropy and gradients of the mean one."""
-    options = TrainParameters(optimizer="sgd", clip=0.0)
-    optimizer = build_optimizer(decoder, options)
-    set_rates(optimizer, (0.0, 0.0))
-    whole = Whole.of([tokens])
-    whole = Whole(whole.tokens, whole.captions, whole.images, whole.group, sampled)
-    total, count = training_step(decoder, optimizer, [(features, tokens)], options, whole)
+def one_step(decoder: Decoder, features: Tensor, tokens: Tensor, share: float) -> tuple[float, list[Tensor]]:
+    """Summed cross entropy and gradients of the mean one, where ``share`` of the words are drawn."""
+    options = TrainParameters(sampling="linear", sampling_start=1, sampling_epochs=1, sampling_rate=0.6)
+    objective = CrossEntropy(decoder, options)
+    total, count = step(objective, [(features, tokens)], epochs=share / 0.6)
     assert count == int((tokens > START).sum())
-    return total.item(), [parameter.grad for parameter in decoder.parameters() if parameter.requires_grad]
+    return total, [parameter.grad for parameter in decoder.parameters() if parameter.requires_grad]
 
 
 @pytest.mark.parametrize(("cell", "shape"), [("gru", {}), ("lstm", {}), ("lstm", {"layers": 2, "tie_weights": True})])
@@ -149,8 +152,9 @@ def test_what_is_learned_is_the_caption_after_the_words_that_went_in(cell: str, 
         make_tokens([[4, 1], [7, -1], [2, 5]]),
     )
     torch.manual_seed(5)
-    mixed = mix_inputs(decoder, features, tokens, 0.6)
-    assert 3 <= int((mixed != tokens[..., :-1]).sum()) < 16
+    inputs, _ = inputs_and_targets(tokens)
+    mixed = mix_inputs(decoder, features, inputs, 0.6)
+    assert 3 <= int((mixed != inputs).sum()) < 16
     torch.manual_seed(5)
     total, gradients = one_step(decoder, features, tokens, 0.6)
     entropy = 0.0
@@ -216,31 +220,32 @@ def test_every_parameter_changes_the_result(
     assert rows[0] == usual[0] and rows[1]["val_cross_entropy"] != usual[1]["val_cross_entropy"]
 
 
-def watch(monkeypatch: pytest.MonkeyPatch, name: str) -> list[float]:
-    """Shares of the steps of a kind from here on."""
-    seen, original = [], getattr(phases, name)
-
-    def step(*arguments: Any) -> Any:
-        seen.append(arguments[-1].sampled)
-        return original(*arguments)
-
-    monkeypatch.setattr(phases, name, step)
-    return seen
-
-
 def test_shares_of_the_steps_of_a_run(
     data: dict[str, Path], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """0 in the first epoch, to 0.5 in the next two, step by step; nothing in self-critical training."""
-    seen, critical = watch(monkeypatch, "training_step"), watch(monkeypatch, "self_critical_step")
+    shares: list[float] = []  # of the steps
+    mixed: list[float] = []  # of calls of mix_inputs
+    critical: list[int] = []  # calls of mix_inputs before each step of self-critical training
+    usual_share, usual_mix, usual_prepare = cross_entropy.sampled_share, mix_inputs, SelfCritical.prepare
+    monkeypatch.setattr(
+        cross_entropy, "sampled_share", lambda *arguments: shares.append(usual_share(*arguments)) or shares[-1]
+    )
+    monkeypatch.setattr(
+        cross_entropy, "mix_inputs", lambda *arguments: mixed.append(arguments[-1]) or usual_mix(*arguments)
+    )
+    monkeypatch.setattr(
+        SelfCritical, "prepare", lambda *arguments: critical.append(len(mixed)) or usual_prepare(*arguments)
+    )
     run(tmp_path, data, small_parameters(**OPTIONS, scst_epochs=1))
     table = load_inputs(
         small_parameters(), *(data[name] for name in ("features", "captions", "vocab", "embeddings"))
     ).train
     steps = [len(epoch_batches(table, 16, 0, 2, seed=1, epoch=epoch)) for epoch in range(1, 5)]
     rising = [(epoch + step / steps[1 + epoch]) / 2 * 0.5 for epoch in range(2) for step in range(steps[1 + epoch])]
-    assert seen == pytest.approx([0.0] * steps[0] + rising + [0.5] * steps[3]) and min(steps) > 3
-    assert critical and set(critical) == {0.0}
+    assert shares == pytest.approx([0.0] * steps[0] + rising + [0.5] * steps[3]) and min(steps) > 3
+    assert mixed == [share for share in shares if share]
+    assert critical and set(critical) == {len(mixed)}
     for ours, usual in zip(history(tmp_path), history(whole)):
         assert {name: ours[name] for name in usual} == usual
 

@@ -6,20 +6,20 @@ import math
 
 import numpy as np
 import pytest
+from captioner.metrics.ngrams import DocumentFrequencies, ngram_sizes, ngrams
+from captioner.metrics.reward import CaptionReward, Matches, bleu_4, cider_d
 from pycocoevalcap.bleu.bleu_scorer import BleuScorer
 from pycocoevalcap.cider.cider_scorer import CiderScorer
 
+from captioner.batches import CaptionTable
 from captioner.errors import CaptionerError
-from captioner.training.batches import CaptionTable
-from captioner.training.ngrams import DocumentFrequencies, ngram_sizes, ngrams
-from captioner.training.reward import CaptionReward, Matches, bleu_4, cider_d
 from captioner.vocabulary.vocabulary import END, START
 
 A, B, C, D = 4, 5, 6, 65535
 
 
 def table(captions: list[list[list[int]]]) -> np.ndarray:
-    """Words of captions (with END or without) of each picture -> (I, K, T + 1) rows, PAD where a picture has fewer."""
+    """Words of captions (with END or without) of each image -> (I, K, T + 1) rows, PAD where an image has fewer."""
     tokens = np.zeros(
         (len(captions), max(map(len, captions)), 1 + max(len(one) for group in captions for one in group)),
         dtype=np.int64,
@@ -40,7 +40,7 @@ def caption_table(references: list[list[list[int]]]) -> CaptionTable:
 def random_captions(
     generator: np.random.Generator, images: int, low: int, high: int, shortest: int, longest: int, words: int
 ) -> list[list[list[int]]]:
-    """Between low and high captions a picture; few words, so that n-grams repeat within a caption; a tenth lacks
+    """Between low and high captions an image; few words, so that n-grams repeat within a caption; a tenth lacks
     END."""
     groups = []
     for _ in range(images):
@@ -59,7 +59,7 @@ def text(words: list[int]) -> str:
 
 
 def theirs(captions: list[list[list[int]]], references: list[list[list[int]]], sample: int, scorer) -> list[float]:
-    """pycocoevalcap's score of one caption of each picture."""
+    """pycocoevalcap's score of one caption of each image."""
     for group, truth in zip(captions, references):
         scorer += (text(group[sample]), [text(one) for one in truth])
     if isinstance(scorer, BleuScorer):
@@ -88,8 +88,8 @@ def test_equals_pycocoevalcap(seed: int, words: int) -> None:
     assert cider.max() > 1 and bleu.max() > 0.9  # there was something to score
 
 
-def test_a_batch_has_the_document_frequencies_of_all_training_pictures() -> None:
-    """Three pictures of thirty get what they get when all thirty are scored, n-grams that no reference has included."""
+def test_a_batch_has_the_document_frequencies_of_all_training_images() -> None:
+    """Three images of thirty get what they get when all thirty are scored, n-grams that no reference has included."""
     generator = np.random.default_rng(0)
     references = random_captions(generator, 30, 2, 5, 1, 9, 10)
     captions = random_captions(generator, 30, 1, 1, 1, 9, 12)
@@ -100,7 +100,7 @@ def test_a_batch_has_the_document_frequencies_of_all_training_pictures() -> None
 
 
 def test_cider_d_by_hand() -> None:
-    """Two pictures, one word each: log(2 / 1) is every weight but that of END, which both have."""
+    """Two images, one word each: log(2 / 1) is every weight but that of END, which both have."""
     references = [[[A, END]], [[B, END]]]
     reward = CaptionReward(caption_table(references))
     found = reward(table([[[A, END], [A, A, END], [B, END], [END]]]), table(references[:1]))
@@ -119,7 +119,7 @@ def test_weight_of_bleu_4() -> None:
         assert found[:, 2].tolist() == pytest.approx([one + weight * two for one, two in zip(cider, bleu)])
 
 
-def test_document_frequencies_count_pictures() -> None:
+def test_document_frequencies_count_images() -> None:
     frequencies = caption_table([[[A, A, B, END], [A, END]], [[A, B, END]], [[B, END]]])
     counted = DocumentFrequencies.of(frequencies.tokens[:-1, 1:], frequencies.image)
     two = 1 << 16

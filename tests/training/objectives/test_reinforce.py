@@ -10,14 +10,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from captioner.decoder import CaptionDecoder, DecoderConfig, build_decoder
+from captioner.batches import inputs_and_targets
+from captioner.decoder import Decoder, DecoderConfig, build_decoder, unmasked
 from captioner.decoder.attention import hard
 from captioner.parameters import TrainParameters
-from captioner.training.reinforce import Reinforce
-from captioner.training.self_critical import self_critical_step
-from captioner.training.step import training_step
+from captioner.training.objectives import CrossEntropy, SelfCritical
+from captioner.training.optimizers import build_optimizer, set_rates
 from captioner.vocabulary.vocabulary import END, START
 from tests.decoder.slow import slow_logits
+from tests.training.objectives.steps import step
 
 VOCABULARY, CHANNELS, POSITIONS = 9, 5, 3
 CAPTION = torch.tensor([START, 6, 4, END])
@@ -30,7 +31,7 @@ RAGGED = torch.tensor(
 )
 
 
-def make_decoder(cell: str = "gru") -> CaptionDecoder:
+def make_decoder(cell: str = "gru") -> Decoder:
     torch.manual_seed(0)
     settings = DecoderConfig(
         cell, "hard", VOCABULARY, 3, CHANNELS, POSITIONS, feature_size=4, hidden_size=5, attention_size=3, dropout=0.0
@@ -45,28 +46,28 @@ def make_features(images: int) -> Tensor:
     return torch.randn(images, POSITIONS, CHANNELS, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 
 
-def trained(decoder: CaptionDecoder) -> list[Tensor]:
+def trained(decoder: Decoder) -> list[Tensor]:
     return [parameter for parameter in decoder.parameters() if parameter.requires_grad]
 
 
-def gradient_of(loss: Tensor, decoder: CaptionDecoder) -> Tensor:
+def gradient_of(loss: Tensor, decoder: Decoder) -> Tensor:
     found = torch.autograd.grad(loss, trained(decoder))
     return torch.cat([part.flatten() for part in found])
 
 
 def step_gradient(
-    decoder: CaptionDecoder, batches: list[tuple[Tensor, Tensor]], options: TrainParameters, baseline: float
-) -> tuple[Tensor, Reinforce, float]:
-    """The gradient that a training step hands to the optimiser, and the cross entropy that it reports."""
-    reinforce = Reinforce(decoder, options)
-    reinforce.state["baseline"].fill_(baseline)
-    optimizer = torch.optim.SGD(trained(decoder), lr=0.0)
-    total, _ = training_step(decoder, optimizer, batches, options, reinforce=reinforce)
-    return torch.cat([parameter.grad.flatten() for parameter in trained(decoder)]), reinforce, total.item()
+    decoder: Decoder, batches: list[tuple[Tensor, Tensor]], options: TrainParameters, baseline: float
+) -> tuple[Tensor, float, float]:
+    """The gradient of a training step, the baseline after it, and the cross entropy that it reports."""
+    objective = CrossEntropy(decoder, options)
+    objective.state["baseline"].fill_(baseline)
+    total, _ = step(objective, batches, options=options)
+    gradient = torch.cat([parameter.grad.flatten() for parameter in trained(decoder)])
+    return gradient, objective.state["baseline"].item(), total
 
 
 def path_terms(
-    decoder: CaptionDecoder, features: Tensor, caption: Tensor, path: tuple[int, ...]
+    decoder: Decoder, features: Tensor, caption: Tensor, path: tuple[int, ...]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """log p(word t | s) and log p(s_t), (n,) each, and the entropy of alpha summed over the words, from the slow
     decoder."""
@@ -100,7 +101,7 @@ def test_expected_gradient_is_that_of_the_bound(
     The bound is sum over s of p(s) log p(y | s); with lambda_r = 1 both of its terms have their full weight.
     """
     decoder, features = make_decoder(cell), make_features(1)
-    options = TrainParameters(hard_reinforce=reward, hard_entropy=entropy, clip=0)
+    options = TrainParameters(hard_reinforce=reward, hard_entropy=entropy)
     found, exact, total = 0.0, 0.0, 0.0
     for path in itertools.product(range(POSITIONS), repeat=3):
         words, choices, spread = path_terms(decoder, features[0], CAPTION, path)
@@ -129,26 +130,24 @@ def test_one_draw_by_hand(split: tuple[int, ...]) -> None:
     """Ragged captions in one batch or in several of a step, some with the expected value: the terms caption by
     caption."""
     decoder, features, baseline = make_decoder("lstm"), make_features(3), -1.5
-    options = TrainParameters(hard_reinforce=0.8, hard_entropy=0.05, clip=0)
+    options = TrainParameters(hard_reinforce=0.8, hard_entropy=0.05)
     batches = list(zip(features.split(split), RAGGED.split(split)))
     torch.manual_seed(1)
-    paths = []
+    drawn = []
     for part, tokens in batches:
-        _, _, packing, positions = decoder.hidden(part, tokens)
-        first = sum(len(before) for before, _ in batches[: len(paths)])
-        paths.append(
-            {
-                number + 3 * first: positions[packing.caption == number].tolist()
-                for number in packing.caption.unique().tolist()
-            }
-        )
+        inputs, targets = inputs_and_targets(tokens)
+        decoder(decoder.encode(part), inputs, unmasked(targets))
+        drawn.append(decoder.attention.drawn_positions())
+    positions = torch.cat(drawn)  # (3, 3, 5)
     torch.manual_seed(1)
-    gradient, reinforce, total = step_gradient(decoder, batches, options, baseline)
+    gradient, after, total = step_gradient(decoder, batches, options, baseline)
 
     loss, seen, cross_entropy = 0.0, [], 0.0
-    for number, path in {number: path for part in paths for number, path in part.items()}.items():
-        i, k = divmod(number, 3)
+    for i, k in itertools.product(range(3), repeat=2):
         caption = RAGGED[i, k][RAGGED[i, k] != 0]
+        if not len(caption):
+            continue
+        path = positions[i, k, : len(caption) - 1].tolist()
         words, choices, spread = path_terms(decoder, features[i], caption, path)
         loss = loss - words.sum() - 0.05 * spread
         cross_entropy -= words.sum().item()
@@ -160,20 +159,19 @@ def test_one_draw_by_hand(split: tuple[int, ...]) -> None:
     assert 0 < len(seen) < tokens
     torch.testing.assert_close(gradient, gradient_of(loss / tokens, decoder), rtol=1e-9, atol=1e-11)
     assert total == pytest.approx(cross_entropy, rel=1e-12)
-    assert reinforce.state["baseline"].item() == pytest.approx(0.9 * baseline + 0.1 * sum(seen) / len(seen), rel=1e-12)
+    assert after == pytest.approx(0.9 * baseline + 0.1 * sum(seen) / len(seen), rel=1e-12)
 
 
 def test_the_baseline_begins_with_a_guess_and_stays_where_nothing_was_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     decoder = make_decoder()
-    reinforce = Reinforce(decoder, TrainParameters())
-    assert reinforce.state["baseline"].item() == pytest.approx(-math.log(VOCABULARY))
+    assert CrossEntropy(decoder, TrainParameters()).state["baseline"].item() == pytest.approx(-math.log(VOCABULARY))
     monkeypatch.setattr(hard, "EXPECTED_SHARE", 1.0)
-    gradient, reinforce, _ = step_gradient(
-        decoder, [(make_features(3), RAGGED)], TrainParameters(hard_entropy=0.0, clip=0), -3.0
+    gradient, baseline, _ = step_gradient(
+        decoder, [(make_features(3), RAGGED)], TrainParameters(hard_entropy=0.0), -3.0
     )
-    assert reinforce.state["baseline"].item() == -3.0
+    assert baseline == -3.0
     other, _, _ = step_gradient(
-        decoder, [(make_features(3), RAGGED)], TrainParameters(hard_entropy=0.0, hard_reinforce=0.0, clip=0), 7.0
+        decoder, [(make_features(3), RAGGED)], TrainParameters(hard_entropy=0.0, hard_reinforce=0.0), 7.0
     )
     assert torch.equal(gradient, other)  # nothing to reinforce, whatever the baseline
 
@@ -181,10 +179,10 @@ def test_the_baseline_begins_with_a_guess_and_stays_where_nothing_was_drawn(monk
 def test_a_weight_of_0_does_no_harm() -> None:
     """Scores so far apart that all weights but one are 0 in float32: finite gradients, and the entropy's is 0."""
     decoder, features = make_decoder().float(), make_features(3).float()
-    decoder.attention.score.data.mul_(1e4)
-    assert (decoder.hidden(features, RAGGED)[1] == 0).any()
-    gradient, reinforce, _ = step_gradient(decoder, [(features, RAGGED)], TrainParameters(clip=0), -2.0)
-    assert gradient.isfinite().all() and reinforce.state["baseline"].isfinite() and gradient.abs().max() > 0
+    decoder.attention.score.weight.data.mul_(1e4)
+    assert (decoder(decoder.encode(features), inputs_and_targets(RAGGED)[0])[1] == 0).any()
+    gradient, baseline, _ = step_gradient(decoder, [(features, RAGGED)], TrainParameters(), -2.0)
+    assert gradient.isfinite().all() and math.isfinite(baseline) and gradient.abs().max() > 0
 
 
 def test_bf16_has_nearly_the_same_gradient() -> None:
@@ -192,34 +190,30 @@ def test_bf16_has_nearly_the_same_gradient() -> None:
     batch, found = [(features, RAGGED.repeat(20, 1, 1))], []
     for precision in ("fp32", "bf16"):
         torch.manual_seed(0)
-        found.append(step_gradient(decoder, batch, TrainParameters(precision=precision, clip=0), -2.0)[0])
+        found.append(step_gradient(decoder, batch, TrainParameters(precision=precision), -2.0)[0])
     assert 0 < (found[0] - found[1]).norm() < 0.1 * found[0].norm()
 
 
-def test_self_critical_training_leaves_the_scores_as_they_are() -> None:
-    """It is of the likeliest position, as evaluation is, which has no gradient in the scores; all else learns."""
-    decoder, queries = make_decoder(), 3
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
+def test_self_critical_training_leaves_the_scores_as_they_are(optimizer: str) -> None:
+    """It is of the likeliest position, as evaluation is, which has no gradient in the scores; all else learns. Weight
+    decay passes over parameters without a gradient."""
+    decoder, options = make_decoder(), TrainParameters(optimizer=optimizer, weight_decay=0.1)
     before = {name: parameter.detach().clone() for name, parameter in decoder.named_parameters()}
-    optimizer = torch.optim.Adam(trained(decoder), lr=0.01)
+    learner = build_optimizer(decoder, options)
+    set_rates(learner, (0.01, 0.01))
+    objective = SelfCritical(decoder, options, lambda captions, _: (captions == END).any(-1) * 1.0, 3)
     torch.manual_seed(0)
     for _ in range(3):
-        self_critical_step(
-            lambda captions, _: (captions == END).any(-1) * 1.0,
-            3,
-            decoder,
-            optimizer,
-            [(make_features(3), RAGGED)],
-            TrainParameters(),
-        )
+        step(objective, [(make_features(3), RAGGED)], learner)
     changed = {name for name, parameter in decoder.named_parameters() if not torch.equal(parameter, before[name])}
-    assert set(before) - changed == {"attention.score", "attention.key.weight", "embedding.weight"}
-    rows = (decoder.recurrent.weight != before["recurrent.weight"]).any(1)
-    assert not rows[:queries].any() and rows[queries:].all()
+    scores = {f"attention.{name}" for name in ("score.weight", "key.weight", "query.weight", "query.bias")}
+    assert set(before) - changed == scores | {"embedding.weight"}
 
 
 @pytest.mark.parametrize("reward", [1.0, 0.0])
 def test_it_learns_to_look_where_the_word_is(monkeypatch: pytest.MonkeyPatch, reward: float) -> None:
-    """From drawn positions alone: one cell of a picture shows the word, another one a wrong word without the mark."""
+    """From drawn positions alone: one cell of an image shows the word, another one a wrong word without the mark."""
     monkeypatch.setattr(hard, "EXPECTED_SHARE", 0.0)
     torch.manual_seed(0)
     settings = DecoderConfig(
@@ -236,7 +230,7 @@ def test_it_learns_to_look_where_the_word_is(monkeypatch: pytest.MonkeyPatch, re
         dropout=0.0,
     )
     decoder, options = build_decoder(settings), TrainParameters(hard_reinforce=reward)
-    optimizer, reinforce = torch.optim.Adam(trained(decoder), lr=0.01), Reinforce(decoder, options)
+    optimizer, objective = torch.optim.Adam(trained(decoder), lr=0.01), CrossEntropy(decoder, options)
 
     def draw(images: int) -> tuple[Tensor, Tensor, Tensor]:
         features, place, word = (
@@ -253,10 +247,10 @@ def test_it_learns_to_look_where_the_word_is(monkeypatch: pytest.MonkeyPatch, re
 
     for _ in range(250):
         features, tokens, _ = draw(64)
-        training_step(decoder, optimizer, [(features, tokens)], options, reinforce=reinforce)
+        step(objective, [(features, tokens)], optimizer)
     features, tokens, place = draw(500)
-    outputs = decoder.eval()(features, tokens)
-    first = outputs.step == 0
-    looked = (outputs.weights[first].argmax(-1) == place[outputs.caption[first]]).float().mean()
-    said = (outputs.logits[first].argmax(-1) == outputs.targets[first]).float().mean()
+    decoder.eval()
+    logits, attention = decoder(decoder.encode(features), tokens[..., :1])
+    looked = (attention[:, 0, 0].argmax(-1) == place).float().mean()
+    said = (logits.argmax(-1) == tokens[:, 0, 1]).float().mean()
     assert (looked > 0.9 and said > 0.9) if reward else looked < 0.6
