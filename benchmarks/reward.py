@@ -2,7 +2,7 @@
 
     python -m benchmarks.reward [--threads N] [--repeats R]
 
-16 pictures of 49x2048 features, 5 sampled captions of at most 20 words and 5 references each, a vocabulary of 9,500
+16 images of 49x2048 features, 5 sampled captions of at most 20 words and 5 references each, a vocabulary of 9,500
 words, 512 hidden units. Document frequencies are those of as many captions as COCO's training split has, drawn by
 Zipf's law. The share of the step is
 given as a ratio of rates: 5 is a share of 0.20.
@@ -19,13 +19,15 @@ import numpy as np
 import torch
 
 from benchmarks.report import measure, print_results, result
+from captioner.batches import CaptionTable
 from captioner.decoder import DecoderConfig, build_decoder
 from captioner.device import prepare_device
+from captioner.metrics.reward import CaptionReward
 from captioner.parameters import TrainParameters
-from captioner.training.batches import CaptionTable
-from captioner.training.reward import CaptionReward
-from captioner.training.sampling import sample_captions
-from captioner.training.self_critical import self_critical_step
+from captioner.training.data import GlobalBatch
+from captioner.training.objectives import SelfCritical
+from captioner.training.objectives.sampling import sample_captions
+from captioner.training.optimizers import clip_gradients
 from captioner.vocabulary.vocabulary import END, PAD, START
 
 SHARE_TARGET = 5.0
@@ -47,7 +49,7 @@ class Sizes:
 
 
 def make_table(sizes: Sizes) -> CaptionTable:
-    """Training captions of 6 to 15 words, the same number for every picture; the k-th word's frequency is proportional
+    """Training captions of 6 to 15 words, the same number for every image; the k-th word's frequency is proportional
     to 1 / k."""
     generator = np.random.default_rng(0)
     captions = sizes.documents * sizes.references
@@ -93,13 +95,20 @@ def run(sizes: Sizes, device: torch.device, repeats: int) -> list[dict]:
     )  # lengths stay so
     features = torch.rand(sizes.images, sizes.positions, sizes.channels).half().to(device)
     references = table.tokens[: sizes.images * sizes.references].reshape(sizes.images, sizes.references, -1)
-    batches = [(features, torch.from_numpy(references))]
+    tokens = torch.from_numpy(references)
+    counts = GlobalBatch(int((tokens[..., 1:] != PAD).sum()), sizes.images * sizes.references, sizes.images)
+    objective = SelfCritical(decoder, options, reward, sizes.longest)
     captions = sample_captions(decoder.eval(), features, sizes.samples, sizes.longest).cpu().numpy()
     count = sizes.images * sizes.samples
     texts, truths = ([[_text(row) for row in group] for group in groups] for groups in (captions, references))
 
     def step() -> int:
-        return self_critical_step(reward, sizes.longest, decoder, optimizer, batches, options)[1]
+        optimizer.zero_grad(set_to_none=True)
+        loss, statistics = objective(*objective.prepare(features, tokens, counts, 1.0, 0.0))
+        loss.backward()
+        clip_gradients([parameter for group in optimizer.param_groups for parameter in group["params"]], options.clip)
+        optimizer.step()
+        return objective.finish(statistics, counts)[1]
 
     def ours() -> int:
         reward(captions, references)
