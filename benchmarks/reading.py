@@ -22,9 +22,9 @@ from torch import Tensor
 from benchmarks.read import write_rows
 from benchmarks.report import print_results, result
 from benchmarks.train import PRECISIONS, OurLoop, Sizes, make_table
+from captioner.batches import Batch, BatchLoader
 from captioner.device import prepare_device
 from captioner.features.store import FeatureStore
-from captioner.training.batches import Batch, BatchLoader
 
 TARGET = 0.97
 READERS = ("disk", "ram")
@@ -40,9 +40,9 @@ class TimedLoader(BatchLoader):
 
     waits: list[float] = []
 
-    def stream_groups(self, groups: Iterable[list[Batch | None]]) -> Iterator[list[tuple[Tensor, Tensor] | None]]:
+    def stream(self, groups: Iterable[list[Batch]]) -> Iterator[list[tuple[Tensor, Tensor]]]:
         self.waits = []
-        batches = super().stream_groups(groups)
+        batches = super().stream(groups)
         while True:
             started = time.perf_counter()
             batch = next(batches, None)
@@ -76,8 +76,8 @@ def run(
             for where, loop in loops.items():
                 loop.run(_WARM, steps)
                 waited = sum(loaders[where].waits[_WARM : _WARM + steps])
-                rates[where].append(loop.step.captions / loop.step.seconds)
-                unhindered[where].append(loop.step.captions / (loop.step.seconds - waited))
+                rates[where].append(loop.clock.captions / loop.clock.seconds)
+                unhindered[where].append(loop.clock.captions / (loop.clock.seconds - waited))
                 waits[where].append(waited / steps)
     facts = {
         "device": str(device),

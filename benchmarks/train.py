@@ -4,10 +4,10 @@
     python -m benchmarks.train --device cpu --images 200 --channels 64 --hidden 32 --vocabulary 500 --batch-size 64
     --steps 2
 
-82,783 pictures of 7x7x2048 fp16 features (random numbers made on the device, 16.6 GB), 414,113 captions as long as
+82,783 images of 7x7x2048 fp16 features (random numbers made on the device, 16.6 GB), 414,113 captions as long as
 COCO's, a vocabulary of 9,500 words, soft attention and an LSTM of 512 units, no validation. In every round some steps
 of the training loop are timed after others to warm up, then some of the textbook loop (fp32) on batches of the same
-captions; on a GPU also some of ours in bf16 that launch every kernel by itself, without the CUDA graph. Seconds an
+captions; on a GPU also some of ours in bf16 that launch every kernel by itself, without CUDA graphs. Seconds an
 epoch are **extrapolated** from the steps and the time before the first one; --full times whole epochs instead. A GPU's
 idle share is one less the time that torch.profiler finds it at work in a step, as a share of the unprofiled step's
 time.
@@ -22,9 +22,10 @@ import tempfile
 import time
 import warnings
 from collections import Counter
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from unittest import mock
 
 import click
 import numpy as np
@@ -33,17 +34,18 @@ from torch import Tensor
 
 from benchmarks.report import print_results, result
 from benchmarks.textbook_decoder import TextbookDecoder, textbook_step
-from captioner.decoder import DecoderConfig, build_decoder
+from captioner.batches import Batch, BatchLoader, CaptionTable
+from captioner.cuda_graphs import GraphedModule
+from captioner.decoder import Decoder, DecoderConfig, build_decoder
 from captioner.device import prepare_device
 from captioner.features.readers import GpuReader
 from captioner.interrupts import StopSignal
 from captioner.parameters import TrainParameters
-from captioner.processes import Rank
-from captioner.training.batches import BatchLoader, CaptionTable, epoch_batches
-from captioner.training.loop import STOP_FILE, Setting, Trainer
-from captioner.training.parallel import Group, Whole
-from captioner.training.phases import Step, build_phases
-from captioner.training.step import training_step
+from captioner.training.data import epoch_batches
+from captioner.training.distributed import Group
+from captioner.training.phases import build_phases
+from captioner.training.stage import LENGTH_MULTIPLE
+from captioner.training.train import TrainContext, fit
 from captioner.vocabulary.vocabulary import END, PAD, START
 
 EPOCH_TARGET = 10.0  # seconds at the larger batch, on one H100
@@ -76,7 +78,7 @@ _PROFILED = 4  # steps
 
 @dataclass(frozen=True)
 class Sizes:
-    """What the issue of the benchmark fixes; ``captions`` are spread over the pictures as evenly as can be."""
+    """What the issue of the benchmark fixes; ``captions`` are spread over the images as evenly as can be."""
 
     images: int = 82_783
     captions: int = 414_113
@@ -109,42 +111,52 @@ def make_features(sizes: Sizes, device: torch.device) -> Tensor:
     return features
 
 
-class TimedStep:
-    """The project's training step, which looks at the clock and ends the loop, by its own stop file, when enough are
-    done.
+class Done(Exception):
+    """Ends ``fit`` when enough steps are timed, or at the end of an epoch."""
+
+
+class StepClock:
+    """The loader and the validator of a training loop, which look at the clock when the loop asks for the next batch.
 
     Attributes:
         calls: all steps so far.
+        first: when the first step of the stretch began.
         seconds: of the timed steps and of what the loop did between them.
         captions: of the timed steps.
-        first: when the first step of the stretch began.
     """
 
-    def __init__(self, step: Step, folder: Path, device: torch.device) -> None:
-        self._step, self._stop, self._device = step, folder / STOP_FILE, device
+    def __init__(self, loader: BatchLoader, device: torch.device) -> None:
+        self._loader, self._device, self.table = loader, device, loader.table
         self.calls, self.first, self.seconds, self.captions = 0, 0.0, 0.0, 0
-        self._begin, self._end, self._started = 0, -1, 0.0
+        self._begin, self._end, self._started, self._in_step = 0, -1, 0.0, 0
 
     def stretch(self, warm: int, timed: int) -> None:
-        """Time ``timed`` steps after the next ``warm``, at least 1."""
+        """Time ``timed`` steps after the next ``warm``, at least 1; then ``Done``."""
         self._begin, self._end = self.calls + warm, self.calls + warm + timed
         self.first, self.captions = 0.0, 0
-        self._stop.unlink(missing_ok=True)
 
-    def __call__(
-        self, decoder: Any, optimizer: Any, batches: Any, options: TrainParameters, whole: Whole
-    ) -> tuple[Tensor, int]:
-        self.first = self.first or time.perf_counter()
-        outcome = self._step(decoder, optimizer, batches, options, whole)
+    def stream(self, groups: Iterable[list[Batch]]) -> Iterator[list[tuple[Tensor, Tensor]]]:
+        """See ``BatchLoader``."""
+        for loaded in self._loader.stream(groups):
+            self.first = self.first or time.perf_counter()
+            self._in_step = sum(int((tokens[..., 1] != PAD).sum()) for _, tokens in loaded)
+            yield loaded
+            self._end_step()  # the loop comes back for the next batch
+
+    def metrics(self, decoder: Decoder, stop: Callable[[], bool]) -> dict[str, float]:
+        """In place of validation: the epoch is over."""
+        self._end_step()  # the last one, after which the loop asks for no batch
+        raise Done
+
+    def _end_step(self) -> None:
         self.calls += 1
         if self.calls > self._begin:
-            self.captions += whole.captions
+            self.captions += self._in_step
         if self.calls == self._begin:
             self._started = self._now()
         if self.calls == self._end:
             self.seconds = self._now() - self._started
-            self._stop.touch()
-        return outcome
+            raise Done
 
     def _now(self) -> float:
         synchronize(self._device)
@@ -183,39 +195,43 @@ class OurLoop:
             sizes.hidden,
             self.options.attention_size,
         )
-        decoder = build_decoder(config).to(device)
-        (phase,) = build_phases(self.options, loader.table, LONGEST, decoder)
-        if not graphed:
-            phase = replace(phase, step=training_step, graph=None)
-        self.step, self._device = TimedStep(phase.step, folder, device), device
-        setting = Setting(
-            loader, None, 0, 1, folder, Group(Rank(), device), float("inf")
-        )  # nobody validates, no state is saved
-        self._trainer = Trainer(decoder, self.options, [replace(phase, step=self.step)], setting)
+        self.decoder = build_decoder(config).to(device)
+        self._phases = build_phases(self.options, loader.table, LONGEST, self.decoder)
+        # kept, because a new one would record its graphs anew in every run
+        self._model = GraphedModule(self._phases[0].objective, graphed and device.type == "cuda")
+        self.clock, self._device = StepClock(loader, device), device
+        # no checkpoint is saved
+        self._context = TrainContext(self.clock, self.clock, Group(device=device), 0, 1, folder, float("inf"))
         self.steps_in_epoch = len(epoch_batches(loader.table, batch_size, self.options.captions_per_image, 1, 0, 1))
+        self._recorded = False
 
-    def run(self, warm: int, timed: int, again: bool = False) -> float:
-        """Some steps of a new epoch, or ``again`` of the last one; seconds between its beginning and the first of
-        them."""
-        self.step.stretch(warm, timed)
+    def run(self, warm: int, timed: int) -> float:
+        """The first steps of the epoch; seconds between its beginning and the first of them."""
+        if self._device.type == "cuda" and not self._recorded:  # the graphs of these steps are recorded untimed
+            self._recorded = True
+            self.run(warm, timed)
+        self.clock.stretch(warm, timed)
         started = time.perf_counter()
-        self._epoch(again)
-        return self.step.first - started
+        self._epoch()
+        return self.clock.first - started
 
     def whole_epoch(self) -> float:
         """Seconds of an epoch, from its beginning to its last step's end on the device."""
-        self.step.stretch(self.steps_in_epoch + 1, 1)  # never ends it
+        self.clock.stretch(self.steps_in_epoch + 1, 1)  # never ends it
         synchronize(self._device)
         started = time.perf_counter()
         self._epoch()
         synchronize(self._device)
         return time.perf_counter() - started
 
-    def _epoch(self, again: bool = False) -> None:
-        at = self._trainer.at
-        at.epoch, at.step, at.loss_sum, at.token_sum = at.epoch + (not again), 0, 0.0, 0
-        with contextlib.redirect_stderr(io.StringIO()):
-            self._trainer.train_epoch(StopSignal("train"))
+    def _epoch(self) -> None:
+        """The same epoch each time, with a new optimizer."""
+        with (
+            mock.patch("captioner.training.phases.GraphedModule", lambda objective, enabled: self._model),
+            contextlib.redirect_stderr(io.StringIO()),
+            contextlib.suppress(Done),
+        ):
+            fit(self.decoder, self.options, self._phases, self._context, StopSignal("train"))
 
 
 class TextbookLoop:
@@ -273,13 +289,13 @@ def measure_loops(
         rates["textbook"].append(textbook.rate(max(1, min(steps, 3))))
         if launched:
             launched.run(2, min(steps, 5))
-            rates["launched"].append(launched.step.captions / launched.step.seconds)
+            rates["launched"].append(launched.clock.captions / launched.clock.seconds)
         for precision, loop in loops.items():
             if device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats(device)
             before = loop.run(2, steps)
-            rates[precision].append(loop.step.captions / loop.step.seconds)
-            paces[precision].append(loop.step.seconds / steps)
+            rates[precision].append(loop.clock.captions / loop.clock.seconds)
+            paces[precision].append(loop.clock.seconds / steps)
             seconds[precision].append(
                 loop.whole_epoch() if full else before + loop.steps_in_epoch * paces[precision][-1]
             )
@@ -347,7 +363,7 @@ def kernels(loop: OurLoop, step_seconds: float) -> dict[str, float]:
     with torch.profiler.profile(
         activities=[torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
     ) as profiler:
-        loop.run(1, _PROFILED, again=True)  # so that no graph is recorded meanwhile
+        loop.run(1, _PROFILED)
     busy = [
         event.time_range.elapsed_us()
         for event in profiler.events()
@@ -375,7 +391,7 @@ def report_synchronisations(loop: OurLoop, steps: int = 4) -> None:
 @click.command(help=__doc__)
 @click.option("--device", default="cuda", show_default=True)
 @click.option("--threads", default=0, help="threads of arithmetic; 0: all cores")
-@click.option("--images", default=Sizes.images, show_default=True, help="pictures; captions in proportion")
+@click.option("--images", default=Sizes.images, show_default=True, help="captions in proportion")
 @click.option("--channels", default=Sizes.channels, show_default=True)
 @click.option("--vocabulary", default=Sizes.vocabulary, show_default=True)
 @click.option("--hidden", default=Sizes.hidden, show_default=True)
@@ -401,7 +417,9 @@ def main(
     sizes = Sizes(images, round(Sizes.captions * images / Sizes.images), Sizes.positions, channels, vocabulary, hidden)
     rows = []
     with tempfile.TemporaryDirectory() as folder, GpuReader(make_features(sizes, chosen)) as reader:
-        loader = BatchLoader(make_table(sizes), np.arange(images), reader)
+        loader = BatchLoader(
+            make_table(sizes), np.arange(images), reader, LENGTH_MULTIPLE if chosen.type == "cuda" else 1
+        )
         for batch_size in batch_sizes:
             rows += measure_loops(sizes, loader, chosen, batch_size, steps, rounds, full, sync_check, Path(folder))
     print_results(rows)

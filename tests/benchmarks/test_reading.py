@@ -14,7 +14,7 @@ from benchmarks.read import write_rows
 from benchmarks.reading import TimedLoader, main, run
 from benchmarks.train import Sizes, make_table
 from captioner.features.readers import RamReader
-from captioner.training.batches import epoch_batches
+from captioner.training.data import epoch_batches
 
 TINY = Sizes(images=20, captions=100, positions=4, channels=8, vocabulary=50, hidden=8)
 
@@ -39,7 +39,7 @@ def test_the_loader_is_the_projects_but_for_the_clock(tmp_path: Path) -> None:
     with store.reader("ram") as reader:
         loader = TimedLoader(make_table(TINY), np.arange(TINY.images), reader)
         groups = [[batch] for batch in epoch_batches(loader.table, 10, 0, 1, 0, 1)]
-        streamed = list(loader.stream_groups(groups))
+        streamed = list(loader.stream(groups))
         assert len(loader.waits) == len(streamed) == len(groups) == 10
         for (batch,), ((features, tokens),) in zip(groups, streamed):
             again = loader.load(batch)

@@ -11,8 +11,8 @@ import torch
 from click.testing import CliRunner
 
 from benchmarks.train import LENGTHS, OurLoop, Sizes, main, make_features, make_table
+from captioner.batches import BatchLoader
 from captioner.features.readers import GpuReader
-from captioner.training.batches import BatchLoader
 from captioner.vocabulary.vocabulary import END, PAD, START
 
 TINY = Sizes(images=30, captions=150, positions=4, channels=8, vocabulary=50, hidden=8)
@@ -46,16 +46,14 @@ def test_captions_are_spread_evenly_and_as_long_as_cocos() -> None:
 
 def test_steps_are_the_training_loops_and_end_when_asked(tmp_path: Path) -> None:
     ours = loop(tmp_path)
-    before = {name: tensor.clone() for name, tensor in ours._trainer.decoder.named_parameters()}
+    before = {name: tensor.clone() for name, tensor in ours.decoder.named_parameters()}
     assert ours.steps_in_epoch == 15  # 150 captions, 10 in a batch
     ours.run(2, 3)
-    assert ours.step.calls == 5 and ours.step.captions == 30 and ours.step.seconds > 0
-    trained = [
-        name for name, tensor in ours._trainer.decoder.named_parameters() if not torch.equal(tensor, before[name])
-    ]
+    assert ours.clock.calls == 5 and ours.clock.captions == 30 and ours.clock.seconds > 0
+    trained = [name for name, tensor in ours.decoder.named_parameters() if not torch.equal(tensor, before[name])]
     assert len(trained) == len(before) - 1  # all but the frozen word vectors
     ours.whole_epoch()
-    assert ours.step.calls == 20
+    assert ours.clock.calls == 20
 
 
 def test_the_command_reports_both_batch_sizes_and_precisions() -> None:
@@ -84,7 +82,7 @@ def test_the_command_reports_both_batch_sizes_and_precisions() -> None:
         for what, end in (("training loop", " / textbook fp32"), ("epoch", ""))
     ]
     epochs = rows[1::2]
-    assert [row["steps_in_epoch"] for row in epochs] == [10, 10, 4, 4]  # 100 captions, five a picture
+    assert [row["steps_in_epoch"] for row in epochs] == [10, 10, 4, 4]  # 100 captions, five an image
     for row in epochs:  # a single round: the extrapolation is the steps' time and what comes before them
         assert row["ours"] >= row["steps_in_epoch"] * row["milliseconds_a_step"] / 1000 - 0.001
         assert row["ratio"] == pytest.approx(10 / row["ours"], rel=0.05) and row["target"] is None
