@@ -1,28 +1,61 @@
-"""The fast decoder beside the slow one."""
+"""The decoder beside the slow reference."""
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from captioner.decoder import CaptionDecoder, TeacherForced
+from captioner.batches import inputs_and_targets
+from captioner.decoder import Decoder, unmasked
 from tests.decoder.slow import slow_logits
 
 
-def by_caption(outputs: TeacherForced) -> dict[tuple[int, int], Tensor]:
-    """(image, k) -> logits (n, V) in order."""
-    captions = {}
-    for caption in outputs.caption.unique().tolist():
-        mine = outputs.caption == caption
-        assert outputs.step[mine].tolist() == sorted(outputs.step[mine].tolist())
-        captions[divmod(caption, outputs.shape[1])] = outputs.logits[mine]
+class Outputs(NamedTuple):
+    """Of teacher forcing: logits (M, V) and targets (M,) of all tokens to predict, attention (I, K, T, P)."""
+
+    logits: Tensor
+    targets: Tensor
+    attention: Tensor
+
+
+class TeacherForcing(nn.Module):
+    """A decoder as a function of features (I, P, C) and captions (I, K, T + 1)."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        super().__init__()
+        self.decoder = decoder
+
+    def forward(self, features: Tensor, tokens: Tensor) -> Outputs:
+        inputs, targets = inputs_and_targets(tokens)
+        logits, attention = self.decoder(self.decoder.encode(features), inputs)
+        return Outputs(logits, targets[targets != 0], attention)
+
+
+def teacher_forced(decoder: Decoder, features: Tensor, tokens: Tensor) -> Outputs:
+    return TeacherForcing(decoder)(features, tokens)
+
+
+def by_caption(rows: Tensor, tokens: Tensor) -> dict[tuple[int, int], Tensor]:
+    """Rows (M, ...) of the tokens to predict, in order -> (image, k) -> those of one caption (n, ...)."""
+    captions, first = {}, 0
+    for i, row in enumerate(tokens):
+        for k, padded in enumerate(row):
+            count = int((padded != 0).sum()) - 1
+            if count >= 0:
+                captions[i, k] = rows[first : first + count]
+                first += count
+    assert first == len(rows)
     return captions
 
 
-def assert_is_the_equations(model: CaptionDecoder, features: Tensor, tokens: Tensor) -> None:
-    """Teacher forcing gives the logits, the attention and the gradients of ``slow_logits``; leaves the gradients in the
-    model."""
+def assert_is_the_equations(model: Decoder, features: Tensor, tokens: Tensor) -> None:
+    """Teacher forcing gives the logits, the attention and the gradients of ``slow_logits``.
+
+    The gradients stay in the model.
+    """
     expected_loss, count, slow = 0.0, 0, {}
     for i, row in enumerate(tokens):
         for k, padded in enumerate(row):
@@ -34,13 +67,12 @@ def assert_is_the_equations(model: CaptionDecoder, features: Tensor, tokens: Ten
     parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     expected_gradients = torch.autograd.grad(expected_loss, list(parameters.values()), allow_unused=True)
 
-    outputs = model(features, tokens)
-    found = by_caption(outputs)
-    assert found.keys() == slow.keys() and outputs.targets.numel() == count  # every word and every end, no padding
+    outputs = teacher_forced(model, features, tokens)
+    found = by_caption(outputs.logits, tokens)
+    assert found.keys() == slow.keys() and outputs.targets.numel() == count  # every word and every END, no padding
     for (i, k), (expected, weights) in slow.items():
         torch.testing.assert_close(found[i, k], expected, rtol=1e-10, atol=1e-12)
         torch.testing.assert_close(outputs.attention[i, k, : len(weights)], weights, rtol=1e-10, atol=1e-12)
-        assert not outputs.attention[i, k, len(weights) :].any()
     F.cross_entropy(outputs.logits, outputs.targets, reduction="sum").backward()
     for (name, parameter), gradient in zip(parameters.items(), expected_gradients):
         torch.testing.assert_close(
@@ -48,18 +80,24 @@ def assert_is_the_equations(model: CaptionDecoder, features: Tensor, tokens: Ten
         )
 
 
-def assert_steps_are_teacher_forcing(model: CaptionDecoder, features: Tensor, tokens: Tensor) -> None:
-    """``step``, word by word, gives the logits of ``forward``."""
+def assert_steps_are_teacher_forcing(model: Decoder, features: Tensor, tokens: Tensor) -> None:
+    """``step``, word by word, gives the logits and the attention of ``forward``."""
     images, captions, width = tokens.shape
-    expected = by_caption(model(features, tokens))
+    outputs = teacher_forced(model, features, tokens)
     memory = model.encode(features)
-    state, steps = model.start(memory, captions), []
+    state, steps, attention = model.initial_state(memory, captions), [], []
     for step in range(width - 1):
         logits, state, weights = model.step(tokens[:, :, step], state, memory)
-        assert logits.shape == (images * captions, model.config.vocabulary_size)
+        assert logits.shape == (images, captions, model.config.vocabulary_size)
         assert weights.shape == (images, captions, features.shape[1])
         torch.testing.assert_close(weights.sum(-1), torch.ones(images, captions, dtype=torch.float64))
-        steps.append(logits.view(images, captions, -1))
-    together = torch.stack(steps, 2)  # (I, K, T, V)
-    for (i, k), logits in expected.items():
+        steps.append(logits)
+        attention.append(weights)
+    together, weights = torch.stack(steps, 2), torch.stack(attention, 2)  # (I, K, T, V), (I, K, T, P)
+    for (i, k), logits in by_caption(outputs.logits, tokens).items():
         torch.testing.assert_close(together[i, k, : len(logits)], logits, rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(
+            outputs.attention[i, k, : len(logits)], weights[i, k, : len(logits)], rtol=1e-10, atol=1e-12
+        )
+    index = unmasked(inputs_and_targets(tokens)[0])
+    torch.testing.assert_close(together.flatten(0, 2)[index], outputs.logits, rtol=1e-10, atol=1e-12)

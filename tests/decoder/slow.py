@@ -9,11 +9,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from captioner.decoder import CaptionDecoder, DecoderConfig
+from captioner.decoder import Decoder, DecoderConfig
 
 
 def slow_logits(
-    decoder: CaptionDecoder,
+    decoder: Decoder,
     features: Tensor,
     tokens: Tensor,
     positions: Sequence[int] | None = None,
@@ -24,12 +24,11 @@ def slow_logits(
     Xu et al. 2015, equations 1-9 and 13, with features projected, normalised and given positions first. Hard attention
     looks at ``positions`` (n,), where -1 is the expected value, and without them at the likeliest. Layers as Graves
     2013, equations 1-6, without its connections that skip layers; tied weights as Press and Wolf 2017. A batch norm
-    takes its statistics from ``batch`` (I, P, C), the features of all pictures, this one alone by default.
+    takes its statistics from ``batch`` (I, P, C), the features of all images, this one alone by default.
     """
     part = dict(decoder.named_parameters()) | dict(decoder.named_buffers())
     config = decoder.config
     E, H = config.feature_size, config.hidden_size
-    A = {"none": 0, "bilinear": E}.get(config.attention, config.attention_size)  # of the query
 
     projected = features @ part["projection.weight"].T + part["projection.bias"]  # (P, E)
     together = (features.unsqueeze(0) if batch is None else batch) @ part["projection.weight"].T + part[
@@ -51,36 +50,31 @@ def slow_logits(
     ]  # (h, c) of each layer
     cell = _lstm if config.decoder == "lstm" else _gru
 
-    W, b = part["recurrent.weight"], part["recurrent.bias"]
-    W_query, W_gate, W_h = W[:A], W[A : A + E], W[A + E :]
-    b_query, b_gate, b_h = b[:A], b[A : A + E], b[A + E :]
     logits, attention = [], []
     for step in range(len(tokens) - 1):
         y = part["embedding.weight"][tokens[step]]
         if config.vector_size != config.embedding_size:
             y = part["embedding_map.weight"] @ y
         h, c = states[0]
-        alpha, summary = _attend(config, part, W_query @ h + b_query, values)
+        alpha, summary = _attend(config, part, h, values)
         if config.attention == "hard" and (positions is None or positions[step] >= 0):
             summary = values[int(alpha.argmax()) if positions is None else positions[step]]
-        beta = 1 / (1 + torch.exp(-(W_gate @ h + b_gate)))
+        beta = 1 / (1 + torch.exp(-(part["gate.weight"] @ h + part["gate.bias"])))
         z = beta * summary
         from_input = part["word.weight"] @ y + part["word.bias"] + part["context.weight"] @ z
-        from_h = W_h @ h + b_h
+        from_h = part["layers.0.recurrent.weight"] @ h + part["layers.0.recurrent.bias"]
         states[0] = cell(from_input, from_h, h, c)
         for layer in range(1, config.layers):
             h, c = states[layer]
-            name = f"upper.{layer - 1}"
-            from_input = part[f"{name}.input.weight"] @ states[layer - 1][0] + part[f"{name}.input.bias"]
-            states[layer] = cell(
-                from_input, part[f"{name}.recurrent.weight"] @ h + part[f"{name}.recurrent.bias"], h, c
-            )
+            below, own = f"between.{layer - 1}", f"layers.{layer}.recurrent"
+            from_input = part[f"{below}.weight"] @ states[layer - 1][0] + part[f"{below}.bias"]
+            states[layer] = cell(from_input, part[f"{own}.weight"] @ h + part[f"{own}.bias"], h, c)
         h = states[-1][0]
         o = h + part["output_context.weight"] @ z + part["output_word.weight"] @ y
         if config.tie_weights:
             if config.vector_size != H:
                 o = part["output_map.weight"] @ o
-            logits.append(part["embedding.weight"] @ o + part["vocabulary.bias"])
+            logits.append(part["embedding.weight"] @ o + part["tied_bias"])
         else:
             logits.append(part["vocabulary.weight"] @ o + part["vocabulary.bias"])
         attention.append(alpha)
@@ -88,7 +82,7 @@ def slow_logits(
 
 
 def _normalise(config: DecoderConfig, part: dict[str, Tensor], projected: Tensor, batch: Tensor | None) -> Tensor:
-    """Of a picture's cells (P, E); ``batch`` (I, P, E): those that a batch norm takes its statistics from, None: it has
+    """Of an image's cells (P, E); ``batch`` (I, P, E): those that a batch norm takes its statistics from, None: it has
     running ones."""
     if config.norm == "none":
         return projected
@@ -97,7 +91,7 @@ def _normalise(config: DecoderConfig, part: dict[str, Tensor], projected: Tensor
     elif batch is None:
         mean, variance = part["norm.running_mean"], part["norm.running_var"]
     else:
-        cells = [cell for picture in batch for cell in picture]
+        cells = [cell for image in batch for cell in image]
         mean = sum(cells) / len(cells)
         variance = sum((cell - mean) ** 2 for cell in cells) / len(cells)
     return (projected - mean) / (variance + 1e-5).sqrt() * part["norm.weight"] + part["norm.bias"]
@@ -113,8 +107,8 @@ def _sines(row: int, column: int, size: int) -> list[float]:
     return vector
 
 
-def _attend(config: DecoderConfig, part: dict[str, Tensor], query: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-    """Query (A,) and values (P, E) -> weights (P,), their sum of the values (E,)."""
+def _attend(config: DecoderConfig, part: dict[str, Tensor], hidden: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """Hidden state (H,) and values (P, E) -> weights (P,), their sum of the values (E,)."""
 
     def softmax(scores: list[Tensor]) -> Tensor:
         powers = torch.stack(scores).exp()
@@ -123,11 +117,13 @@ def _attend(config: DecoderConfig, part: dict[str, Tensor], query: Tensor, value
     def weighted(weights: Tensor, rows: list[Tensor]) -> Tensor:
         return sum(weight * row for weight, row in zip(weights, rows))
 
+    if config.attention != "none":
+        query = part["attention.query.weight"] @ hidden + part["attention.query.bias"]  # (A,)
     if config.attention == "none":
         weights = torch.full((len(values),), 1 / len(values), dtype=values.dtype)
     elif config.attention in ("soft", "hard"):
         weights = softmax(
-            [part["attention.score"] @ torch.tanh(part["attention.key.weight"] @ a + query) for a in values]
+            [part["attention.score.weight"][0] @ torch.tanh(part["attention.key.weight"] @ a + query) for a in values]
         )
     elif config.attention == "dot":
         weights = softmax([query @ (part["attention.key.weight"] @ a) / len(query) ** 0.5 for a in values])
@@ -149,7 +145,7 @@ def _attend(config: DecoderConfig, part: dict[str, Tensor], query: Tensor, value
 
 
 def _lstm(from_input: Tensor, from_h: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-    i, f, o, g = (from_input + from_h).chunk(4)
+    i, f, g, o = (from_input + from_h).chunk(4)
     c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
     return torch.sigmoid(o) * torch.tanh(c), c
 
