@@ -12,7 +12,12 @@ from torch.nn import functional as F
 from captioner.decoder import DecoderConfig, build_decoder
 from captioner.decoder.norm import BatchNorm
 from captioner.errors import CaptionerError
-from tests.decoder.comparing import assert_is_the_equations, assert_steps_are_teacher_forcing
+from tests.decoder.comparing import (
+    TeacherForcing,
+    assert_is_the_equations,
+    assert_steps_are_teacher_forcing,
+    teacher_forced,
+)
 from tests.decoder.examples import CHANNELS, POSITIONS, VOCABULARY, make_decoder, make_features, make_tokens
 
 LENGTHS = [[3, 5, 1, 4], [6, -1, 2, 2], [1, 0, -1, -1]]  # ragged, with missing captions and an empty one
@@ -52,24 +57,25 @@ def test_teacher_forcing_is_the_equations(decoder: str, tuned: bool, shape: str)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_step_by_step_gives_the_logits_of_teacher_forcing(decoder: str, shape: str) -> None:
     model = make_decoder(decoder, **SHAPES[shape])
-    model(make_features(3, seed=7), make_tokens(LENGTHS))  # running statistics of something
+    teacher_forced(model, make_features(3, seed=7), make_tokens(LENGTHS))  # running statistics of something
     assert_steps_are_teacher_forcing(model.eval(), make_features(3), make_tokens(LENGTHS))
 
 
 def test_batch_norm_in_eval_mode_is_the_equations() -> None:
     model = make_decoder(norm="batch")
-    model(make_features(3, seed=7), make_tokens(LENGTHS))
+    teacher_forced(model, make_features(3, seed=7), make_tokens(LENGTHS))
     assert_is_the_equations(model.eval(), make_features(3), make_tokens(LENGTHS))
 
 
 @pytest.mark.parametrize("decoder", ["gru", "lstm"])
 def test_gradients_numerically(decoder: str) -> None:
     model, tokens = make_decoder(decoder, tune_embeddings=True, **SHAPES["all"]), make_tokens([[2, 1], [1, -1]])
-    names, parameters = zip(*model.named_parameters())
+    function = TeacherForcing(model)
+    names, parameters = zip(*function.named_parameters())
 
     def loss(features: torch.Tensor, *values: torch.Tensor) -> torch.Tensor:
-        outputs = torch.func.functional_call(model, dict(zip(names, values)), (features, tokens))
-        return F.cross_entropy(outputs.logits, outputs.targets) + (outputs.weights**2).sum()
+        outputs = torch.func.functional_call(function, dict(zip(names, values)), (features, tokens))
+        return F.cross_entropy(outputs.logits, outputs.targets) + (outputs.attention**2).sum()
 
     inputs = [
         make_features(2).requires_grad_(),
@@ -78,58 +84,43 @@ def test_gradients_numerically(decoder: str) -> None:
     assert torch.autograd.gradcheck(loss, inputs, fast_mode=True)
 
 
-@pytest.mark.parametrize("decoder", ["gru", "lstm"])
-def test_hypotheses_that_do_not_go_on_change_nothing_for_the_others(decoder: str) -> None:
-    model, tokens = make_decoder(decoder, layers=3).eval(), make_tokens([[2, 3], [4, 1], [3, 2]])
-    memory = model.encode(make_features(3))
-    _, state, _ = model.step(tokens[:, :, 0], model.start(memory, 2), memory)
-    assert len(state.tensors) == (3 if decoder == "gru" else 6)
-    live = torch.tensor([1, 2, 5])
-    expected, all_states, _ = model.step(tokens[:, :, 1], state, memory)
-    logits, states, _ = model.step(tokens[:, :, 1], state, memory, live)
-    torch.testing.assert_close(logits, expected[live])
-    for ours, theirs in zip(states.tensors, all_states.tensors, strict=True):
-        torch.testing.assert_close(ours.flatten(0, 1)[live], theirs.flatten(0, 1)[live])
-
-
-def test_dropout_between_layers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the second layer takes in has zeros, in eval mode none."""
+def test_dropout_between_layers() -> None:
+    """What the second layer reads has zeros in training, in eval mode none."""
     model, features, tokens = make_decoder(layers=2, dropout=0.5), make_features(2), make_tokens([[3], [2]])
-    seen = []
-    original = model.upper[0].forward
-    monkeypatch.setattr(model.upper[0], "forward", lambda x, *rest: seen.append(x) or original(x, *rest))
-    model(features, tokens)
-    share = (seen[0] == 0).double().mean().item()
-    assert seen[0].shape == (7, 10) and 0.25 < share < 0.75
-    model.eval()(features, tokens)
-    assert (seen[1] != 0).all()
+    seen: list[torch.Tensor] = []
+    model.between[0].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    teacher_forced(model, features, tokens)
+    dropped = (torch.stack(seen) == 0).double().mean().item()  # of 4 steps of 2 captions of 10 units
+    assert torch.stack(seen).shape == (4, 2, 1, 10) and 0.25 < dropped < 0.75
+    seen.clear()
+    teacher_forced(model.eval(), features, tokens)
+    assert len(seen) == 4 and (torch.stack(seen) != 0).all()
 
 
-def test_the_shared_weight_is_there_once() -> None:
+def test_the_tied_weight_exists_once() -> None:
     model = make_decoder(tie_weights=True, tune_embeddings=True)
-    assert model.vocabulary.weight is model.embedding.weight
-    names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
-    assert (
-        "vocabulary.weight" not in names
-        and "vocabulary.weight" not in model.state_dict()
-        and "vocabulary.bias" in names
-    )
+    assert model.vocabulary is None
+    square = [name for name, parameter in model.named_parameters() if parameter.shape[0] == VOCABULARY]
+    assert square == ["tied_bias", "embedding.weight"]
     pointers = [tensor.data_ptr() for tensor in model.state_dict().values()]
     assert len(set(pointers)) == len(pointers)
-    for other in (copy.deepcopy(model), copy.deepcopy(model).float()):
-        assert (
-            other.vocabulary.weight is other.embedding.weight and other.vocabulary.weight is not model.embedding.weight
-        )
+    features, tokens = make_features(2), make_tokens([[2], [3]])
+    other = copy.deepcopy(model)
     with torch.device("meta"):
         empty = build_decoder(model.config)
     empty.load_state_dict(model.state_dict(), assign=True)
-    assert empty.vocabulary.weight is empty.embedding.weight and torch.equal(
-        empty.vocabulary.weight, model.embedding.weight
-    )
+    expected = teacher_forced(model, features, tokens).logits
+    for own in (other, empty):
+        assert torch.equal(teacher_forced(own, features, tokens).logits, expected)
+    with torch.no_grad():  # a word nothing reads changes its own logit alone
+        unused = next(word for word in range(VOCABULARY) if not (tokens == word).any())
+        other.embedding.weight[unused] += 1
+    changed = (teacher_forced(other, features, tokens).logits != expected).any(0)
+    assert changed.nonzero().flatten().tolist() == [unused]
 
 
-def test_usual_settings_have_the_tensors_they_always_had() -> None:
-    """Models and results of before stay what they were; a map of a size to itself is none."""
+def test_usual_settings_have_these_tensors() -> None:
+    """Stored models have these names; a map of a size to itself is none."""
     names = [
         "embedding.weight",
         "projection.weight",
@@ -137,15 +128,19 @@ def test_usual_settings_have_the_tensors_they_always_had() -> None:
         "norm.weight",
         "norm.bias",
         "position",
+        "attention.query.weight",
+        "attention.query.bias",
         "attention.key.weight",
-        "attention.score",
+        "attention.score.weight",
+        "gate.weight",
+        "gate.bias",
         "initial.weight",
         "initial.bias",
         "word.weight",
         "word.bias",
         "context.weight",
-        "recurrent.weight",
-        "recurrent.bias",
+        "layers.0.recurrent.weight",
+        "layers.0.recurrent.bias",
         "output_word.weight",
         "output_context.weight",
         "vocabulary.weight",
@@ -157,7 +152,7 @@ def test_usual_settings_have_the_tensors_they_always_had() -> None:
 def test_batch_norm_is_torchs() -> None:
     torch.manual_seed(0)
     ours, theirs = BatchNorm(4).double(), nn.BatchNorm1d(4).double()
-    assert set(theirs.state_dict()) - set(ours.state_dict()) == {"num_batches_tracked"}
+    assert set(theirs.state_dict()) == set(ours.state_dict())
     for norm in (ours, theirs):
         norm.load_state_dict(
             {"weight": torch.tensor([1.5, -0.5, 2.0, 0.1]), "bias": torch.tensor([0.3, 0.0, -1.0, 2.0])}, strict=False
@@ -181,8 +176,7 @@ def test_batch_norm_is_torchs() -> None:
 
 
 def test_batch_norm_of_a_single_cell_is_its_bias() -> None:
-    """There is nothing to compare it with; torch refuses it, but a grid of one cell and a picture left over at the end
-    of an epoch are legal."""
+    """Its variance is 0. torch refuses it, but a grid of one cell and a last batch of one image are legal."""
     norm = BatchNorm(2)
     norm.bias.data = torch.tensor([1.0, -2.0])
     assert norm(torch.tensor([[[5.0, 6.0]]])).tolist() == [[[1, -2]]]
@@ -194,19 +188,17 @@ def test_batch_norm_of_a_single_cell_is_its_bias() -> None:
 @pytest.mark.parametrize("position", ["learned", "none"])
 @pytest.mark.parametrize("norm", ["layer", "batch", "none"])
 def test_bf16_is_nearly_the_same(norm: str, position: str) -> None:
-    """All states and sums stay fp32, so bf16 costs its rounding (2^-9 a number) and no more."""
+    """bf16 costs its rounding (2^-9 a number) and no more; gradients have the parameters' dtype."""
     model = make_decoder(
         "lstm", layers=2, norm=norm, position=position, tie_weights=True, vector_size=7, tune_embeddings=True
     ).float()
     features, tokens = make_features(3).half(), make_tokens(LENGTHS)
-    exact, *_ = model.hidden(features, tokens)
+    exact = teacher_forced(model, features, tokens)
     with torch.autocast("cpu", torch.bfloat16):
-        rounded, weights, *_ = model.hidden(features, tokens)
-    assert (
-        exact.shape == (33, 7) and rounded.dtype == weights.dtype == torch.float32 and not torch.equal(rounded, exact)
-    )
-    assert (rounded - exact).norm() < 0.03 * exact.norm()
-    rounded.square().sum().backward()
+        rounded = teacher_forced(model, features, tokens)
+    assert exact.logits.shape == (33, VOCABULARY) and not torch.equal(rounded.logits.float(), exact.logits)
+    assert (rounded.logits.float() - exact.logits).norm() < 0.03 * exact.logits.norm()
+    rounded.logits.float().square().sum().backward()
     assert all(parameter.grad is None or parameter.grad.dtype == torch.float32 for parameter in model.parameters())
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from captioner.decoder.attention.base import Attention
+from captioner.decoder.attention.base import Attention, softmax
 from captioner.decoder.config import DecoderConfig
 
 
@@ -32,4 +32,4 @@ class AdditiveAttention(Attention):
     def weights(self, hidden: Tensor, keys: Tensor) -> Tensor:
         """Hidden (I, K, H), keys (I, P, A) -> weights (I, K, P)."""
         units = torch.tanh(keys.unsqueeze(1) + self.query(hidden).unsqueeze(2))  # (I, K, P, A)
-        return torch.softmax(self.score(units).squeeze(-1), -1)
+        return softmax(self.score(units).squeeze(-1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 
@@ -22,3 +23,9 @@ class Attention(nn.Module):
 
     def start_sequence(self, tokens: Tensor) -> None:
         """Called before the first step of teacher forcing with all its tokens (I, K, T)."""
+
+
+def softmax(scores: Tensor) -> Tensor:
+    """Scores (..., P) -> weights that add up to 1, in fp32 at least: on a CPU autocast alone would leave bf16."""
+    half = scores.dtype in (torch.float16, torch.bfloat16)
+    return torch.softmax(scores, -1, dtype=torch.float32 if half else None)

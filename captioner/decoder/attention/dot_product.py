@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from captioner.decoder.attention.base import Attention
+from captioner.decoder.attention.base import Attention, softmax
 from captioner.decoder.config import DecoderConfig
 from captioner.errors import CaptionerError
 
@@ -25,7 +25,7 @@ class DotAttention(Attention):
     def forward(self, hidden: Tensor, keys: Tensor, values: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
         """See ``Attention``."""
         query = self.query(hidden)
-        weights = torch.softmax(query @ keys.transpose(1, 2) / query.shape[-1] ** 0.5, -1)
+        weights = softmax(query @ keys.transpose(1, 2) / query.shape[-1] ** 0.5)
         return weights @ values, weights
 
 
@@ -42,7 +42,7 @@ class BilinearAttention(Attention):
 
     def forward(self, hidden: Tensor, keys: Tensor, values: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
         """See ``Attention``."""
-        weights = torch.softmax(self.query(hidden) @ keys.transpose(1, 2), -1)
+        weights = softmax(self.query(hidden) @ keys.transpose(1, 2))
         return weights @ values, weights
 
 
@@ -75,7 +75,7 @@ class MultiHeadAttention(Attention):
         query = self._split(self.query(hidden))  # (I, N, K, A / N)
         # (I, N, P, A / N), (I, N, P, E / N)
         keys, values = map(self._split, keys.split((self.size, values.shape[-1]), -1))
-        weights = torch.softmax(query @ keys.transpose(2, 3) / query.shape[-1] ** 0.5, -1)  # (I, N, K, P)
+        weights = softmax(query @ keys.transpose(2, 3) / query.shape[-1] ** 0.5)  # (I, N, K, P)
         return self.output((weights @ values).transpose(1, 2).flatten(2)), weights.mean(1)
 
     def _split(self, rows: Tensor) -> Tensor:
