@@ -78,6 +78,7 @@ class SplitDecoder:
     ) -> None:
         self.decoder, self.store, self.reader = inputs.decoder.to(device), inputs.store, reader
         self.parameters, self.device = parameters, device
+        self._searched = graphed(self.decoder)
         self.prefix = prefix_words(parameters.prefix, inputs.model.vocabulary, parameters.max_length, "evaluate.prefix")
 
     def captions(
@@ -132,7 +133,7 @@ class SplitDecoder:
         for size in beam_sizes:
             constraints = Constraints(options.max_length, options.min_length, options.no_repeat_ngram, self.prefix)
             captions = search(
-                self.decoder,
+                self._searched,
                 memory,
                 len(image_ids),
                 strategy(options, size, image_ids),

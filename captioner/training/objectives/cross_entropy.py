@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from captioner.batches import inputs_and_targets
+from captioner.cuda_graphs import pad_images, pad_length
 from captioner.decoder import Decoder, unmasked
 from captioner.decoder.attention import HardAttention
 from captioner.device import to_device
@@ -43,6 +44,9 @@ class CrossEntropy(Objective):
         """See ``Objective``: features, inputs, targets, scales of a token and a caption, positions of targets."""
         device, share = features.device, sampled_share(self.options, epochs)
         inputs, targets = inputs_and_targets(tokens)
+        if device.type == "cuda":  # few shapes, because each has a graph of its own
+            features = pad_images(features)
+            inputs, targets = (pad_length(pad_images(part)) for part in (inputs, targets))
         dtype = next(self.decoder.parameters()).dtype
         scales = to_device(np.array([scale / counts.tokens, scale / counts.captions]), device).to(dtype)
         index = target_index(targets, device)
