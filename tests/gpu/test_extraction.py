@@ -11,10 +11,10 @@ import torch
 from captioner.errors import CaptionerError
 from captioner.features.encoders import build_encoder
 from captioner.features.extract import extract
-from captioner.features.forward import PictureEncoder
+from captioner.features.forward import ImageEncoder
 from captioner.features.store import FeatureStore
 from captioner.features.verify import verify_features
-from tests.features.conftest import ENCODER, quick, runtime, write_pictures
+from tests.features.conftest import ENCODER, make_images_file, quick, runtime
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 ENCODERS = [ENCODER, "resnet18", "densenet121"]
@@ -23,7 +23,7 @@ ENCODERS = [ENCODER, "resnet18", "densenet121"]
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """With batch_size=8 two whole blocks and a part of one."""
-    return write_pictures(tmp_path_factory.mktemp("pictures") / "images.h5", 21)
+    return make_images_file(tmp_path_factory.mktemp("images") / "images.h5", 21)
 
 
 def read(path: Path, view: int = 0) -> torch.Tensor:
@@ -54,7 +54,7 @@ def test_half_precision_is_close(images: Path, tmp_path: Path, precision: str) -
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize("encoder", ENCODERS)
 def test_a_graph_gives_the_bytes_of_its_kernels(encoder: str, precision: str) -> None:
-    encode = PictureEncoder(build_encoder(encoder, seed=1), torch.device("cuda"), precision)
+    encode = ImageEncoder(build_encoder(encoder, seed=1), torch.device("cuda"), precision)
     pixels = [torch.randint(256, (size, 64, 64, 3), dtype=torch.uint8, device="cuda") for size in (8, 8, 5)]
     launched = [encode.features(batch).clone() for batch in pixels]
     encode.record(8, 64)
@@ -68,16 +68,16 @@ def test_a_stopped_run_goes_on_with_the_same_bytes(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     extract(quick(views=3), runtime(device="cuda"), ENCODER, images, tmp_path / "whole.h5")
-    features, calls = PictureEncoder.features, []
+    features, calls = ImageEncoder.features, []
 
-    def fails(self: PictureEncoder, pixels: torch.Tensor) -> torch.Tensor:
+    def fails(self: ImageEncoder, pixels: torch.Tensor) -> torch.Tensor:
         calls.append(len(pixels))
         if len(calls) == 5:  # the second view of the second block
             raise CaptionerError("stopped here")
         return features(self, pixels)
 
     with monkeypatch.context() as during:
-        during.setattr(PictureEncoder, "features", fails)
+        during.setattr(ImageEncoder, "features", fails)
         with pytest.raises(CaptionerError, match="stopped here"):
             extract(quick(views=3), runtime(device="cuda"), ENCODER, images, tmp_path / "parts.h5")
     extract(quick(views=3), runtime(device="cuda"), ENCODER, images, tmp_path / "parts.h5")
@@ -85,14 +85,14 @@ def test_a_stopped_run_goes_on_with_the_same_bytes(
 
 
 def test_a_feature_that_is_not_finite_is_named(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    features = PictureEncoder.features
+    features = ImageEncoder.features
 
-    def spoilt(self: PictureEncoder, pixels: torch.Tensor) -> torch.Tensor:
+    def spoilt(self: ImageEncoder, pixels: torch.Tensor) -> torch.Tensor:
         found = features(self, pixels).clone()
         if len(pixels) == 5:  # the last block, rows 16 to 20
             found[3, 1, 2] = float("inf")
         return found
 
-    monkeypatch.setattr(PictureEncoder, "features", spoilt)
+    monkeypatch.setattr(ImageEncoder, "features", spoilt)
     with pytest.raises(CaptionerError, match=r"image 1057 \(view 0\)"):  # row 19
         extract(quick(), runtime(device="cuda"), ENCODER, images, tmp_path / "f.h5")

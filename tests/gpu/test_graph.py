@@ -1,4 +1,4 @@
-"""Training steps replayed from a CUDA graph are those that are launched kernel by kernel."""
+"""Training passes replayed from CUDA graphs are those that are launched kernel by kernel."""
 
 from __future__ import annotations
 
@@ -11,14 +11,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from captioner.decoder import CaptionDecoder, DecoderConfig, build_decoder
+from captioner.batches import Batch, CaptionTable
+from captioner.cuda_graphs import GraphedModule
+from captioner.decoder import Decoder, DecoderConfig, build_decoder
 from captioner.parameters import TrainParameters
-from captioner.training.batches import Batch, CaptionTable
-from captioner.training.graph import StepGraph
-from captioner.training.optimizers import build_optimizer, set_rates
-from captioner.training.phases import build_phases
-from captioner.training.reinforce import Reinforce
-from captioner.training.step import training_step
+from captioner.training import phases
+from captioner.training.data import GlobalBatch
+from captioner.training.distributed import Group
+from captioner.training.objectives import CrossEntropy
+from captioner.training.optimizers import build_optimizer, clip_gradients, set_rates
+from captioner.training.phases import Learner, build_phases
+from captioner.training.train import autocast
 from captioner.vocabulary.vocabulary import END, PAD, START
 from tests.training.small import history_numbers, make_data, run, small_parameters, with_runtime
 
@@ -28,7 +31,7 @@ IMAGES, WORDS, POSITIONS, CHANNELS = 300, 40, 6, 16
 
 @pytest.fixture(scope="module")
 def table() -> CaptionTable:
-    """Three to five captions a picture, of one to twelve words."""
+    """Three to five captions an image, of one to twelve words."""
     generator = np.random.default_rng(0)
     owners = np.repeat(np.arange(IMAGES), generator.integers(3, 6, IMAGES))
     tokens = np.full((len(owners) + 1, 14), PAD)
@@ -38,7 +41,7 @@ def table() -> CaptionTable:
 
 
 def batches_of(table: CaptionTable, size: int) -> list[Batch]:
-    """All pictures, ``size`` at a time; the last batch is smaller."""
+    """All images, ``size`` at a time; the last batch is smaller."""
     batches = []
     for first in range(0, IMAGES, size):
         images = np.arange(first, min(first + size, IMAGES))
@@ -57,7 +60,7 @@ def loaded(table: CaptionTable, batch: Batch) -> tuple[Tensor, Tensor]:
     return features[batch.images].cuda(), torch.from_numpy(np.ascontiguousarray(tokens[:, :, :longest]))
 
 
-def make(decoder: str = "lstm", attention: str = "soft", **changes: Any) -> CaptionDecoder:
+def make(decoder: str = "lstm", attention: str = "soft", **changes: Any) -> Decoder:
     torch.manual_seed(0)
     settings = {
         "embedding_size": 8,
@@ -75,9 +78,37 @@ def make(decoder: str = "lstm", attention: str = "soft", **changes: Any) -> Capt
     )
 
 
-@pytest.mark.parametrize(
-    "size", [7, 128]
-)  # 1,200 tokens a batch, and 3,900: kernels of the word vectors' gradient differ
+class Steps:
+    """Steps of cross entropy training, with or without graphs."""
+
+    def __init__(self, decoder: Decoder, options: TrainParameters, table: CaptionTable, graphs: bool) -> None:
+        self.options, self.table = options, table
+        self.objective = CrossEntropy(decoder, options)
+        self.model = GraphedModule(self.objective, graphs)
+        self.optimizer = build_optimizer(decoder, options)
+        set_rates(self.optimizer, (0.01, 0.01))
+
+    def backward(self, batch: Batch, data: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """The mean cross entropy of a batch; its gradients are in the decoder."""
+        counts = GlobalBatch.of([batch], self.table)
+        features, tokens = data or loaded(self.table, batch)
+        tensors = self.objective.prepare(features, tokens, counts, 1.0, 0.0)
+        self.optimizer.zero_grad(set_to_none=True)
+        with autocast(features.device, self.options):
+            loss, statistics = self.model(*tensors)
+        loss.backward()
+        total, count = self.objective.finish(statistics.clone(), counts)
+        return total / count
+
+    def step(self, batch: Batch, data: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        loss = self.backward(batch, data)
+        if self.options.clip:
+            clip_gradients([p for group in self.optimizer.param_groups for p in group["params"]], self.options.clip)
+        self.optimizer.step()
+        return loss
+
+
+@pytest.mark.parametrize("size", [7, 128])
 @pytest.mark.parametrize(
     ("shape", "options"),
     [
@@ -94,21 +125,12 @@ def make(decoder: str = "lstm", attention: str = "soft", **changes: Any) -> Capt
     ],
 )
 def test_losses_and_weights(table: CaptionTable, size: int, shape: dict, options: dict) -> None:
-    model, settings = make(**shape), TrainParameters(**options)
+    decoder, settings = make(**shape), TrainParameters(**options)
     batches, results = batches_of(table, size), []
-    for graphed in (False, True):
-        mine = copy.deepcopy(model)
-        optimizer = build_optimizer(mine, settings)
-        set_rates(optimizer, (0.01, 0.01))
-        graph = StepGraph(mine, settings) if graphed else None
-        if graph:
-            graph.fit(table, batches)
-        losses = []
-        for group in [[batches[0]], batches[1:3], [batches[-1]], [batches[0]]]:
-            total, count = training_step(
-                mine, optimizer, [loaded(table, batch) for batch in group], settings, graph=graph
-            )
-            losses.append(total.item() / count)
+    for graphs in (False, True):
+        mine = copy.deepcopy(decoder)
+        steps = Steps(mine, settings, table, graphs)
+        losses = [steps.step(batch).item() for batch in (batches[0], batches[1], batches[-1], batches[0])]
         results.append((losses, {name: parameter.detach() for name, parameter in mine.named_parameters()}))
     tolerance = 2e-2 if settings.precision == "bf16" else 1e-4
     assert results[1][0] == pytest.approx(results[0][0], rel=tolerance) and results[0][0][-1] < results[0][0][0]
@@ -118,108 +140,49 @@ def test_losses_and_weights(table: CaptionTable, size: int, shape: dict, options
         )
 
 
-def test_gradients_in_full_precision_of_the_sums(table: CaptionTable) -> None:
-    model, settings, batch = make(), TrainParameters(clip=0.0), batches_of(table, 32)[0]
-    features, tokens = loaded(table, batch)
-    still = torch.optim.SGD(model.parameters(), lr=0.0)
-    training_step(model, still, [(features, tokens)], settings)
+def test_gradients(table: CaptionTable) -> None:
+    decoder, batch = make(), batches_of(table, 32)[0]
+    Steps(decoder, TrainParameters(), table, False).backward(batch)
     expected = {
-        name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None
+        name: parameter.grad.clone() for name, parameter in decoder.named_parameters() if parameter.requires_grad
     }
-    graph = StepGraph(model, settings)
-    graph.fit(table, batches_of(table, 32))
+    steps = Steps(decoder, TrainParameters(), table, True)
     for _ in range(2):  # the second adds nothing to the first
-        training_step(model, still, [(features, tokens)], settings, graph=graph)
+        steps.backward(batch)
     for name, gradient in expected.items():
-        found = dict(model.named_parameters())[name].grad
+        found = dict(decoder.named_parameters())[name].grad
         assert float((found - gradient).norm() / gradient.norm()) < 1e-5, name
 
 
-def test_each_replay_draws_anew_and_recording_draws_nothing(table: CaptionTable) -> None:
-    model, settings, batch = make(dropout=0.5), TrainParameters(), batches_of(table, 32)[0]
-    graph, still = StepGraph(model, settings), torch.optim.SGD(model.parameters(), lr=0.0)
-    torch.cuda.manual_seed(5)
-    before = torch.cuda.get_rng_state()
-    graph.fit(table, batches_of(table, 32))
-    assert torch.equal(torch.cuda.get_rng_state(), before)
+def test_each_replay_draws_dropout_anew(table: CaptionTable) -> None:
+    batch = batches_of(table, 32)[0]
+    steps = Steps(make(dropout=0.5), TrainParameters(), table, True)
+    steps.backward(batch)  # recorded here
 
     def losses() -> list[float]:
-        torch.cuda.set_rng_state(before)
-        return [training_step(model, still, [loaded(table, batch)], settings, graph=graph)[0].item() for _ in range(3)]
+        torch.cuda.manual_seed(5)
+        return [steps.backward(batch).item() for _ in range(3)]
 
     first = losses()
     assert len(set(first)) == 3 and losses() == pytest.approx(first, rel=1e-6)
 
 
 def test_hard_attention_learns(table: CaptionTable) -> None:
-    settings = TrainParameters()
-    model = make(attention="hard")
-    reinforce = Reinforce(model, settings)
-    graph, optimizer = StepGraph(model, settings, reinforce), build_optimizer(model, settings)
-    set_rates(optimizer, (0.01, 0.01))
-    batches = batches_of(table, 50)
-    graph.fit(table, batches)
-    losses = []
-    for batch in batches * 4:
-        total, count = training_step(
-            model, optimizer, [loaded(table, batch)], settings, reinforce=reinforce, graph=graph
-        )
-        losses.append(total.item() / count)
-    assert sum(losses[-3:]) < sum(losses[:3]) and -4 < reinforce.state["baseline"].item() < -2
-
-
-def test_words_that_the_decoder_drew_go_in(table: CaptionTable) -> None:
-    model, settings, batch = make(), TrainParameters(), batches_of(table, 32)[0]
-    features, tokens = loaded(table, batch)
-    other = torch.randint(4, WORDS, tokens[..., 1:].shape).cuda()
-    graph = StepGraph(model, settings)
-    graph.fit(table, batches_of(table, 32))
-    count = int((tokens[..., 1:] != PAD).sum())
-    graph.clear_gradients()
-    found = graph.backward(features, tokens, other, 1 / count, 1.0).item()
-    hidden, _, packing, _ = model.hidden(features, tokens, other)
-    expected = torch.nn.functional.cross_entropy(model.vocabulary(hidden), packing.targets, reduction="sum")
-    assert found == pytest.approx(expected.item(), rel=1e-5)
-    assert found != pytest.approx(graph.backward(features, tokens, None, 1 / count, 1.0).item(), rel=1e-3)
-
-
-def test_it_is_recorded_again_only_for_larger_batches(table: CaptionTable, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, recorded = make(), []
-    graph, original = StepGraph(model, TrainParameters()), StepGraph._record
-    monkeypatch.setattr(StepGraph, "_record", lambda self, tokens: (recorded.append(1), original(self, tokens)))
-    batches, larger = batches_of(table, 20), batches_of(table, 40)
-    for part in (batches, batches[1:3], batches[-1:], batches):
-        graph.fit(table, part)
-    assert len(recorded) == 1
-    with pytest.raises(ValueError, match="mould"):
-        graph.backward(*loaded(table, larger[0]), None, 1.0, 1.0)
-    for part in (larger, batches):
-        graph.fit(table, part)
-    assert len(recorded) == 2
-
-
-def test_batches_too_different_are_launched_kernel_by_kernel(table: CaptionTable) -> None:
-    model, settings = make(), TrainParameters()
-    graph, optimizer = StepGraph(model, settings), build_optimizer(model, settings)
-    many = Batch(np.array([0]), np.arange(100)[None], np.zeros(1, dtype=np.int64))
-    graph.fit(table, [*batches_of(table, 20), many])
-    assert not graph.recorded
-    total, count = training_step(model, optimizer, [loaded(table, many)], settings, graph=graph)
-    assert 0 < total.item() / count < 6 and model.vocabulary.weight.grad.any()
-    graph.fit(table, batches_of(table, 20))
-    assert graph.recorded
+    torch.cuda.manual_seed(0)
+    steps = Steps(make(attention="hard"), TrainParameters(), table, True)
+    losses = [steps.step(batch).item() for batch in batches_of(table, 50) * 4]
+    assert sum(losses[-3:]) < sum(losses[:3]) and -4 < steps.objective.state["baseline"].item() < -2
 
 
 def test_the_processor_never_waits_for_the_gpu(table: CaptionTable) -> None:
-    model, settings, batches = make(), TrainParameters(), batches_of(table, 32)
-    graph, optimizer = StepGraph(model, settings), build_optimizer(model, settings)
-    graph.fit(table, batches)
+    steps, batches = Steps(make(), TrainParameters(), table, True), batches_of(table, 32)
     ready = [loaded(table, batch) for batch in batches]
-    training_step(model, optimizer, ready[:1], settings, graph=graph)  # what is made once
+    for batch, data in zip(batches, ready):  # records the shapes
+        steps.step(batch, data)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        for batch in ready:
-            training_step(model, optimizer, [batch], settings, graph=graph)
+        for batch, data in zip(batches, ready):
+            steps.step(batch, data)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
@@ -231,13 +194,16 @@ def test_whole_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: di
     data = make_data(tmp_path / "data", views=2)
     parameters = with_runtime(small_parameters(dropout=0.0, epochs=4, **options), device="cuda")
     graphed = history_numbers(run(tmp_path / "graphed", data, parameters))
-    monkeypatch.setattr(StepGraph, "fits", lambda decoder: False)
+    monkeypatch.setattr(phases, "GraphedModule", lambda module, enabled: GraphedModule(module, False))
     for one, other in zip(graphed, history_numbers(run(tmp_path / "launched", data, parameters)), strict=True):
         assert one == pytest.approx(other, rel=1e-3, abs=0.02)
         assert one["val_cross_entropy"] == pytest.approx(other["val_cross_entropy"], rel=1e-3)
 
 
-def test_where_there_is_one(table: CaptionTable) -> None:
-    for model, expected in ((make(), True), (make(norm="batch"), False), (make().cpu(), False)):
-        (phase,) = build_phases(TrainParameters(epochs=1), table, 12, model)
-        assert (phase.graph is not None) == expected
+def test_where_there_are_graphs(table: CaptionTable) -> None:
+    """On a GPU, without a batch norm, whose running statistics a recording would change."""
+    for decoder, expected in ((make(), True), (make(norm="batch"), False), (make().cpu(), False)):
+        options = TrainParameters(epochs=1)
+        (phase,) = build_phases(options, table, 12, decoder)
+        learner = Learner(phase, decoder, options, Group(device=decoder.device))
+        assert isinstance(learner.model, GraphedModule) and learner.model.enabled == expected
