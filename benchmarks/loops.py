@@ -24,7 +24,6 @@ from captioner.training.data import GlobalBatch, epoch_batches
 from captioner.training.distributed import Group
 from captioner.training.optimizers import clip_gradients
 from captioner.training.phases import Learner, build_phases
-from captioner.training.stage import LENGTH_MULTIPLE
 from captioner.training.train import TrainContext, autocast, fit
 
 PRECISIONS = ("fp32", "bf16")
@@ -75,7 +74,7 @@ class TimedLoader(BatchLoader):
     """
 
     def __init__(self, table: CaptionTable, rows: np.ndarray, reader: FeatureReader, device: torch.device) -> None:
-        super().__init__(table, rows, reader, LENGTH_MULTIPLE if device.type == "cuda" else 1)
+        super().__init__(table, rows, reader)
         self._device = device
         self._warm, self._timed, self._started = 0, 0, 0.0
         self.waits: list[float] = []

@@ -47,7 +47,6 @@ from captioner.training.data import GlobalBatch, epoch_batches
 from captioner.training.distributed import Group
 from captioner.training.optimizers import set_rates
 from captioner.training.phases import Learner, build_phases
-from captioner.training.stage import LENGTH_MULTIPLE
 from captioner.training.train import autocast
 
 TARGETS = {"textbook": 5.0, "plain": 1.0, "ceiling": 0.5}
@@ -91,9 +90,8 @@ class Task:
 
     def load(self, batches: list[Batch]) -> list[tuple[Tensor, Tensor, GlobalBatch]]:
         """Features (I, P, C) float16 on the device, tokens (I, K, T + 1) on the CPU, and what they count."""
-        multiple = LENGTH_MULTIPLE if self.device.type == "cuda" else 1
         rows = np.arange(self.sizes.images)
-        loader = BatchLoader(self.table, rows, RandomReader(self.sizes, self.device), multiple)
+        loader = BatchLoader(self.table, rows, RandomReader(self.sizes, self.device))
         return [(*loader.load(batch), GlobalBatch.of([batch], self.table)) for batch in batches]
 
 

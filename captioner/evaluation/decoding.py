@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 
 from captioner.batches import BatchLoader, CaptionTable, ordered_batches
+from captioner.cuda_graphs import graphed
 from captioner.decoder import Decoder
 from captioner.errors import CaptionerError
 from captioner.evaluation.inputs import EvaluationInputs
