@@ -149,7 +149,10 @@ class RecurrentDecoder(Decoder):
 
     def initial_state(self, memory: GridMemory, beams: int) -> RecurrentState:
         """tanh(W mean a) for all layers, the same for all beams of an image."""
-        first = torch.tanh(self.initial(memory.mean)).unsqueeze(1).expand(-1, beams, -1)
+        first = torch.tanh(
+            self.initial(memory.mean).to(self.initial.weight.dtype)
+        )  # fp32 under autocast, as all states
+        first = first.unsqueeze(1).expand(-1, beams, -1)
         return RecurrentState(first.split(self.config.hidden_size, -1))
 
     def step(self, tokens: Tensor, state: RecurrentState, memory: GridMemory) -> tuple[Tensor, RecurrentState, Tensor]:

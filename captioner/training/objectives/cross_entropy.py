@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from captioner.batches import inputs_and_targets
-from captioner.cuda_graphs import pad_images, pad_length
+from captioner.cuda_graphs import graphed, pad_images, pad_length
 from captioner.decoder import Decoder, unmasked
 from captioner.decoder.attention import HardAttention
 from captioner.device import to_device
@@ -32,6 +32,7 @@ class CrossEntropy(Objective):
     def __init__(self, decoder: Decoder, options: TrainParameters) -> None:
         super().__init__(decoder)
         self.options = options
+        self._sampled = graphed(decoder)
         attention = getattr(decoder, "attention", None)
         self.hard = attention if isinstance(attention, HardAttention) else None
         self.reinforce = Reinforce(decoder, options) if self.hard else None
@@ -52,7 +53,7 @@ class CrossEntropy(Objective):
         index = target_index(targets, device)
         targets = targets.to(device, non_blocking=True)
         if share:  # in fp32, as evaluation computes
-            inputs = mix_inputs(self.decoder, features, inputs, share)
+            inputs = mix_inputs(self._sampled, features, inputs, share)
         else:
             inputs = inputs.to(device, non_blocking=True)
         return features, inputs, targets, scales, index
