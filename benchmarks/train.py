@@ -25,6 +25,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 from unittest import mock
 
 import click
@@ -46,6 +47,7 @@ from captioner.training.distributed import Group
 from captioner.training.phases import build_phases
 from captioner.training.stage import LENGTH_MULTIPLE
 from captioner.training.train import TrainContext, fit
+from captioner.training.validation import Validator
 from captioner.vocabulary.vocabulary import END, PAD, START
 
 EPOCH_TARGET = 10.0  # seconds at the larger batch, on one H100
@@ -201,7 +203,9 @@ class OurLoop:
         self._model = GraphedModule(self._phases[0].objective, graphed and device.type == "cuda")
         self.clock, self._device = StepClock(loader, device), device
         # no checkpoint is saved
-        self._context = TrainContext(self.clock, self.clock, Group(device=device), 0, 1, folder, float("inf"))
+        self._context = TrainContext(
+            cast(BatchLoader, self.clock), cast(Validator, self.clock), Group(device=device), 0, 1, folder, float("inf")
+        )
         self.steps_in_epoch = len(epoch_batches(loader.table, batch_size, self.options.captions_per_image, 1, 0, 1))
         self._recorded = False
 
