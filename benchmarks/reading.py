@@ -19,9 +19,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.coco_size import Sizes, make_table
 from benchmarks.read import write_rows
 from benchmarks.report import print_results, result
-from benchmarks.train import PRECISIONS, OurLoop, Sizes, make_table
+from benchmarks.timed_loop import OurLoop
+from benchmarks.train import PRECISIONS
 from captioner.batches import Batch, BatchLoader
 from captioner.device import prepare_device
 from captioner.features.store import FeatureStore

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from click.testing import CliRunner
 
+from benchmarks.coco_size import Sizes, make_table
 from benchmarks.read import write_rows
 from benchmarks.reading import TimedLoader, main, run
-from benchmarks.train import Sizes, make_table
 from captioner.features.readers import RamReader
 from captioner.training.data import epoch_batches
 

@@ -10,7 +10,9 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from benchmarks.train import LENGTHS, OurLoop, Sizes, main, make_features, make_table
+from benchmarks.coco_size import LENGTHS, Sizes, make_features, make_table
+from benchmarks.timed_loop import OurLoop
+from benchmarks.train import main
 from captioner.batches import BatchLoader
 from captioner.features.readers import GpuReader
 from captioner.vocabulary.vocabulary import END, PAD, START
