@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from captioner.decoder import DecoderConfig
 from captioner.decoder.attention import ATTENTIONS
 from captioner.decoder.registry import DECODERS
 from captioner.errors import CaptionerError
@@ -64,6 +65,22 @@ def test_a_name_is_known_once_it_is_registered(name: str, monkeypatch) -> None:
         parse_parameters({name: "toy"})
     monkeypatch.setitem(registry, "toy", toy)
     assert getattr(parse_parameters({name: "toy"}), name) == "toy"
+
+
+def test_the_toy_decoder_predicts_the_same_in_steps_and_at_once() -> None:
+    config = DecoderConfig("toy", "none", vocabulary_size=9, embedding_size=3, channels=5, positions=4)
+    decoder = ToyDecoder(config).double()
+    memory = decoder.encode(torch.randn(2, 4, 5, dtype=torch.float64))
+    tokens = torch.tensor([[[1, 5, 6], [1, 7, 0]], [[1, 5, 0], [1, 8, 4]]])
+    state, stepped = decoder.initial_state(memory, 2), []
+    for column in tokens.unbind(2):
+        logits, state, _ = decoder.step(column, state, memory)
+        stepped.append(logits)
+    steps = torch.stack(stepped, 2)  # (I, K, T, V)
+    torch.testing.assert_close(decoder(memory, tokens)[0], steps[tokens != 0])
+    index = torch.tensor([3, 0, 10])
+    torch.testing.assert_close(decoder(memory, tokens, index)[0], steps.flatten(0, 2)[index])
+    assert not torch.allclose(steps[0, 0, :2], steps[1, 0, :2])  # the same words of another image
 
 
 def test_the_toy_decoder_trains(toys, tmp_path: Path) -> None:
