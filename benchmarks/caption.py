@@ -25,7 +25,7 @@ from pathlib import Path
 import click
 import torch
 
-from benchmarks.extract import Bench, draw_pictures
+from benchmarks.extract import Bench, draw_images
 from benchmarks.report import measure, print_results, result
 from captioner import Captioner
 from captioner.device import core_count, resolve_device
@@ -95,7 +95,7 @@ def main(model: Path, images: int, beam: int, repeats: int, device: str) -> None
     place, cores = resolve_device(device), core_count()
     with tempfile.TemporaryDirectory() as name, Captioner.load(model, device) as captioner:
         folder = Path(name)
-        draw_pictures(folder / "images.h5", images)
+        draw_images(folder / "images.h5", images)
         store = ImageStore.open(folder / "images.h5")
         files = [folder / f"{row:06}.jpg" for row in range(images)]
         for row, file in enumerate(files):

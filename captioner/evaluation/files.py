@@ -32,7 +32,7 @@ class Evaluation:
         beam: the headline's beam size.
         scores: split -> beam size -> scores; the splits are ``val`` and the headline's.
         forced: split -> cross entropy and token accuracy.
-        variety: beam size -> the figures of ``captioner.metrics.diversity``, of the headline split.
+        variety: beam size -> the metrics of ``captioner.metrics.diversity``, of the headline split.
         hypotheses: image id -> caption, of the headline.
         vocabulary: of the model.
         captions: references and file names.

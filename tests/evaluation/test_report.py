@@ -132,7 +132,7 @@ def test_settings_are_those_stored_with_the_model(paths, tmp_path, monkeypatch):
 
 
 def test_report_pictures(paths, tmp_path):
-    """How many are shown; the same lots for everybody, and nothing else changes."""
+    """How many are shown; the same sample in every run, and nothing else changes."""
     none, five, again, all_of_them = (
         run(paths, tmp_path / name, report_pictures=count)
         for name, count in (("0", 0), ("5", 5), ("5b", 5), ("99", 99))

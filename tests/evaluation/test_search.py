@@ -185,7 +185,7 @@ def test_the_search_stands_in_signature_and_summary(paths, tmp_path, search, tit
 
 
 def test_what_captions_are_like(paths, tmp_path):
-    """The figures of metrics.json are those of captions.json; each beam size has them in the table of the sweep."""
+    """The metrics of metrics.json are those of captions.json; each beam size has them in the table of the sweep."""
     results = small.run(paths, tmp_path / "results")
     metrics = json.loads((results / "metrics.json").read_text())
     words = [row["caption"].split() for row in json.loads((results / "captions.json").read_text())]
