@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from benchmarks.beam_loops import cached_loop, textbook_loop
 from benchmarks.report import measure, print_results, result
 from captioner.decoder import DecoderConfig, build_decoder
-from captioner.search import beam_search
 from captioner.decoder.protocol import Decoder, Memory, State
+from captioner.search import beam_search
 from captioner.vocabulary.vocabulary import END
 
 _SHARPNESS = 60.0  # entropy of some 2.6 nats a token, as of trained captioners

@@ -1,13 +1,13 @@
 """Captions of a folder against extraction and search alone, and the time to the first caption: python -m
 benchmarks.caption [--device cuda]
 
-Measured in turn, in pictures a second:
+Measured in turn, in images a second:
   ours     JPEG files in a folder to captions, by `Captioner.caption` (its processes are started, as in a long run)
-  extract  the same pictures from images.h5 to features on disk, by the stage's own code
+  extract  the same images from images.h5 to features on disk, by the stage's own code
   search   captions of those features in memory, a batch on each core
 
 One after the other, extraction and search allow 1 / (1 / extract + 1 / search). The time to the first caption is that
-of a whole command, `captioner caption` of one picture, from its start to its first line; its rate is compared with one
+of a whole command, `captioner caption` of one image, from its start to its first line; its rate is compared with one
 in 5 s.
 """
 
@@ -25,7 +25,7 @@ from pathlib import Path
 import click
 import torch
 
-from benchmarks.extract import Bench, draw_pictures
+from benchmarks.extract import Bench, draw_images
 from benchmarks.report import measure, print_results, result
 from captioner import Captioner
 from captioner.device import core_count, resolve_device
@@ -37,7 +37,7 @@ from captioner.features.store import FeatureStore
 from captioner.images.store import ImageStore
 from captioner.search import beam_search
 
-_SEARCHED = 64  # pictures searched at once, as evaluation does
+_SEARCHED = 64  # images searched at once, as evaluation does
 _FIRST = 5.0  # seconds in which the first caption is wanted
 
 
@@ -64,14 +64,14 @@ def search_all(captioner: Captioner, features: torch.Tensor, beam: int) -> int:
     return len(features)
 
 
-def first_caption(picture: Path, model: Path, device: str) -> float:
+def first_caption(image: Path, model: Path, device: str) -> float:
     """Seconds from the start of the command to its first line."""
     command = [
         sys.executable,
         "-c",
         "from captioner.cli import main; main()",
         "caption",
-        str(picture),
+        str(image),
         "--model",
         str(model),
         "--device",
@@ -86,18 +86,18 @@ def first_caption(picture: Path, model: Path, device: str) -> float:
 
 @click.command(help=__doc__)
 @click.option("--model", type=click.Path(exists=True, path_type=Path), default=Path("models"), show_default=True)
-@click.option("--pictures", default=1024, show_default=True)
+@click.option("--images", default=1024, show_default=True)
 @click.option("--beam", default=5, show_default=True)
 @click.option("--repeats", default=5, show_default=True)
 @click.option("--device", default="auto", show_default=True)
-def main(model: Path, pictures: int, beam: int, repeats: int, device: str) -> None:
+def main(model: Path, images: int, beam: int, repeats: int, device: str) -> None:
     torch.set_num_threads(1)  # before any arithmetic: a team of threads would slow down all that follows
     place, cores = resolve_device(device), core_count()
     with tempfile.TemporaryDirectory() as name, Captioner.load(model, device) as captioner:
         folder = Path(name)
-        draw_pictures(folder / "images.h5", pictures)
+        draw_images(folder / "images.h5", images)
         store = ImageStore.open(folder / "images.h5")
-        files = [folder / f"{row:06}.jpg" for row in range(pictures)]
+        files = [folder / f"{row:06}.jpg" for row in range(images)]
         for row, file in enumerate(files):
             file.write_bytes(store.jpeg(row))
         encoder = captioner.model.config["encoder"]
@@ -124,14 +124,14 @@ def main(model: Path, pictures: int, beam: int, repeats: int, device: str) -> No
     facts = {
         "device": place.type,
         "cores": cores,
-        "pictures": pictures,
+        "pictures": images,
         "beam": beam,
         **{name: round(statistics.median(rates[name]), 1) for name in ("extract", "search")},
     }
     print_results(
         [
             result(
-                f"caption {encoder}: folder / extraction + search", rates["ours"], allowed, 0.90, "pictures/s", **facts
+                f"caption {encoder}: folder / extraction + search", rates["ours"], allowed, 0.90, "images/s", **facts
             ),
             result(
                 f"caption {encoder}: first caption / 5 s",

@@ -80,7 +80,8 @@ def main(page: Path, repeats: int, slower: float) -> None:
         browser.close()
     for each in results:
         print(
-            f"{each['name']}: read after {each['load_ms']} ms; {each['over_50_ms']} of {each['frames']:,} frames took more than 50 ms, the longest {each['longest_ms']} ms"
+            f"{each['name']}: read after {each['load_ms']} ms; {each['over_50_ms']} of {each['frames']:,} frames "
+            f"took more than 50 ms, the longest {each['longest_ms']} ms"
         )
     print_results(results)
 

@@ -1,6 +1,6 @@
 """The fraction of a training step that is spent waiting for data: python -m benchmarks.reading
 
-Makes a features file of 2,000 images, 7x7x512 in fp16, and trains on it with the training loop itself (batches of 64
+Makes a features file of 2,000 images, 7x7x512 in fp16, and trains on it with ``fit`` itself (batches of 64
 captions, an LSTM of 256 units, no validation), the features read from disk (runtime.features_on=disk) and from a memory
 map (ram), the file in the page cache. Compared are the captions a second with those of the same steps without the time
 in which the loop waits for its next batch; the ratio is one less the fraction that is spent waiting.
@@ -10,74 +10,45 @@ from __future__ import annotations
 
 import statistics
 import tempfile
-import time
-from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import click
 import numpy as np
 import torch
-from torch import Tensor
 
+from benchmarks.coco import Sizes, make_table
+from benchmarks.loops import PRECISIONS, FitLoop, TimedLoader
 from benchmarks.read import write_rows
 from benchmarks.report import print_results, result
-from benchmarks.train import PRECISIONS, OurLoop, Sizes, make_table
 from captioner.device import prepare_device
 from captioner.features.store import FeatureStore
-from captioner.training.batches import Batch, BatchLoader
 
 TARGET = 0.97
 READERS = ("disk", "ram")
 _WARM = 2  # steps
 
 
-class TimedLoader(BatchLoader):
-    """The project's loader, which notes how long the loop waits for each batch.
-
-    Attributes:
-        waits: seconds, one entry a step.
-    """
-
-    waits: list[float] = []
-
-    def stream_groups(self, groups: Iterable[list[Batch | None]]) -> Iterator[list[tuple[Tensor, Tensor] | None]]:
-        self.waits = []
-        batches = super().stream_groups(groups)
-        while True:
-            started = time.perf_counter()
-            batch = next(batches, None)
-            if batch is None:
-                return
-            self.waits.append(time.perf_counter() - started)
-            yield batch
-
-
 def run(
-    sizes: Sizes,
-    store: FeatureStore,
-    device: torch.device,
-    batch_size: int,
-    precision: str,
-    steps: int,
-    rounds: int,
-    folder: Path,
+    sizes: Sizes, store: FeatureStore, device: torch.device, batch_size: int, precision: str, steps: int, rounds: int
 ) -> list[dict]:
     """Both readers in turn, one result for each."""
     table = make_table(sizes)
-    with store.reader("disk", device) as disk, store.reader("ram", device) as ram:
-        loaders = {reader.where: TimedLoader(table, np.arange(sizes.images), reader) for reader in (disk, ram)}
-        loops = {
-            where: OurLoop(sizes, loader, device, batch_size, precision, folder) for where, loader in loaders.items()
-        }
-        rates: dict[str, list[float]] = {where: [] for where in READERS}
-        unhindered: dict[str, list[float]] = {where: [] for where in READERS}
-        waits: dict[str, list[float]] = {where: [] for where in READERS}
+    rates: dict[str, list[float]] = {where: [] for where in READERS}
+    unhindered: dict[str, list[float]] = {where: [] for where in READERS}
+    waits: dict[str, list[float]] = {where: [] for where in READERS}
+    with ExitStack() as stack:
+        loops = {}
+        for where in READERS:
+            reader = stack.enter_context(store.reader(where, device))
+            loader = TimedLoader(table, np.arange(sizes.images), reader, device)
+            loops[where] = stack.enter_context(FitLoop(sizes, loader, device, batch_size, precision))
         for _ in range(rounds):
             for where, loop in loops.items():
                 loop.run(_WARM, steps)
-                waited = sum(loaders[where].waits[_WARM : _WARM + steps])
-                rates[where].append(loop.step.captions / loop.step.seconds)
-                unhindered[where].append(loop.step.captions / (loop.step.seconds - waited))
+                waited = sum(loop.loader.waits[_WARM:])
+                rates[where].append(loop.rate)
+                unhindered[where].append(loop.loader.captions / (loop.loader.seconds - waited))
                 waits[where].append(waited / steps)
     facts = {
         "device": str(device),
@@ -128,7 +99,7 @@ def main(
     steps = min(steps, 5 * images // batch_size - _WARM)
     with tempfile.TemporaryDirectory() as folder:
         store = write_rows(Path(folder) / "features.h5", images, sizes.positions, channels)
-        print_results(run(sizes, store, chosen, batch_size, precision, steps, rounds, Path(folder)))
+        print_results(run(sizes, store, chosen, batch_size, precision, steps, rounds))
 
 
 if __name__ == "__main__":

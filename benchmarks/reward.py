@@ -1,11 +1,10 @@
-"""The reward of self-critical training: its share of a step, and against pycocoevalcap on the same tokens.
+"""The reward of self-critical training: its part of a step, and against pycocoevalcap on the same tokens.
 
     python -m benchmarks.reward [--threads N] [--repeats R]
 
-16 pictures of 49x2048 features, 5 sampled captions of at most 20 words and 5 references each, a vocabulary of 9,500
+16 images of 49x2048 features, 5 sampled captions of at most 20 words and 5 references each, a vocabulary of 9,500
 words, 512 hidden units. Document frequencies are those of as many captions as COCO's training split has, drawn by
-Zipf's law. The share of the step is
-given as a ratio of rates: 5 is a share of 0.20.
+Zipf's law. The reward's part of the step is given as a ratio of rates: 5 means a fifth of the time.
 """
 
 from __future__ import annotations
@@ -18,17 +17,21 @@ import click
 import numpy as np
 import torch
 
+from benchmarks import coco
+from benchmarks.loops import training_step
 from benchmarks.report import measure, print_results, result
-from captioner.decoder import DecoderConfig, build_decoder
+from captioner.batches import CaptionTable
 from captioner.device import prepare_device
+from captioner.metrics.reward import CaptionReward
 from captioner.parameters import TrainParameters
-from captioner.training.batches import CaptionTable
-from captioner.training.reward import CaptionReward
-from captioner.training.sampling import sample_captions
-from captioner.training.self_critical import self_critical_step
+from captioner.training.data import GlobalBatch
+from captioner.training.distributed import Group
+from captioner.training.objectives import SelfCritical
+from captioner.training.objectives.sampling import sample_captions
+from captioner.training.phases import Learner, Phase
 from captioner.vocabulary.vocabulary import END, PAD, START
 
-SHARE_TARGET = 5.0
+STEP_TARGET = 5.0
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ class Sizes:
 
 
 def make_table(sizes: Sizes) -> CaptionTable:
-    """Training captions of 6 to 15 words, the same number for every picture; the k-th word's frequency is proportional
+    """Training captions of 6 to 15 words, the same number for every image; the k-th word's frequency is proportional
     to 1 / k."""
     generator = np.random.default_rng(0)
     captions = sizes.documents * sizes.references
@@ -73,33 +76,27 @@ def run(sizes: Sizes, device: torch.device, repeats: int) -> list[dict]:
         "megabytes": round((reward.frequencies.numbers.nbytes + reward.frequencies.counts.nbytes) / 1e6),
     }
 
-    torch.manual_seed(0)
-    options = TrainParameters(hidden_size=sizes.hidden, scst_samples=sizes.samples)
-    config = DecoderConfig(
-        "lstm",
-        "soft",
-        sizes.vocabulary,
-        50,
-        sizes.channels,
-        sizes.positions,
-        options.feature_size,
-        options.hidden_size,
-        options.attention_size,
+    # learning rates of 0, which ``Learner`` sets, keep the captions as long as they are
+    options = TrainParameters(hidden_size=sizes.hidden, scst_samples=sizes.samples, optimizer="sgd")
+    shapes = coco.Sizes(
+        positions=sizes.positions, channels=sizes.channels, vocabulary=sizes.vocabulary, hidden=sizes.hidden
     )
-    decoder = build_decoder(config).to(device)
+    decoder = coco.make_decoder(shapes, options, device)
     decoder.vocabulary.bias.data[END] = np.log(sizes.vocabulary / 10)  # captions of about ten words
-    optimizer = torch.optim.SGD(
-        [parameter for parameter in decoder.parameters() if parameter.requires_grad], lr=0.0
-    )  # lengths stay so
+    objective = SelfCritical(decoder, options, reward, sizes.longest)
+    phase = Phase("self-critical", objective, 1, (0.0, 0.0), "scst_learning_rate", "val_cider_d", (), 0)
+    learner = Learner(phase, decoder, options, Group(device=device))
     features = torch.rand(sizes.images, sizes.positions, sizes.channels).half().to(device)
     references = table.tokens[: sizes.images * sizes.references].reshape(sizes.images, sizes.references, -1)
-    batches = [(features, torch.from_numpy(references))]
+    truth = torch.from_numpy(references)
+    counts = GlobalBatch(int((truth[..., 1:] != PAD).sum()), sizes.images * sizes.references, sizes.images)
     captions = sample_captions(decoder.eval(), features, sizes.samples, sizes.longest).cpu().numpy()
     count = sizes.images * sizes.samples
     texts, truths = ([[_text(row) for row in group] for group in groups] for groups in (captions, references))
 
     def step() -> int:
-        return self_critical_step(reward, sizes.longest, decoder, optimizer, batches, options)[1]
+        training_step(learner, options, features, truth, counts).item()
+        return count
 
     def ours() -> int:
         reward(captions, references)
@@ -117,7 +114,7 @@ def run(sizes: Sizes, device: torch.device, repeats: int) -> list[dict]:
 
     steps = {"step": step, "ours": ours} | ({"theirs": theirs} if importlib.util.find_spec("pycocoevalcap") else {})
     rates = measure(steps, repeats)
-    rows = [result("reward / whole step", rates["ours"], rates["step"], SHARE_TARGET, "captions/s", **facts)]
+    rows = [result("reward / whole step", rates["ours"], rates["step"], STEP_TARGET, "captions/s", **facts)]
     if "theirs" in rates:
         rows.append(
             result("reward / pycocoevalcap's CiderScorer", rates["ours"], rates["theirs"], None, "captions/s", **facts)

@@ -58,7 +58,8 @@ def main(captions: Path, images: int, each: int, repeats: int) -> None:
     references = dict(enumerate(itertools.islice(whole, images)))
     if len(references) < images:
         raise click.ClickException(
-            f"{captions}: {len(references):,} images with {each} captions; give --images {len(references)} or a larger file"
+            f"{captions}: {len(references):,} images with {each} captions; give --images {len(references)} or a "
+            "larger file"
         )
     candidates = {key: references[(key + 1) % images][0] for key in references}
 

@@ -1,210 +1,295 @@
-"""One training step of the soft-attention LSTM, against a textbook loop and against the ceiling that its large products
-set.
+"""Training steps a second: ours against a textbook loop, a plain decoder, a ceiling, and an older commit of ours.
 
     python -m benchmarks.step [--threads N] [--repeats R] [--profile fp32|bf16]
+    git worktree add /tmp/before 9449df8 && python -m benchmarks.step --before /tmp/before
 
-Both decoders see the same 80 captions of 16 pictures: 49x2048 features, a vocabulary of 9,500 words, 512 hidden units,
-lengths of 9 to 19 words. The ceiling is the vocabulary layer with its loss, the feature projection and the optimiser
-alone, forward and backward.
+All train a soft-attention LSTM of 512 units on 1,600 images of 49x2048 features with 5 captions each, as long as
+COCO's, in a vocabulary of 9,500 words. A round is 12 steps of 16 images with all their captions.
+
+    ours      as ``fit`` does a step, on batches that ``epoch_batches`` makes of images with captions of similar length;
+              the 12 are spread over all lengths
+    plain     ``benchmarks.plain_decoder``, on the same batches
+    ceiling   the vocabulary layer and its loss, the feature projection and the optimizer alone, on the same batches
+    textbook  ``benchmarks.textbook_decoder``, fp32 only, on batches of random images
+    before    the older commit's training step on the batches of its own
+              sampler, which are random images; in a process of its own
+
+All are measured in turn in every round; ratios are medians of the rounds' ratios of captions a second.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import click
+import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.coco import LONGEST, VECTOR_SIZE, RandomReader, Sizes, make_decoder, make_table
+from benchmarks.loops import PRECISIONS, training_step
+from benchmarks.plain_decoder import PlainDecoder, plain_optimizer, plain_step
 from benchmarks.report import measure, print_results, result
 from benchmarks.textbook_decoder import TextbookDecoder, textbook_step
-from captioner.decoder import Decoder, DecoderConfig, build_decoder
-from captioner.decoder.packing import Packing
+from captioner.batches import Batch, BatchLoader, CaptionTable, cut_batches, group_captions
 from captioner.device import prepare_device
 from captioner.parameters import TrainParameters
-from captioner.training.optimizers import build_optimizer, set_rates
-from captioner.training.step import training_step
-from captioner.training.vocabulary_loss import vocabulary_loss
-from captioner.vocabulary.vocabulary import END, START
+from captioner.teacher_forcing import token_cross_entropy
+from captioner.training.data import GlobalBatch, epoch_batches
+from captioner.training.distributed import Group
+from captioner.training.optimizers import set_rates
+from captioner.training.phases import Learner, build_phases
+from captioner.training.train import autocast
 
-TEXTBOOK_TARGET, CEILING_TARGET = 5.0, 0.5
-PRECISIONS = ("fp32", "bf16")
+TARGETS = {"textbook": 5.0, "plain": 1.0, "ceiling": 0.5}
+BEFORE_TARGETS = {"fp32": 0.95, "bf16": 1.0}
+OLD_STEP = "captioner/training/step.py"
+WORKER = Path(__file__).with_name("step_before.py")
 
 
 @dataclass(frozen=True)
-class Sizes:
-    """What the issue of the benchmark fixes."""
+class Task:
+    """What is measured.
 
-    images: int = 16
-    captions: int = 5
-    positions: int = 49
-    channels: int = 2048
-    vocabulary: int = 9500
-    hidden: int = 512
-    shortest: int = 9
-    longest: int = 19
+    Attributes:
+        sizes: of the data and the decoder.
+        table: the captions.
+        batch_size: captions of a batch.
+        batches: in a round.
+        device: of the training.
+    """
+
+    sizes: Sizes
+    table: CaptionTable
+    batch_size: int
+    batches: int
+    device: torch.device
+
+    def bucketed(self) -> list[Batch]:
+        """The project's batches, spread evenly over an epoch's, from the shortest captions to the longest."""
+        epoch = epoch_batches(self.table, self.batch_size, 0, 1, 0, 1)
+        targets = self.table.targets
+        epoch.sort(key=lambda batch: (int(targets[batch.captions].max()), int(targets[batch.captions].sum())))
+        middles = (np.arange(self.batches) + 0.5) * len(epoch) / self.batches
+        return [epoch[row] for row in middles.astype(int)]
+
+    def random(self) -> list[Batch]:
+        """Batches of random images."""
+        groups, owners = group_captions(self.table)
+        order = np.random.default_rng(0).permutation(len(groups))
+        views = np.zeros(len(groups), dtype=np.int64)
+        return cut_batches(groups[order], owners[order], views, self.batch_size)[: self.batches]
+
+    def load(self, batches: list[Batch]) -> list[tuple[Tensor, Tensor, GlobalBatch]]:
+        """Features (I, P, C) float16 on the device, tokens (I, K, T + 1) on the CPU, and what they count."""
+        rows = np.arange(self.sizes.images)
+        loader = BatchLoader(self.table, rows, RandomReader(self.sizes, self.device))
+        return [(*loader.load(batch), GlobalBatch.of([batch], self.table)) for batch in batches]
 
 
-def make_batch(sizes: Sizes, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Features (I, P, C) float16 and tokens (I, K, T + 1), always the same."""
-    generator = torch.Generator().manual_seed(0)
-    features = torch.rand(sizes.images, sizes.positions, sizes.channels, generator=generator).half()
-    tokens = torch.zeros(sizes.images, sizes.captions, sizes.longest + 2, dtype=torch.int64)
-    lengths = torch.randint(sizes.shortest, sizes.longest + 1, (sizes.images, sizes.captions), generator=generator)
-    for row, length in zip(tokens.flatten(0, 1), lengths.flatten().tolist()):
-        row[0], row[length + 1] = START, END
-        row[1 : length + 1] = torch.randint(4, sizes.vocabulary, (length,), generator=generator)
-    return features.to(device), tokens
+def make_learner(task: Task, precision: str) -> tuple[Learner, TrainParameters]:
+    """The decoder, objective and optimizer that the stage ``train`` makes."""
+    options = TrainParameters(hidden_size=task.sizes.hidden, precision=precision)
+    decoder = make_decoder(task.sizes, options, task.device)
+    phase = build_phases(options, task.table, LONGEST, decoder)[0]
+    learner = Learner(phase, decoder, options, Group(device=task.device))
+    set_rates(learner.optimizer, phase.rates)
+    return learner, options
 
 
-def our_step(sizes: Sizes, device: torch.device, precision: str) -> tuple[Callable[[], int], Decoder]:
-    """The program's own training step; the function returns how many captions it did."""
+def ours(task: Task, precision: str) -> Callable[[], int]:
+    """The project's own training step; each function here does a round and returns how many captions it did."""
+    learner, options = make_learner(task, precision)
+    batches = task.load(task.bucketed())
+
+    def round() -> int:
+        for features, tokens, counts in batches:
+            training_step(learner, options, features, tokens, counts).item()
+        return sum(counts.captions for _, _, counts in batches)
+
+    return round
+
+
+def plain(task: Task, precision: str) -> Callable[[], int]:
+    """The plain decoder on the same batches, with the same sizes and learning rate."""
     torch.manual_seed(0)
-    options = TrainParameters(hidden_size=sizes.hidden, precision=precision)
-    config = DecoderConfig(
-        "lstm",
-        "soft",
+    sizes, options = task.sizes, TrainParameters()
+    decoder = PlainDecoder(
         sizes.vocabulary,
-        50,
+        VECTOR_SIZE,
         sizes.channels,
         sizes.positions,
         options.feature_size,
-        options.hidden_size,
+        sizes.hidden,
         options.attention_size,
+        options.dropout,
     )
-    decoder = build_decoder(config).to(device).train()
-    optimizer = build_optimizer(decoder, options)
-    set_rates(optimizer, (options.learning_rate, options.projection_learning_rate))
-    features, tokens = make_batch(sizes, device)
+    decoder = decoder.to(task.device).train()
+    optimizer = plain_optimizer(decoder, options.learning_rate)
+    batches = task.load(task.bucketed())
 
-    def step() -> int:
-        total, _ = training_step(decoder, optimizer, [(features, tokens)], options)
-        total.item()
-        return sizes.images * sizes.captions
+    def round() -> int:
+        for features, tokens, _ in batches:
+            plain_step(decoder, optimizer, features, tokens.to(task.device), precision).item()
+        return sum(counts.captions for _, _, counts in batches)
 
-    return step, decoder
+    return round
 
 
-def textbook(sizes: Sizes, device: torch.device) -> Callable[[], int]:
-    """The textbook loop on the same batch, default Adam."""
+def textbook(task: Task) -> Callable[[], int]:
+    """The textbook loop on random images, with torch's default Adam."""
     torch.manual_seed(0)
-    options = TrainParameters()
-    decoder = (
-        TextbookDecoder(sizes.vocabulary, 50, sizes.channels, sizes.hidden, options.attention_size).to(device).train()
-    )
+    sizes, attention = task.sizes, TrainParameters().attention_size
+    decoder = TextbookDecoder(sizes.vocabulary, VECTOR_SIZE, sizes.channels, sizes.hidden, attention)
+    decoder = decoder.to(task.device).train()
     optimizer = torch.optim.Adam([parameter for parameter in decoder.parameters() if parameter.requires_grad])
-    features, tokens = make_batch(sizes, device)
-    tokens = tokens.to(device)
+    batches = task.load(task.random())
 
-    def step() -> int:
-        textbook_step(decoder, optimizer, features, tokens).item()
-        return sizes.images * sizes.captions
+    def round() -> int:
+        for features, tokens, _ in batches:
+            textbook_step(decoder, optimizer, features, tokens.to(task.device)).item()
+        return sum(counts.captions for _, _, counts in batches)
 
-    return step
-
-
-def ceiling(sizes: Sizes, device: torch.device, precision: str) -> Callable[[], int]:
-    """Vocabulary layer and loss over the real tokens, feature projection, and the optimiser over every parameter, in
-    the same precision."""
-    options = TrainParameters(hidden_size=sizes.hidden)
-    _, decoder = our_step(sizes, device, precision)
-    optimizer = build_optimizer(decoder, options)
-    set_rates(optimizer, (options.learning_rate, options.projection_learning_rate))
-    features, tokens = make_batch(sizes, device)
-    targets = Packing.of(tokens, device).targets
-    hidden = torch.randn(len(targets), sizes.hidden, device=device, requires_grad=True)
-    upstream = torch.randn(sizes.images, sizes.positions, options.feature_size, device=device)
-    for parameter in decoder.parameters():
-        parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
-
-    def step() -> int:
-        for layer in (decoder.vocabulary, decoder.projection):
-            layer.zero_grad(set_to_none=True)
-        hidden.grad = None
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-            values = decoder.projection(features.float()).float()
-            loss, _ = vocabulary_loss(decoder.vocabulary, hidden, targets, 1 / len(targets))
-        torch.autograd.backward([loss, values], [None, upstream])
-        optimizer.step()
-        loss.item()
-        return sizes.images * sizes.captions
-
-    return step
+    return round
 
 
-def run(sizes: Sizes, device: torch.device, repeats: int) -> list[dict]:
-    """Measure all of them in turn, ours and the ceiling in both precisions; the textbook loop knows only fp32."""
-    steps = {"textbook": textbook(sizes, device)}
-    for precision in PRECISIONS:
-        steps[f"ours {precision}"], _ = our_step(sizes, device, precision)
-        steps[f"ceiling {precision}"] = ceiling(sizes, device, precision)
-    rates = measure(steps, repeats)
-    facts = {"threads": torch.get_num_threads(), "device": str(device)}
+def ceiling(task: Task, precision: str) -> Callable[[], int]:
+    """The vocabulary layer and its loss over the real tokens, the feature projection, and the optimizer over every
+    parameter, forward and backward, in the same precision."""
+    learner, options = make_learner(task, precision)
+    decoder, prepared = learner.decoder, []
+    for features, tokens, counts in task.load(task.bucketed()):
+        targets = tokens[..., 1:]
+        targets = targets[targets != 0].to(task.device)
+        hidden = torch.randn(len(targets), task.sizes.hidden, device=task.device, requires_grad=True)
+        gradient = torch.randn(*features.shape[:2], options.feature_size, device=task.device)  # of the values
+        prepared.append((features, targets, hidden, gradient, counts))
+    for parameter in learner.parameters:
+        parameter.grad = torch.zeros_like(parameter)
+
+    def round() -> int:
+        for features, targets, hidden, gradient, _ in prepared:
+            for layer in (decoder.vocabulary, decoder.projection):
+                layer.zero_grad(set_to_none=True)
+            hidden.grad = None
+            with autocast(task.device, options):
+                values = decoder.projection(features.float()).float()
+                loss = token_cross_entropy(decoder.vocabulary(hidden), targets).sum() / len(targets)
+            torch.autograd.backward([loss, values], [None, gradient])
+            learner.optimizer.step()
+            loss.item()
+        return sum(counts.captions for *_, counts in prepared)
+
+    return round
+
+
+@contextmanager
+def before(task: Task, folder: Path) -> Iterator[Callable[[str], int]]:
+    """A process with the code in ``folder``; the function has it do a round of a precision and waits for it."""
+    settings = asdict(task.sizes) | {
+        "batch_size": task.batch_size,
+        "batches": task.batches,
+        "device": str(task.device),
+        "precisions": PRECISIONS,
+        "threads": torch.get_num_threads(),
+        "vector_size": VECTOR_SIZE,
+    }
+    table = task.table
+    with tempfile.TemporaryDirectory() as temporary:
+        captions = Path(temporary) / "captions.npz"
+        np.savez(captions, image_ids=table.image_ids, tokens=table.tokens, image=table.image)
+        command = [sys.executable, "-P", str(WORKER), str(captions), json.dumps(settings)]
+        environment = os.environ | {"PYTHONPATH": str(folder.resolve())}
+        with subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, cwd=folder
+        ) as process:
+
+            def answer() -> str:
+                line = process.stdout.readline()
+                if not line:
+                    raise click.ClickException(f"--before {folder}: its process has ended; its error is above")
+                return line
+
+            def round(precision: str) -> int:
+                process.stdin.write(precision + "\n")
+                process.stdin.flush()
+                return int(answer())
+
+            answer()  # it is ready
+            yield round
+            process.stdin.close()
+
+
+def run(task: Task, repeats: int, folder: Path | None = None) -> list[dict]:
+    """Measure all of them in turn, and ``folder``'s code where one is given."""
+    rounds = {"textbook": textbook(task)}
+    with ExitStack() as stack:
+        older = stack.enter_context(before(task, folder)) if folder else None
+        for precision in PRECISIONS:
+            if older:
+                rounds[f"before {precision}"] = lambda precision=precision: older(precision)
+            rounds[f"ours {precision}"] = ours(task, precision)
+            rounds[f"plain {precision}"] = plain(task, precision)
+            rounds[f"ceiling {precision}"] = ceiling(task, precision)
+        rates = measure(rounds, repeats)
+    facts = {"threads": torch.get_num_threads(), "device": str(task.device), "batches": task.batches}
+    # The ceiling in bf16 is products alone, which bf16 makes much faster; so ours in bf16 is also compared with fp32's.
+    compared = [(precision, kind, precision) for kind in ("before", "plain", "ceiling") for precision in PRECISIONS]
+    compared += [("fp32", "textbook", ""), ("bf16", "textbook", ""), ("bf16", "ceiling", "fp32")]
     rows = []
-    for precision in PRECISIONS:
-        ours, highest = rates[f"ours {precision}"], rates[f"ceiling {precision}"]
-        rows.append(
-            result(
-                f"training step {precision} / textbook loop fp32",
-                ours,
-                rates["textbook"],
-                TEXTBOOK_TARGET,
-                "captions/s",
-                **facts,
-            )
-        )
-        rows.append(
-            result(
-                f"training step {precision} / ceiling {precision}", ours, highest, CEILING_TARGET, "captions/s", **facts
-            )
-        )
-    # What bf16 brings against a ceiling that stands still: its own rises with it, for the ceiling is products and
-    # nothing else.
-    rows.append(
-        result(
-            "training step bf16 / ceiling fp32",
-            rates["ours bf16"],
-            rates["ceiling fp32"],
-            CEILING_TARGET,
-            "captions/s",
-            **facts,
-        )
-    )
+    for precision, kind, other in compared:
+        name = f"{kind} {other}".strip()
+        if name in rates:
+            target = BEFORE_TARGETS[precision] if kind == "before" else TARGETS.get(kind)
+            pair = rates[f"ours {precision}"], rates[name]
+            rows.append(result(f"training step {precision} / {name}", *pair, target, "captions/s", **facts))
     return rows
 
 
-def profile(sizes: Sizes, device: torch.device, precision: str, steps: int = 10) -> str:
-    """Where a step's time goes, as torch.profiler's table of operators by their own time."""
-    step, _ = our_step(sizes, device, precision)
-    step()
-    activities = [torch.profiler.ProfilerActivity.CPU] + (
-        [torch.profiler.ProfilerActivity.CUDA] if device.type == "cuda" else []
-    )
-    with torch.profiler.profile(activities=activities) as profiler:
-        for _ in range(steps):
-            step()
-    return profiler.key_averages().table(
-        sort_by="self_cuda_time_total" if device.type == "cuda" else "self_cpu_time_total",
-        row_limit=25,
-        max_name_column_width=50,
-    )
+def profile(task: Task, precision: str) -> str:
+    """Where the time of a round goes, as torch.profiler's table of operators by their own time."""
+    round = ours(task, precision)
+    round()
+    on_gpu = task.device.type == "cuda"
+    kinds = torch.profiler.ProfilerActivity
+    with torch.profiler.profile(activities=[kinds.CPU, kinds.CUDA] if on_gpu else [kinds.CPU]) as profiler:
+        round()
+    by = "self_cuda_time_total" if on_gpu else "self_cpu_time_total"
+    return profiler.key_averages().table(sort_by=by, row_limit=25, max_name_column_width=50)
 
 
 @click.command(help=__doc__)
 @click.option("--threads", default=0, help="threads of arithmetic; 0: all cores")
-@click.option("--repeats", default=7, help="rounds")
+@click.option("--repeats", default=5, help="rounds")
 @click.option("--device", default="cpu")
+@click.option("--batches", default=12, help="steps of each in a round")
 @click.option(
-    "--profile", "profiled", type=click.Choice(PRECISIONS), help="also print where the time goes in this precision"
+    "--before",
+    "folder",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="a git worktree of an older commit",
 )
+@click.option("--profile", "profiled", type=click.Choice(PRECISIONS), help="also print where our time goes")
 @click.option("--small", is_flag=True, help="tiny sizes, to try the benchmark itself")
-def main(threads: int, repeats: int, device: str, profiled: str | None, small: bool) -> None:
+def main(
+    threads: int, repeats: int, device: str, batches: int, folder: Path | None, profiled: str | None, small: bool
+) -> None:
+    if folder and not (folder / OLD_STEP).is_file():
+        raise click.BadParameter(f"no {OLD_STEP} in {folder}; take a commit that has it", param_hint="--before")
     chosen = prepare_device(device, threads)
-    sizes = Sizes(4, 2, 9, 32, 50, 16, 3, 6) if small else Sizes()
+    sizes = Sizes(48, 96, 9, 32, 50, 16) if small else Sizes(1600, 8000)
+    task = Task(sizes, make_table(sizes), 8 if small else 80, min(batches, 3) if small else batches, chosen)
     if profiled:
-        print(profile(sizes, chosen, profiled))
-    print_results(run(sizes, chosen, repeats))
+        print(profile(task, profiled))
+    print_results(run(task, repeats, folder))
 
 
 if __name__ == "__main__":

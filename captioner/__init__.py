@@ -19,7 +19,7 @@ __all__ = ["Captioner"]
 def __getattr__(name: str) -> Any:
     if (
         name == "Captioner"
-    ):  # imported when it is asked for: it brings torch, which the processes that decode pictures do without
+    ):  # imported when it is asked for: it brings torch, which the processes that decode images do without
         from captioner.captioning import Captioner
 
         return Captioner

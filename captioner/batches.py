@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from captioner.device import capture_lock
 from captioner.errors import CaptionerError
 from captioner.features.store import FeatureReader
 from captioner.images.captions import CaptionSet
@@ -153,11 +154,10 @@ class BatchLoader:
         table: captions of the split.
         rows: (N,) int64, the features file's row of each image of the table.
         reader: of the features file.
-        length_multiple: T is rounded up to a multiple of it, so that batches have few shapes.
     """
 
-    def __init__(self, table: CaptionTable, rows: np.ndarray, reader: FeatureReader, length_multiple: int = 1) -> None:
-        self.table, self._rows, self._reader, self._multiple = table, rows, reader, length_multiple
+    def __init__(self, table: CaptionTable, rows: np.ndarray, reader: FeatureReader) -> None:
+        self.table, self._rows, self._reader = table, rows, reader
 
     def load(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Features (I, P, C) float16 on the reader's device and tokens (I, K, T + 1) int64 on the CPU, padded with PAD.
@@ -166,11 +166,10 @@ class BatchLoader:
         """
         tokens = self.table.tokens[batch.captions]  # (I, K, L + 2); row -1 is the row of PAD
         longest = int(self.table.targets[batch.captions].max(initial=1))
-        length = -(-longest // self._multiple) * self._multiple
-        padded = np.full((*tokens.shape[:2], length + 1), PAD, dtype=np.int64)
-        width = min(length + 1, tokens.shape[2])
-        padded[..., :width] = tokens[..., :width]
-        return self._reader.read(self._rows[batch.images], batch.views), torch.from_numpy(padded)
+        tokens = np.ascontiguousarray(tokens[..., : longest + 1])
+        with capture_lock:  # it may copy to a GPU
+            features = self._reader.read(self._rows[batch.images], batch.views)
+        return features, torch.from_numpy(tokens)
 
     def stream(self, groups: Iterable[list[Batch]]) -> Iterator[list[tuple[Tensor, Tensor]]]:
         """Lists of batches one after another, the next one read in a thread while the last is worked on."""

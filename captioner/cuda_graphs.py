@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from captioner.decoder import Decoder
-from captioner.device import record, warm_up
+from captioner.device import capture_lock, record, warm_up
 
 _MOST_SHAPES = 64  # of a module or decoder; further ones run without a graph
 
@@ -41,7 +41,8 @@ class GraphedModule(nn.Module):
                 return self.module(*tensors)
             samples = tuple(tensor.clone() for tensor in tensors)
             # recording runs the module several times; a resumed run records again and must draw the same numbers after
-            with torch.random.fork_rng({tensor.device for tensor in tensors if tensor.is_cuda}):
+            generators = {tensor.device for tensor in tensors if tensor.is_cuda}
+            with capture_lock, torch.random.fork_rng(generators):
                 graphed = torch.cuda.make_graphed_callables(_Call(self.module), samples, allow_unused_input=True)
             self.__dict__["_graphs"][key] = graphed
         return self._graphs[key](*tensors)
@@ -111,6 +112,18 @@ class GraphedDecoder:
         warm_up(lambda: self._decoder.step(*arguments), device)
         graph, outputs = record(lambda: self._decoder.step(*arguments), device)
         self._graphs[key] = (graph, static, outputs)
+
+
+def pad_images(tensor: Tensor) -> Tensor:
+    """(I, ...) with rows of zeros up to one of few numbers: at most an eighth more."""
+    unit = 1 << max(0, len(tensor).bit_length() - 4)
+    missing = -len(tensor) % unit
+    return torch.cat([tensor, tensor.new_zeros(missing, *tensor.shape[1:])]) if missing else tensor
+
+
+def pad_length(tokens: Tensor, multiple: int = 4) -> Tensor:
+    """(I, K, T) with PAD up to a multiple of steps."""
+    return nn.functional.pad(tokens, (0, -tokens.shape[2] % multiple))
 
 
 def tensors_of(value: Any) -> list[Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -14,6 +15,8 @@ from captioner.errors import CaptionerError
 from captioner.launch import Rank
 
 Result = TypeVar("Result")
+capture_lock = threading.Lock()
+"""Held while a training pass is recorded as a CUDA graph, and by other threads that use the GPU meanwhile."""
 
 
 def core_count() -> int:

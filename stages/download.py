@@ -1,4 +1,4 @@
-"""Stage ``download``: pictures and captions of a data set into images.h5, captions.json and skipped.csv."""
+"""Stage ``download``: images and captions of a data set into images.h5, captions.json and skipped.csv."""
 
 from __future__ import annotations
 

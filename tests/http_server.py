@@ -11,6 +11,7 @@ server`` does.
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import struct
 import threading
@@ -234,10 +235,8 @@ class _Handler(BaseHTTPRequestHandler):
                 return
 
     def finish(self) -> None:
-        try:
+        with contextlib.suppress(OSError):  # the connection was reset on purpose
             super().finish()
-        except OSError:
-            pass  # the connection was reset on purpose
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
-"""Captions of any pictures by a trained model: ``Captioner.load("models").caption(["holiday.jpg"])``."""
+"""Captions of any images by a trained model: ``Captioner.load("models").caption(["holiday.jpg"])``."""
 
 from captioner.captioning.captioner import Captioner
-from captioner.captioning.results import Caption, PictureCaptions
+from captioner.captioning.results import Caption, ImageCaptions
 
-__all__ = ["Caption", "Captioner", "PictureCaptions"]
+__all__ = ["Caption", "Captioner", "ImageCaptions"]

@@ -1,7 +1,7 @@
-"""A trained model that captions any pictures, on a CPU or a GPU.
+"""A trained model that captions any images, on a CPU or a GPU.
 
-A picture's features are made as the stages ``download`` and ``extract`` would: the same shrinking, the same JPEG, the
-same square. On a CPU the last bits of a feature also depend on which pictures stand beside it in a batch, there as
+An image's features are made as the stages ``download`` and ``extract`` would: the same shrinking, the same JPEG, the
+same square. On a CPU the last bits of a feature also depend on which images stand beside it in a batch, there as
 here; captions hardly ever do.
 """
 
@@ -20,8 +20,8 @@ import torch
 from PIL import Image
 
 from captioner.captioning.encoder import load_encoder
-from captioner.captioning.readers import PictureReaders
-from captioner.captioning.results import Caption, PictureCaptions
+from captioner.captioning.readers import ImageReaders
+from captioner.captioning.results import Caption, ImageCaptions
 from captioner.device import core_count, resolve_device
 from captioner.errors import CaptionerError
 from captioner.features.forward import CPU_BATCH, ImageEncoder, keep_freed_memory
@@ -30,14 +30,14 @@ from captioner.model_io import CONFIG, Model, load_model
 from captioner.parameters import EvaluateParameters
 from captioner.search import Hypothesis, beam_search
 
-Picture = str | os.PathLike[str] | Image.Image
+ImageSource = str | os.PathLike[str] | Image.Image
 _BATCH = {"cpu": 64, "cuda": 256}
 _MOST_BEAM = 100
 _MOST_READERS = 16
 
 
 class Captioner:
-    """A model at work. A context manager: leaving it ends the processes that read pictures, which else end with the
+    """A model at work. A context manager: leaving it ends the processes that read images, which else end with the
     program.
 
     Attributes:
@@ -46,7 +46,7 @@ class Captioner:
         device: where the arithmetic runs.
     """
 
-    def __init__(self, model: Model, encoder: ImageEncoder, readers: PictureReaders) -> None:
+    def __init__(self, model: Model, encoder: ImageEncoder, readers: ImageReaders) -> None:
         self.model, self.device = model, encoder.device
         self.encoder, self._readers = encoder, readers
         self._decoder = model.decoder.to(encoder.device)
@@ -68,7 +68,7 @@ class Captioner:
         if place.type == "cpu":
             keep_freed_memory()
         model = load_model(folder)
-        readers = PictureReaders(_recipe(folder, model), min(core_count(), _MOST_READERS))
+        readers = ImageReaders(_recipe(folder, model), min(core_count(), _MOST_READERS))
         try:
             with _one_thread():
                 return cls(model, load_encoder(folder, model, place), readers)
@@ -77,18 +77,18 @@ class Captioner:
             raise
 
     def caption(
-        self, images: Picture | Sequence[Picture], beam: int = 5, n_best: int = 3, attention: bool = False
-    ) -> list[PictureCaptions]:
-        """Captions of pictures, in their order.
+        self, images: ImageSource | Sequence[ImageSource], beam: int = 5, n_best: int = 3, attention: bool = False
+    ) -> list[ImageCaptions]:
+        """Captions of images, in their order.
 
         Args:
-            images: paths or open Pillow pictures, one or several.
+            images: paths or open Pillow images, one or several.
             beam: beam size; 1 is greedy search.
-            n_best: captions a picture, at most ``beam``.
-            attention: also say where the decoder looked for each word, and give a small copy of the picture.
+            n_best: captions an image, at most ``beam``.
+            attention: also say where the decoder looked for each word, and give a small copy of the image.
 
         Returns:
-            One result a picture; where one cannot be read its ``error`` says why.
+            One result an image; where one cannot be read its ``error`` says why.
 
         Raises:
             CaptionerError: ``beam`` or ``n_best`` is out of bounds, or the model gives values that are not finite.
@@ -96,10 +96,10 @@ class Captioner:
         return list(self.stream(images, beam, n_best, attention))
 
     def stream(
-        self, images: Picture | Sequence[Picture], beam: int = 5, n_best: int = 3, attention: bool = False
-    ) -> Iterator[PictureCaptions]:
+        self, images: ImageSource | Sequence[ImageSource], beam: int = 5, n_best: int = 3, attention: bool = False
+    ) -> Iterator[ImageCaptions]:
         """As ``caption``, each result as soon as it and those before it are there; memory does not grow with the number
-        of pictures."""
+        of images."""
         for name, value in (("beam", beam), ("n_best", n_best)):
             if not 1 <= value <= _MOST_BEAM:
                 raise CaptionerError(f"{name}={value}: it must be 1 to {_MOST_BEAM}")
@@ -108,7 +108,7 @@ class Captioner:
         return self._stream(images, beam, n_best, attention)
 
     def close(self) -> None:
-        """End the processes that read pictures."""
+        """End the processes that read images."""
         self._end()
 
     def __enter__(self) -> Captioner:
@@ -117,19 +117,21 @@ class Captioner:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _stream(self, images: Sequence[Picture], beam: int, n_best: int, attention: bool) -> Iterator[PictureCaptions]:
-        """Pictures are read some batches ahead; on a CPU each core computes a batch of its own, which is faster than
+    def _stream(
+        self, images: Sequence[ImageSource], beam: int, n_best: int, attention: bool
+    ) -> Iterator[ImageCaptions]:
+        """Images are read some batches ahead; on a CPU each core computes a batch of its own, which is faster than
         all at one."""
         workers = 1 if self.device.type == "cuda" else core_count()
         share = -(-len(images) // workers)
         size = max(CPU_BATCH, min(_BATCH[self.device.type], -(-share // CPU_BATCH) * CPU_BATCH))
         names = [
-            f"picture {number}" if isinstance(image, Image.Image) else os.fspath(image)
+            f"image {number}" if isinstance(image, Image.Image) else os.fspath(image)
             for number, image in enumerate(images, 1)
         ]
         before = torch.get_num_threads()
         pool = ThreadPoolExecutor(workers, "captioner", initializer=self._enter)
-        waiting: deque[Future[list[PictureCaptions]]] = deque()
+        waiting: deque[Future[list[ImageCaptions]]] = deque()
         try:
             for first in range(0, len(images), size):
                 part = names[first : first + size]
@@ -158,16 +160,18 @@ class Captioner:
 
     def _batch(
         self, names: list[str], reads: list[Future[list[ReadImage]]], beam: int, n_best: int, attention: bool
-    ) -> list[PictureCaptions]:
-        found = [picture for read in reads for picture in read.result()]
+    ) -> list[ImageCaptions]:
+        found = [image for read in reads for image in read.result()]
         good = [number for number, read in enumerate(found) if read.pixels is not None]
-        results = [PictureCaptions(name, error=read.error) for name, read in zip(names, found, strict=True)]
+        results = [ImageCaptions(name, error=read.error) for name, read in zip(names, found, strict=True)]
         if not good:
             return results
-        features = self.encoder(np.stack([found[number].pixels for number in good]))  # (B, P, C) float16
+        features = self.encoder(
+            np.stack([read.pixels for read in found if read.pixels is not None])
+        )  # (B, P, C) float16
         finite = torch.isfinite(features).all(dim=(1, 2)).tolist()
         for number in [number for number, is_finite in zip(good, finite, strict=True) if not is_finite]:
-            results[number] = PictureCaptions(names[number], error="its features are not finite")
+            results[number] = ImageCaptions(names[number], error="its features are not finite")
         good, features = (
             [number for number, is_finite in zip(good, finite) if is_finite],
             features[torch.tensor(finite, device=features.device)],
@@ -186,7 +190,7 @@ class Captioner:
         )
         for number, hypotheses in zip(good, captions, strict=True):
             read = found[number]
-            results[number] = PictureCaptions(
+            results[number] = ImageCaptions(
                 names[number], tuple(map(self._caption, hypotheses)), None, read.image, read.box
             )
         return results

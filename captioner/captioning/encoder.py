@@ -1,4 +1,4 @@
-"""The encoder that a model was trained with, built again for further pictures."""
+"""The encoder that a model was trained with, built again for further images."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ def load_encoder(folder: Path, model: Model, device: torch.device) -> ImageEncod
     wanted = (tuple(config["grid"]), model.decoder.config.channels)
     if (encoder.grid, encoder.channels) != wanted:
         raise CaptionerError(
-            f"{folder / CONFIG}: {encoder.name} gives a grid of {encoder.grid} with {encoder.channels} channels, not {wanted}; copy the model's folder again"
+            f"{folder / CONFIG}: {encoder.name} gives a grid of {encoder.grid} with {encoder.channels} channels, not "
+            f"{wanted}; copy the model's folder again"
         )
     return ImageEncoder(encoder, device, precision)
 
@@ -56,7 +57,9 @@ def _build(folder: Path, model: Model) -> Encoder:
     # a file's weights are stored in half precision, so their hash is another
     if kind != "file" and encoder.weights_sha256 != config["weights_sha256"]:
         raise CaptionerError(
-            f"{folder / CONFIG}: {name}'s {kind} weights here ({encoder.weights_sha256[:12]}) are not those that the model was trained with "
-            f"({str(config['weights_sha256'])[:12]}); take the version of this program (or of torchvision) that trained it, or train again"
+            f"{folder / CONFIG}: {name}'s {kind} weights here ({encoder.weights_sha256[:12]}) are not those that the "
+            "model was trained with "
+            f"({str(config['weights_sha256'])[:12]}); take the version of this program (or of torchvision) that "
+            "trained it, or train again"
         )
     return encoder

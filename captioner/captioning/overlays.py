@@ -1,13 +1,13 @@
-"""A PNG a picture: its best caption, and where the decoder looked for each word."""
+"""A PNG an image: its best caption, and where the decoder looked for each word."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from captioner.captioning.paths import Names, printable
-from captioner.captioning.results import PictureCaptions
+from captioner.captioning.results import ImageCaptions
 from captioner.errors import CaptionerError
-from captioner.evaluation.drawing import Example, draw_sheet, to_bytes, told_apart
+from captioner.evaluation.drawing import Example, attention_or_none, draw_sheet, to_bytes
 from captioner.sidecar import write_atomically
 
 
@@ -28,18 +28,20 @@ class Overlays:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise CaptionerError(
-                f"{printable(str(folder))}: no folder for attention pictures can be made there ({error.strerror}); name another one"
+                f"{printable(str(folder))}: no folder for attention images can be made there ({error.strerror}); "
+                "name another one"
             ) from error
 
-    def write(self, result: PictureCaptions) -> Path:
-        """The file, named after the picture; no two of one run have one name.
+    def write(self, result: ImageCaptions) -> Path:
+        """The file, named after the image; no two of one run have one name.
 
         Raises:
             CaptionerError: it cannot be written.
         """
         best, name = result.captions[0], Path(result.name).name
+        assert result.image is not None  # asked for with attention
         example = Example(
-            result.picture, best.words, told_apart(best.attention), self._grid, result.box, None, printable(name)
+            result.image, best.words, attention_or_none(best.attention), self._grid, result.box, None, printable(name)
         )
         path = self._folder / self._names.of(name)
         try:

@@ -1,4 +1,4 @@
-"""Which pictures the arguments of a command mean, and how their names are shown."""
+"""Which images the arguments of a command mean, and how their names are shown."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 from captioner.images.containers import IMAGE_SUFFIXES
 
 
-def find_pictures(arguments: Iterable[str]) -> tuple[list[str], list[tuple[str, str]]]:
-    """Every file that is named, and every picture file in the folders that are named and in those below, by name.
+def find_images(arguments: Iterable[str]) -> tuple[list[str], list[tuple[str, str]]]:
+    """Every file that is named, and every image file in the folders that are named and in those below, by name.
 
     Returns:
         Paths in the order of the arguments, and what is wrong with the others: (path, reason).
@@ -29,7 +29,7 @@ def find_pictures(arguments: Iterable[str]) -> tuple[list[str], list[tuple[str, 
             names = sorted(name for name in files if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith("."))
             found += [os.path.join(folder, name) for name in names]
         if len(found) == before and len(faults) == faulty:
-            faults.append((argument, f"no picture in this folder ({', '.join(IMAGE_SUFFIXES)})"))
+            faults.append((argument, f"no image in this folder ({', '.join(IMAGE_SUFFIXES)})"))
     return found, faults
 
 
@@ -40,15 +40,15 @@ def printable(text: str) -> str:
 
 
 class Names:
-    """Names of files to write for pictures, in one folder: each the picture's own, numbered where another picture has
+    """Names of files to write for images, in one folder: each the image's own, numbered where another image has
     it."""
 
     def __init__(self, suffix: str) -> None:
         self._suffix, self._taken = suffix, set[str]()
 
-    def of(self, picture: str) -> str:
+    def of(self, image: str) -> str:
         """``holiday.jpg`` -> ``holiday.attention.png``, then ``holiday-2.attention.png``."""
-        stem = "".join(letter if letter.isprintable() else "_" for letter in Path(picture).stem) or "picture"
+        stem = "".join(letter if letter.isprintable() else "_" for letter in Path(image).stem) or "image"
         while len(stem.encode()) > 200:  # with the rest within 255 bytes, what file systems take
             stem = stem[:-1]
         name, number = stem, 1

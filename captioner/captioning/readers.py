@@ -1,7 +1,9 @@
-"""The processes that read pictures, and how they are asked."""
+"""The processes that read images, and how they are asked."""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import subprocess
@@ -11,6 +13,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from PIL import Image
@@ -18,17 +21,17 @@ from PIL import Image
 import captioner
 from captioner.features.reading import ReadImage, Recipe, read_image
 
-# pictures that are asked for at once: every answer wakes a thread here, which takes the interpreter's lock from those
+# images that are asked for at once: every answer wakes a thread here, which takes the interpreter's lock from those
 # that compute
 _TOGETHER = 8
 
 
-class PictureReaders:
-    """Reads pictures in processes of their own, ahead of their use; each starts with its first picture and ends with
+class ImageReaders:
+    """Reads images in processes of their own, ahead of their use; each starts with its first image and ends with
     this process.
 
     Args:
-        recipe: what pictures become.
+        recipe: what images become.
         processes: how many read at once.
     """
 
@@ -37,11 +40,11 @@ class PictureReaders:
         self._own, self._lock = threading.local(), threading.Lock()
         self._children: set[_Child] = set()
         self._closed = False
-        self._pool = ThreadPoolExecutor(processes, "picture-reader")
+        self._pool = ThreadPoolExecutor(processes, "image-reader")
         self._pool.submit(self._child)  # the first process starts while an encoder is built
 
     def read(self, sources: Sequence[str | Image.Image], shown: bool) -> list[Future[list[ReadImage]]]:
-        """Begin to read files, and to prepare open pictures (here: their bytes are decoded already), a few at a time,
+        """Begin to read files, and to prepare open images (here: their bytes are decoded already), a few at a time,
         in their order."""
         parts = [sources[first : first + _TOGETHER] for first in range(0, len(sources), _TOGETHER)]
         return [self._pool.submit(self._read, part, shown) for part in parts]
@@ -62,9 +65,9 @@ class PictureReaders:
         found = iter(self._read_files(files, shown)) if files else iter(())
         return [next(found) if isinstance(source, str) else self._prepare(source, shown) for source in sources]
 
-    def _prepare(self, picture: Image.Image, shown: bool) -> ReadImage:
+    def _prepare(self, image: Image.Image, shown: bool) -> ReadImage:
         with self._lock:  # Python's filters of warnings are of the whole process
-            return read_image(picture, self._recipe, shown)
+            return read_image(image, self._recipe, shown)
 
     def _read_files(self, paths: list[str], shown: bool) -> list[ReadImage]:
         child = self._child()
@@ -104,28 +107,30 @@ class _Child:
         command = [sys.executable, "-m", "captioner.features.reading"]
         self.answered = False  # whether it has ever read something
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
+        assert self._process.stdin and self._process.stdout
+        self._stdin, self._stdout = self._process.stdin, cast("io.BufferedReader", self._process.stdout)
 
     def read(self, paths: list[str], recipe: Recipe, shown: bool) -> list[ReadImage] | None:
         """None where the process ended over them."""
         task = {"paths": paths, "recipe": asdict(recipe), "shown": shown}
         try:
-            self._process.stdin.write(json.dumps(task).encode() + b"\n")
-            self._process.stdin.flush()
+            self._stdin.write(json.dumps(task).encode() + b"\n")
+            self._stdin.flush()
         except OSError:
             return None
-        answer = self._process.stdout.readline()
+        answer = self._stdout.readline()
         if not answer.endswith(b"\n"):
             return None
         facts = json.loads(answer)
         sound = sum(fact["error"] is None for fact in facts)
         pixels = np.empty((sound, recipe.side, recipe.side, 3), np.uint8)
         shapes = [(fact["size"][1], fact["size"][0], 3) for fact in facts if fact["size"]]
-        pictures = [np.empty(shape, np.uint8) for shape in shapes]
-        for array in (pixels, *pictures) if sound else ():
-            if self._process.stdout.readinto(memoryview(array).cast("B")) < array.nbytes:
+        images = [np.empty(shape, np.uint8) for shape in shapes]
+        for array in (pixels, *images) if sound else ():
+            if self._stdout.readinto(array.data.cast("B")) < array.nbytes:
                 return None
         self.answered = True
-        squares, small = iter(pixels), iter(pictures)
+        squares, small = iter(pixels), iter(images)
         return [
             ReadImage(None, fact["error"])
             if fact["error"] is not None
@@ -142,9 +147,7 @@ class _Child:
         """Its exit status, once it has ended."""
         self._process.kill()
         status = self._process.wait()
-        for stream in (self._process.stdin, self._process.stdout):
-            try:
+        for stream in (self._stdin, self._stdout):
+            with contextlib.suppress(OSError):  # what it was told last never reached it
                 stream.close()
-            except OSError:  # what it was told last never reached it
-                pass
         return status

@@ -12,7 +12,7 @@ from captioner.errors import CaptionerError
 
 @dataclass(frozen=True)
 class Caption:
-    """One caption of a picture.
+    """One caption of an image.
 
     Attributes:
         text: its words joined with spaces.
@@ -31,21 +31,21 @@ class Caption:
 
 
 @dataclass(frozen=True)
-class PictureCaptions:
-    """What became of one picture.
+class ImageCaptions:
+    """What became of one image.
 
     Attributes:
-        name: its path as given, or ``picture N`` for an open one, N from 1.
-        captions: best first; empty where the picture could not be captioned.
+        name: its path as given, or ``image N`` for an open one, N from 1.
+        captions: best first; empty where the image could not be captioned.
         error: why it could not, in one line, else None.
-        picture: the picture itself, small and upright, mode RGB; None unless attention was asked for.
+        image: the image itself, small and upright, mode RGB; None unless attention was asked for.
         box: (left, top, right, bottom), the part of it that the encoder saw, as shares of its width and height.
     """
 
     name: str
     captions: tuple[Caption, ...] = ()
     error: str | None = None
-    picture: Image.Image | None = None
+    image: Image.Image | None = None
     box: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)
 
     @property

@@ -8,10 +8,10 @@ import click
 
 # name -> module of captioner.cli that has the click command ``command``, and its line of help
 _COMMANDS = {
-    "caption": ("caption", "Caption pictures with the trained model."),
+    "caption": ("caption", "Caption images with the trained model."),
     "compare": ("compare", "Compare experiments: confidence intervals, and whether they differ by more than chance."),
     "doctor": ("doctor", "Show what is installed and what is missing, each with its remedy."),
-    "report": ("report", "Make one page of one or several experiments: scores, curves, pictures, attention."),
+    "report": ("report", "Make one page of one or several experiments: scores, curves, images, attention."),
     "score": ("score", "Score a COCO results file against a COCO captions file."),
     "summary": ("summary", "Show the last run's scores and some captions."),
     "verify": ("verify", "Check an images or features file."),
@@ -34,4 +34,4 @@ class _LazyGroup(click.Group):
 
 @click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
-    """Captions of pictures: tools beside the pipeline that `dvc repro` runs."""
+    """Captions of images: tools beside the pipeline that `dvc repro` runs."""

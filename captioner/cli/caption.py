@@ -1,4 +1,4 @@
-"""``captioner caption``: what a trained model says of any pictures."""
+"""``captioner caption``: what a trained model says of any images."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ import click
 from captioner import paths
 
 if TYPE_CHECKING:
-    from captioner.captioning import PictureCaptions
+    from captioner.captioning import ImageCaptions
 
-_MANY = 100  # pictures from which on progress is shown, where it does not stand between captions
+_MANY = 100  # images from which on progress is shown, where it does not stand between captions
 
 
 @click.command("caption")
@@ -36,7 +36,7 @@ _MANY = 100  # pictures from which on progress is shown, where it does not stand
     type=click.IntRange(1, 100),
     default=3,
     show_default=True,
-    help="Captions a picture, at most the beam size.",
+    help="Captions an image, at most the beam size.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON list.")
 @click.option(
@@ -57,19 +57,19 @@ def command(
     attention: Path | None,
     device: str,
 ) -> None:
-    """Caption pictures with a trained model.
+    """Caption images with a trained model.
 
-    Every IMAGE, and every picture in a FOLDER and below it, gets its captions with their log-probabilities (natural
-    logarithms), in the order of log-probability per word: a sum over words alone would put the shortest first. A
-    picture that cannot be read gets a line on the standard error instead; the exit status is 1 then.
+    Every IMAGE, and every image in a FOLDER and below it, gets its captions with their log-probabilities (natural
+    logarithms), in the order of log-probability per word: a sum over words alone would put the shortest first. An
+    image that cannot be read gets a line on the standard error instead; the exit status is 1 then.
     """
     from captioner.captioning import Captioner
     from captioner.captioning.overlays import Overlays
-    from captioner.captioning.paths import find_pictures, printable
+    from captioner.captioning.paths import find_images, printable
     from captioner.errors import CaptionerError
     from captioner.progress import Progress
 
-    pictures, faults = find_pictures(images)
+    files, faults = find_images(images)
     failed = bool(faults)
     for path, reason in faults:
         click.echo(f"Error: {printable(path)}: {reason}", err=True)
@@ -77,13 +77,14 @@ def command(
         config = captioner.model.config
         overlays = None
         if attention is not None:
-            title = f"{config['encoder']} + {captioner.model.decoder.config.decoder}, beam {beam}: where the decoder looked for each word"
+            kind = f"{config['encoder']} + {captioner.model.decoder.config.decoder}, beam {beam}"
+            title = f"{kind}: where the decoder looked for each word"
             overlays = Overlays(attention, tuple(config["grid"]), title)
-        shown = len(pictures) >= _MANY and not sys.stdout.isatty()
-        with _json_list(as_json) as add, Progress("caption", len(pictures), "pictures", shown=shown) as progress:
+        shown = len(files) >= _MANY and not sys.stdout.isatty()
+        with _json_list(as_json) as add, Progress("caption", len(files), "images", shown=shown) as progress:
             for path, reason in faults if as_json else ():
                 add({"picture": path, "error": reason})
-            for result in captioner.stream(pictures, beam, n_best, attention is not None):
+            for result in captioner.stream(files, beam, n_best, attention is not None):
                 row = _row(result)
                 error = result.error
                 if overlays is not None and error is None:
@@ -114,7 +115,7 @@ def command(
         context.exit(1)
 
 
-def _row(result: PictureCaptions) -> dict[str, object]:
+def _row(result: ImageCaptions) -> dict[str, object]:
     if result.error is not None:
         return {"picture": result.name, "error": result.error}
     return {

@@ -20,7 +20,7 @@ from captioner.parameters import Parameters, load_parameters
 
 OK, NOTE, MISSING = "ok", "note", "missing"
 _INSTALL = "run make install, or pip install --constraint constraints.txt --editable ."
-# GB that a data set takes at most: its archives, stored pictures and features of 7x7x2048 (DVC's cache holds links to
+# GB that a data set takes at most: its archives, stored images and features of 7x7x2048 (DVC's cache holds links to
 # the same)
 _ROOM = {"scenes": 1, "flickr8k": 4, "flickr30k": 12, "coco2014": 55, "coco2017": 55, "custom": 1}
 
@@ -74,7 +74,8 @@ def findings() -> Iterator[Finding]:
     ]
     if parameters is not None:
         checks += [partial(check, parameters) for check in (check_weights, check_vectors, check_data)]
-    for check in (*checks, check_model, partial(check_disk, parameters)):
+    checks += [check_model, partial(check_disk, parameters)]
+    for check in checks:
         try:
             yield from check()
         except (
@@ -300,7 +301,8 @@ def check_model() -> list[Finding]:
         Finding(
             OK,
             "model",
-            f"{paths.MODELS}: {model.config['encoder']} + {settings.decoder}, {settings.attention} attention, {words:,} words",
+            f"{paths.MODELS}: {model.config['encoder']} + {settings.decoder}, {settings.attention} attention, "
+            f"{words:,} words",
         )
     ]
 

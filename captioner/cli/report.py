@@ -23,7 +23,7 @@ def command(results: tuple[str, ...], out: Path) -> None:
     named.
 
     Each of RESULTS is a folder of results, or an experiment, branch, tag or commit as `dvc exp show` lists them. The
-    page shows scores with intervals, whether they differ by more than chance, curves, and the pictures on which the
+    page shows scores with intervals, whether they differ by more than chance, curves, and the images on which the
     captions differ most.
     """
     from captioner.errors import CaptionerError

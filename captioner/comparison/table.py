@@ -161,7 +161,8 @@ def _notes(comparison: Comparison) -> list[str]:
     signature = comparison.signature
     several = any(len(setting.seeds) > 1 for setting in comparison.settings)
     return [
-        f"{signature.get('images'):,} images of the split {signature.get('split')}; intervals of 95 % and p-values ({_TEST}): {comparison.resamples:,} resamples"
+        f"{signature.get('images'):,} images of the split {signature.get('split')}; intervals of 95 % and p-values "
+        f"({_TEST}): {comparison.resamples:,} resamples"
         + ("; ± is the standard deviation over seeds" if several else "")
     ]
 

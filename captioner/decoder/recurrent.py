@@ -149,8 +149,11 @@ class RecurrentDecoder(Decoder):
 
     def initial_state(self, memory: GridMemory, beams: int) -> RecurrentState:
         """tanh(W mean a) for all layers, the same for all beams of an image."""
-        first = torch.tanh(self.initial(memory.mean)).to(self.initial.weight.dtype)  # states stay fp32 under autocast
-        return RecurrentState(first.unsqueeze(1).expand(-1, beams, -1).split(self.config.hidden_size, -1))
+        first = torch.tanh(
+            self.initial(memory.mean).to(self.initial.weight.dtype)
+        )  # fp32 under autocast, as all states
+        first = first.unsqueeze(1).expand(-1, beams, -1)
+        return RecurrentState(first.split(self.config.hidden_size, -1))
 
     def step(self, tokens: Tensor, state: RecurrentState, memory: GridMemory) -> tuple[Tensor, RecurrentState, Tensor]:
         """Tokens (I, K) -> logits (I, K, V), the next state, attention (I, K, P)."""

@@ -1,4 +1,4 @@
-"""The stage ``evaluate``: captions of held-out pictures, their scores, and pictures of where the decoder looked."""
+"""The stage ``evaluate``: captions of held-out images, their scores, and images of where the decoder looked."""
 
 from captioner.evaluation.evaluate import evaluate
 from captioner.evaluation.summary import summary

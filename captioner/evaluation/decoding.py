@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 
 from captioner.batches import BatchLoader, CaptionTable, ordered_batches
+from captioner.cuda_graphs import graphed
 from captioner.decoder import Decoder
 from captioner.errors import CaptionerError
 from captioner.evaluation.inputs import EvaluationInputs
@@ -38,7 +39,8 @@ def check_search(options: EvaluateParameters) -> None:
     """
     if options.min_length > options.max_length:
         raise CaptionerError(
-            f"evaluate.min_length={options.min_length} is above evaluate.max_length={options.max_length}; lower the one or raise the other"
+            f"evaluate.min_length={options.min_length} is above evaluate.max_length={options.max_length}; lower the "
+            "one or raise the other"
         )
     for size in options.beam_sizes:
         if options.search == "diverse" and options.diversity_groups and size % options.diversity_groups:
@@ -49,7 +51,7 @@ def check_search(options: EvaluateParameters) -> None:
 
 
 def strategy(options: EvaluateParameters, size: int, image_ids: Sequence[int]) -> Strategy:
-    """How ``evaluate.search`` chooses, at one of ``evaluate.beam_sizes``, for a batch of pictures."""
+    """How ``evaluate.search`` chooses, at one of ``evaluate.beam_sizes``, for a batch of images."""
     if options.search == "diverse":
         return DiverseStrategy(size, options.diversity_groups or size, options.diversity_penalty)
     if options.search == "sample":
@@ -60,7 +62,7 @@ def strategy(options: EvaluateParameters, size: int, image_ids: Sequence[int]) -
 
 
 class SplitDecoder:
-    """Searches captions of a split's pictures.
+    """Searches captions of a split's images.
 
     Args:
         inputs: decoder, words and features; the decoder moves to ``device``.
@@ -77,6 +79,7 @@ class SplitDecoder:
     ) -> None:
         self.decoder, self.store, self.reader = inputs.decoder.to(device), inputs.store, reader
         self.parameters, self.device = parameters, device
+        self._searched = graphed(self.decoder)
         self.prefix = prefix_words(parameters.prefix, inputs.model.vocabulary, parameters.max_length, "evaluate.prefix")
 
     def captions(
@@ -85,7 +88,7 @@ class SplitDecoder:
         beam_sizes: Iterable[int],
         advance: Callable[[int], None] = lambda captions: None,
     ) -> dict[int, dict[int, Hypothesis]]:
-        """The best caption of every picture with every beam size; features are read, projected and made into keys once.
+        """The best caption of every image with every beam size; features are read, projected and made into keys once.
 
         Args:
             advance: told the number of captions done, batch by batch.
@@ -101,12 +104,13 @@ class SplitDecoder:
         return found
 
     def with_attention(self, image_ids: Sequence[int], chosen: Iterable[int], beam_size: int) -> dict[int, Hypothesis]:
-        """The captions of the pictures ``chosen`` among ``image_ids``, with attention.
+        """The captions of the images ``chosen`` among ``image_ids``, with attention.
 
         They are searched in the batches that ``captions`` made of ``image_ids``: the last bits of a product depend on
             the batch.
         """
-        wanted, found = set(chosen), {}
+        wanted = set(chosen)
+        found: dict[int, Hypothesis] = {}
         for batch in self._batches(image_ids):
             if wanted & set(batch):
                 [hypotheses] = self._search(batch, [beam_size], attention=True).values()
@@ -130,7 +134,7 @@ class SplitDecoder:
         for size in beam_sizes:
             constraints = Constraints(options.max_length, options.min_length, options.no_repeat_ngram, self.prefix)
             captions = search(
-                self.decoder,
+                self._searched,
                 memory,
                 len(image_ids),
                 strategy(options, size, image_ids),
@@ -144,7 +148,7 @@ class SplitDecoder:
         return found
 
 
-def split_figures(
+def teacher_forced_metrics(
     decoder: Decoder | Ensemble,
     store: FeatureStore,
     reader: FeatureReader,

@@ -1,4 +1,4 @@
-"""Pictures with their captions, and where the decoder looked for each word (Xu et al. 2015, figure 3)."""
+"""Images with their captions, and where the decoder looked for each word (Xu et al. 2015, figure 3)."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from PIL import Image, ImageDraw, ImageFont
 from captioner.features.preprocess import visible_box
 
 _WIDTH, _MARGIN, _GAP = 1200, 28, 8
-_PICTURE = 212  # longest side of a picture
+_IMAGE = 212  # longest side of an image
 _PANEL = 92  # longest side of a word's panel
 _INK, _GREY, _PAPER, _RULE = (24, 26, 31), (112, 117, 128), (255, 255, 255), (226, 229, 234)
 
 
 @dataclass(frozen=True)
 class Example:
-    """One picture of a sheet.
+    """One image of a sheet.
 
     Attributes:
-        picture: mode RGB, any size.
+        image: mode RGB, any size.
         words: the generated caption.
         attention: (T, P) weights, a row a word and the grid row by row; None: no panels are drawn.
         grid: (rows, columns), rows * columns = P.
-        box: (left, top, right, bottom), the part of the picture that the grid covers, as shares of its width and
+        box: (left, top, right, bottom), the part of the image that the grid covers, as shares of its width and
             height.
-        reference: one of the picture's own captions; None where it has none.
-        name: the picture's file name.
+        reference: one of the image's own captions; None where it has none.
+        name: the image's file name.
     """
 
-    picture: Image.Image
+    image: Image.Image
     words: tuple[str, ...]
     attention: np.ndarray | None
     grid: tuple[int, int]
@@ -41,8 +41,8 @@ class Example:
     name: str
 
 
-def seen_part(size: tuple[int, int], preprocessing: dict[str, Any]) -> tuple[float, float, float, float]:
-    """The part of a picture that the encoder saw: all of it when squashed, else the centred square.
+def visible_part(size: tuple[int, int], preprocessing: dict[str, Any]) -> tuple[float, float, float, float]:
+    """The part of an image that the encoder saw: all of it when squashed, else the centred square.
 
     Args:
         size: (width, height) in pixels.
@@ -56,7 +56,7 @@ def seen_part(size: tuple[int, int], preprocessing: dict[str, Any]) -> tuple[flo
     return left / width, top / height, right / width, bottom / height
 
 
-def strengths(weights: np.ndarray) -> np.ndarray:
+def attention_weights(weights: np.ndarray) -> np.ndarray:
     """Attention of one word as it is shown, cell by cell.
 
     Args:
@@ -73,12 +73,12 @@ def strengths(weights: np.ndarray) -> np.ndarray:
 def attention_map(
     weights: np.ndarray, grid: tuple[int, int], box: tuple[float, float, float, float], size: tuple[int, int]
 ) -> np.ndarray:
-    """Attention of one word over the pixels of its picture.
+    """Attention of one word over the pixels of its image.
 
     Args:
         weights: (P,) of the grid's cells, row by row.
         grid: (rows, columns).
-        box: the part of the picture that the grid covers, as shares.
+        box: the part of the image that the grid covers, as shares.
         size: (width, height) in pixels.
 
     Returns:
@@ -86,7 +86,7 @@ def attention_map(
         and outside the box.
     """
     width, height = size
-    cells = strengths(weights).reshape(grid)
+    cells = attention_weights(weights).reshape(grid)
     left, top, right, bottom = (
         round(share * side) for share, side in zip(box, (width, height, width, height), strict=True)
     )
@@ -97,23 +97,23 @@ def attention_map(
 
 
 def overlay(
-    picture: Image.Image, weights: np.ndarray, grid: tuple[int, int], box: tuple[float, float, float, float]
+    image: Image.Image, weights: np.ndarray, grid: tuple[int, int], box: tuple[float, float, float, float]
 ) -> Image.Image:
-    """The picture in colour where the decoder looked, dark grey where it did not."""
-    colour = np.asarray(picture, dtype=np.float32)
-    grey = np.repeat(np.asarray(picture.convert("L"), dtype=np.float32)[..., None], 3, axis=-1) * 0.4 + 18
-    strength = attention_map(weights, grid, box, picture.size)[..., None] ** 0.8
+    """The image in colour where the decoder looked, dark grey where it did not."""
+    colour = np.asarray(image, dtype=np.float32)
+    grey = np.repeat(np.asarray(image.convert("L"), dtype=np.float32)[..., None], 3, axis=-1) * 0.4 + 18
+    strength = attention_map(weights, grid, box, image.size)[..., None] ** 0.8
     return Image.fromarray((grey + (colour - grey) * strength).round().astype(np.uint8))
 
 
-def told_apart(weights: np.ndarray | None) -> np.ndarray | None:
+def attention_or_none(weights: np.ndarray | None) -> np.ndarray | None:
     """The attention (T, P), or None where it is everywhere alike, as in a decoder without attention: there is nothing
     to draw then."""
     return None if weights is None or (weights.size and float(weights.max() - weights.min()) < 1e-6) else weights
 
 
 def draw_sheet(examples: list[Example], title: str) -> Image.Image:
-    """One sheet: of each picture its caption, a reference, the picture and a panel a word. Width 1,200 pixels, any
+    """One sheet: of each image its caption, a reference, the image and a panel a word. Width 1,200 pixels, any
     height."""
     blocks = [_draw_example(example) for example in examples]
     height = _MARGIN + 30 + sum(block.height + 2 * _MARGIN for block in blocks)
@@ -128,10 +128,10 @@ def draw_sheet(examples: list[Example], title: str) -> Image.Image:
     return sheet
 
 
-def to_bytes(picture: Image.Image) -> bytes:
-    """PNG with at most 256 colours: a third of the bytes, and the same bytes for the same picture."""
+def to_bytes(image: Image.Image) -> bytes:
+    """PNG with at most 256 colours: a third of the bytes, and the same bytes for the same image."""
     stream = io.BytesIO()
-    picture.quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.FLOYDSTEINBERG).save(
+    image.quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.FLOYDSTEINBERG).save(
         stream, "PNG", optimize=True
     )
     return stream.getvalue()
@@ -139,12 +139,12 @@ def to_bytes(picture: Image.Image) -> bytes:
 
 def _draw_example(example: Example) -> Image.Image:
     width = _WIDTH - 2 * _MARGIN
-    picture = fit(example.picture, _PICTURE)
+    image = fit(example.image, _IMAGE)
     panels = []
     if example.attention is not None:
-        small = fit(example.picture, _PANEL)
+        small = fit(example.image, _PANEL)
         panels = [overlay(small, weights, example.grid, example.box) for weights in example.attention]
-    left = _PICTURE + 24
+    left = _IMAGE + 24
     columns = (width - left + _GAP) // (_PANEL + _GAP)
     lines = -(-len(panels) // columns)
     line_height = (panels[0].height if panels else 0) + 24
@@ -153,10 +153,10 @@ def _draw_example(example: Example) -> Image.Image:
         _wrap(f"reference: {example.reference}", _font(15), width - left) if example.reference is not None else []
     )
     text_height = 29 * len(caption) + 21 * len(reference) + 12
-    block = Image.new("RGB", (width, max(picture.height + 22, text_height + lines * line_height)), _PAPER)
+    block = Image.new("RGB", (width, max(image.height + 22, text_height + lines * line_height)), _PAPER)
     pen = ImageDraw.Draw(block)
-    block.paste(picture, (0, 0))
-    pen.text((0, picture.height + 4), _clip(example.name, _font(13), _PICTURE), font=_font(13), fill=_GREY)
+    block.paste(image, (0, 0))
+    pen.text((0, image.height + 4), _clip(example.name, _font(13), _IMAGE), font=_font(13), fill=_GREY)
     y = -4
     for text in caption:
         pen.text((left, y), text, font=_font(22), fill=_INK)
@@ -172,11 +172,11 @@ def _draw_example(example: Example) -> Image.Image:
     return block
 
 
-def fit(picture: Image.Image, side: int) -> Image.Image:
-    """The picture with its longer side ``side`` pixels, aspect kept."""
-    scale = side / max(picture.size)
-    size = tuple(max(1, round(length * scale)) for length in picture.size)
-    return picture.convert("RGB").resize(size, Image.Resampling.LANCZOS)
+def fit(image: Image.Image, side: int) -> Image.Image:
+    """The image with its longer side ``side`` pixels, aspect kept."""
+    scale = side / max(image.size)
+    size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+    return image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:

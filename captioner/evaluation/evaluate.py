@@ -11,12 +11,12 @@ import click
 
 from captioner.device import prepare_device
 from captioner.errors import CaptionerError
-from captioner.evaluation.decoding import SplitDecoder, check_search, split_figures
-from captioner.evaluation.drawing import Example, draw_sheet, seen_part, to_bytes, told_apart
+from captioner.evaluation.decoding import SplitDecoder, check_search, teacher_forced_metrics
+from captioner.evaluation.drawing import Example, attention_or_none, draw_sheet, to_bytes, visible_part
 from captioner.evaluation.files import SEARCH_TITLES, Evaluation, write_evaluation
 from captioner.evaluation.inputs import EvaluationInputs, load_inputs
-from captioner.evaluation.lots import draw_lots
 from captioner.evaluation.page_data import page_data
+from captioner.evaluation.sampling import sample_images
 from captioner.metrics import Scorer, Scores
 from captioner.metrics.diversity import TrainingCaptions, diversity
 from captioner.metrics.scores import with_slow_metrics
@@ -27,7 +27,7 @@ from captioner.search import Hypothesis
 from captioner.vocabulary.vocabulary import SPECIALS
 
 _VALIDATION_ONLY = "the scores are for the validation split, which chose the beam size too"
-_EXAMPLES = 6  # pictures on the sheet; the same ones in every experiment on a data set, so that sheets can be compared
+_EXAMPLES = 6  # images on the sheet; the same ones in every experiment on a data set, so that sheets can be compared
 
 
 def evaluate(
@@ -64,7 +64,7 @@ def evaluate(
     )
     splits, headline = inputs.splits, inputs.splits[-1]
     if options.split == "auto" and headline == "val":
-        click.echo(f"warning: {captions} has no test pictures; {_VALIDATION_ONLY}", err=True)
+        click.echo(f"warning: {captions} has no test images; {_VALIDATION_ONLY}", err=True)
     vocabulary, longest, kind = (
         inputs.model.vocabulary,
         int(inputs.model.config["max_length"]),
@@ -76,18 +76,21 @@ def evaluate(
         with Progress("evaluate: search", len(sizes) * sum(map(len, ids.values())), "captions") as progress:
             found = {split: searcher.captions(ids[split], sizes, progress.advance) for split in splits}
         forced = {
-            split: split_figures(searcher.decoder, inputs.store, reader, inputs.captions, split, vocabulary, longest)
+            split: teacher_forced_metrics(
+                searcher.decoder, inputs.store, reader, inputs.captions, split, vocabulary, longest
+            )
             for split in splits
         }
         scores = _score(inputs, found, splits if options.select_by == "meteor" else (headline,))
         beam = choose_beam({size: scores["val"][size].overall for size in sizes}, options.select_by)
         scores[headline][beam] = with_slow_metrics(scores[headline][beam], *_captions(inputs, found[headline][beam]))
-        chosen = draw_lots(ids[headline], _EXAMPLES)
-        gallery = draw_lots(ids[headline], options.report_pictures)
+        chosen = sample_images(ids[headline], _EXAMPLES)
+        gallery = sample_images(ids[headline], options.report_pictures)
         shown = searcher.with_attention(ids[headline], {*chosen, *gallery}, beam)
     title = (
-        f"{parameters.dataset}, {headline} split, {inputs.model.config['encoder']} + {kind}, {SEARCH_TITLES[options.search]} {beam}: "
-        f"{len(chosen)} pictures drawn by lot, and where the decoder looked for each word"
+        f"{parameters.dataset}, {headline} split, {inputs.model.config['encoder']} + {kind}, "
+        f"{SEARCH_TITLES[options.search]} {beam}: "
+        f"{len(chosen)} images sampled at random, and where the decoder looked for each word"
     )
     sheet = draw_sheet(examples(inputs, {image: shown[image] for image in chosen}), title)
     facts = {
@@ -110,9 +113,9 @@ def evaluate(
         inputs.captions,
         facts,
     )
-    pictures = dict(zip(gallery, examples(inputs, {image: shown[image] for image in gallery}), strict=True))
+    gallery_examples = dict(zip(gallery, examples(inputs, {image: shown[image] for image in gallery}), strict=True))
     page = render(
-        page_data(parameters, inputs, evaluation, pictures, history, _warnings(parameters, inputs, evaluation))
+        page_data(parameters, inputs, evaluation, gallery_examples, history, _warnings(parameters, inputs, evaluation))
     )
     write_evaluation(
         Path(results), evaluation, to_bytes(sheet), Path(report), page, {"seconds": round(time.monotonic() - begin, 3)}
@@ -154,10 +157,11 @@ def _warnings(parameters: Parameters, inputs: EvaluationInputs, evaluation: Eval
     """What the reader of the scores must know."""
     found = []
     if evaluation.split == "val":
-        found.append(f"There are no held-out test pictures here: {_VALIDATION_ONLY}.")
+        found.append(f"There are no held-out test images here: {_VALIDATION_ONLY}.")
     if inputs.store.weights_name == "bundled" and parameters.dataset != "scenes":
         found.append(
-            "The encoder's bundled weights were trained on drawn scenes; with weights trained on photographs the captions are much better."
+            "The encoder's bundled weights were trained on drawn scenes; with weights trained on photographs the "
+            "captions are much better."
         )
     if "meteor" not in evaluation.scores[evaluation.split][evaluation.beam].overall:
         found.append("METEOR is absent, for no Java ran.")
@@ -168,14 +172,14 @@ def examples(inputs: EvaluationInputs, hypotheses: Mapping[int, Hypothesis]) -> 
     """What a sheet shows of captions that were searched with attention, in the order of ``hypotheses``."""
     sheet = []
     for image_id, hypothesis in hypotheses.items():
-        picture = inputs.images.image(int(inputs.images.rows([image_id])[0]))
+        image = inputs.images.image(int(inputs.images.rows([image_id])[0]))
         sheet.append(
             Example(
-                picture=picture,
+                image=image,
                 words=tuple(inputs.model.vocabulary.words[word] for word in hypothesis.tokens),
-                attention=told_apart(None if hypothesis.attention is None else hypothesis.attention.numpy()),
+                attention=attention_or_none(None if hypothesis.attention is None else hypothesis.attention.numpy()),
                 grid=inputs.store.grid,
-                box=seen_part(picture.size, inputs.store.preprocessing),
+                box=visible_part(image.size, inputs.store.preprocessing),
                 reference=inputs.captions.captions(image_id)[0],
                 name=inputs.captions.file_name(image_id),
             )

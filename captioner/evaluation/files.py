@@ -32,7 +32,7 @@ class Evaluation:
         beam: the headline's beam size.
         scores: split -> beam size -> scores; the splits are ``val`` and the headline's.
         forced: split -> cross entropy and token accuracy.
-        variety: beam size -> the figures of ``captioner.metrics.diversity``, of the headline split.
+        variety: beam size -> the metrics of ``captioner.metrics.diversity``, of the headline split.
         hypotheses: image id -> caption, of the headline.
         vocabulary: of the model.
         captions: references and file names.
@@ -91,7 +91,7 @@ def metrics(evaluation: Evaluation) -> dict[str, Any]:
     found |= {name: _round(value) for name, value in evaluation.forced[evaluation.split].items()}
     found |= {name: _round(value) for name, value in evaluation.variety[evaluation.beam].items()}
     found["beam_size"] = evaluation.beam
-    found |= {f"val_{name}": _round(value) for name, value in (val.overall | evaluation.forced["val"]).items()}
+    found |= {f"val_{name}": _round(value) for name, value in ({**val.overall, **evaluation.forced["val"]}).items()}
     found["signature"] = {**headline.signature, "split": evaluation.split, "beam": evaluation.beam, **evaluation.facts}
     return found
 
@@ -103,7 +103,7 @@ def beam_sweep_csv(evaluation: Evaluation) -> str:
     names = [metric.name for metric in METRICS.values() if not metric.slow]
     columns = [(headline, name, name) for name in names] + [(val, name, f"val_{name}") for name in names]
     columns = [column for column in columns if column[1] in column[0][evaluation.beam].overall]
-    rows = [["beam_size", *(title for _, _, title in columns), *evaluation.variety[evaluation.beam]]]
+    rows: list[list[Any]] = [["beam_size", *(title for _, _, title in columns), *evaluation.variety[evaluation.beam]]]
     for size in sorted(headline):
         rows.append(
             [
@@ -116,7 +116,7 @@ def beam_sweep_csv(evaluation: Evaluation) -> str:
 
 
 def per_image_csv(evaluation: Evaluation) -> str:
-    """One row a picture of the headline split, in the order of the captions file."""
+    """One row an image of the headline split, in the order of the captions file."""
     scores = evaluation.scores[evaluation.split][evaluation.beam]
     names = list(scores.overall)
     rows: list[list[Any]] = [["image_id", "file_name", "caption", *names, "log_probability"]]
@@ -128,7 +128,7 @@ def per_image_csv(evaluation: Evaluation) -> str:
 
 
 def captions_json(evaluation: Evaluation) -> str:
-    """COCO's results format, one picture a line."""
+    """COCO's results format, one image a line."""
     decode = evaluation.vocabulary.decode
     rows = [
         {"image_id": image, "caption": decode(hypothesis.tokens)} for image, hypothesis in evaluation.hypotheses.items()

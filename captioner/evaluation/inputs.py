@@ -21,9 +21,9 @@ class EvaluationInputs:
     Attributes:
         model: the trained captioner, on the CPU.
         decoder: what captions are searched with: the model's own, or an ensemble of it and others.
-        store: features of all pictures of the splits.
+        store: features of all images of the splits.
         captions: references and splits.
-        images: the pictures.
+        images: the images.
         splits: those that will be scored, in the order asked for, ``auto`` resolved.
     """
 
@@ -41,13 +41,13 @@ def load_inputs(
     """Read and check.
 
     Args:
-        splits: the splits that will be scored; ``auto`` is test where there are test pictures, else val.
+        splits: the splits that will be scored; ``auto`` is test where there are test images, else val.
         ensemble: folders of further models.
 
     Raises:
         CaptionerError: a file is missing or damaged; the features are of another encoder, other weights, another
-            preprocessing or grid than the model was trained on, or of other pictures than ``images`` (both fingerprints
-            are named); a split has no picture; a picture of a split is missing in the images or the features (its id is
+            preprocessing or grid than the model was trained on, or of other images than ``images`` (both fingerprints
+            are named); a split has no image; an image of a split is missing in the images or the features (its id is
             named); a further model has other words (the first is named) or was trained on other features.
     """
     model, store = load_model(models), FeatureStore.open(features)
@@ -65,7 +65,8 @@ def load_inputs(
     decoder = Ensemble([model.decoder, *(other.decoder for other in others)]) if others else model.decoder
     if store.images_fingerprint != image_store.fingerprint:
         raise CaptionerError(
-            f"{store.path}: its features are of other pictures (fingerprint {store.images_fingerprint[:12]}) than {image_store.path} "
+            f"{store.path}: its features are of other images (fingerprint {store.images_fingerprint[:12]}) than "
+            f"{image_store.path} "
             f"(fingerprint {image_store.fingerprint[:12]}); run the extract stage again"
         )
     auto = "test" if caption_set.image_ids("test") else "val"
@@ -74,13 +75,13 @@ def load_inputs(
         ids = caption_set.image_ids(split)
         if not ids:
             remedy = f"{_REMEDIES[split]} and run the download stage again"
-            raise CaptionerError(f"{caption_set.path}: no picture in the split {split}; {remedy}")
+            raise CaptionerError(f"{caption_set.path}: no image in the split {split}; {remedy}")
         image_store.rows(ids)
         store.rows(ids)
     return EvaluationInputs(model, decoder, store, caption_set, image_store, splits)
 
 
 _REMEDIES = {
-    "test": "set evaluate.split=auto, or take a data set with test pictures",
-    "val": "the beam size is chosen on it: set download.val_share, or mark pictures as val,",
+    "test": "set evaluate.split=auto, or take a data set with test images",
+    "val": "the beam size is chosen on it: set download.val_share, or mark images as val,",
 }

@@ -16,7 +16,7 @@ from PIL import Image
 
 from captioner.comparison.bootstrap import interval, resample
 from captioner.errors import CaptionerError
-from captioner.evaluation.drawing import Example, fit, strengths
+from captioner.evaluation.drawing import Example, attention_weights, fit
 from captioner.evaluation.files import Evaluation, metrics
 from captioner.evaluation.inputs import EvaluationInputs
 from captioner.images.captions import CaptionSet
@@ -26,7 +26,7 @@ from captioner.metrics.registry import TEACHER_FORCING
 from captioner.parameters import Parameters
 from captioner.vocabulary.tokenizer import tokenize
 
-_SIDE, _QUALITY = 288, 70  # of a picture in the page: some 15 KB
+_SIDE, _QUALITY = 288, 70  # of an image in the page: some 15 KB
 _NOVEL = 4  # words of a phrase that is looked for in the training captions
 
 
@@ -84,7 +84,7 @@ def page_data(
             for image, example in shown.items()
         ],
     }
-    pictures = [
+    images = [
         {"id": image, "name": example.name, **_jpeg(example), "references": inputs.captions.captions(image)}
         for image, example in shown.items()
     ]
@@ -93,7 +93,7 @@ def page_data(
         "title": title,
         "dataset": parameters.dataset,
         "total": len(evaluation.hypotheses),
-        "pictures": pictures,
+        "pictures": images,
         "experiments": [experiment],
         "pairs": [],
     }
@@ -180,10 +180,10 @@ def _settings(config: Mapping[str, Any], parameters: Parameters) -> dict[str, An
 
 def _attention(example: Example) -> dict[str, Any] | None:
     """Cells as bytes, 255 at a word's largest weight and 0 at an even share or less, word by word; and the part of the
-    picture that they cover."""
+    image that they cover."""
     if example.attention is None or not len(example.words):
         return None
-    cells = np.stack([strengths(weights) for weights in example.attention[: len(example.words)]])
+    cells = np.stack([attention_weights(weights) for weights in example.attention[: len(example.words)]])
     return {
         "cells": base64.b64encode((cells * 255).round().astype(np.uint8).tobytes()).decode("ascii"),
         "box": [round(float(side), 4) for side in example.box],
@@ -191,8 +191,8 @@ def _attention(example: Example) -> dict[str, Any] | None:
 
 
 def _jpeg(example: Example) -> dict[str, Any]:
-    picture, stream = example.picture, io.BytesIO()
-    small: Image.Image = fit(picture, _SIDE) if max(picture.size) > _SIDE else picture.convert("RGB")
+    image, stream = example.image, io.BytesIO()
+    small: Image.Image = fit(image, _SIDE) if max(image.size) > _SIDE else image.convert("RGB")
     small.save(stream, "JPEG", quality=_QUALITY, optimize=True)
     return {"jpeg": base64.b64encode(stream.getvalue()).decode("ascii"), "width": small.width, "height": small.height}
 

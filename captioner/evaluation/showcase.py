@@ -1,9 +1,9 @@
-"""The README's picture: a few pictures of a finished run with their captions, and where the decoder looked for each
+"""The README's image: a few images of a finished run with their captions, and where the decoder looked for each
 word.
 
     python -m captioner.evaluation.showcase --data data/scenes --out docs/captions.png
 
-The pictures are drawn by lot from the headline split, before any caption is looked at.
+The images are sampled at random from the headline split, before any caption is looked at.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from captioner.evaluation.drawing import draw_sheet, to_bytes
 from captioner.evaluation.evaluate import examples
 from captioner.evaluation.files import CAPTIONS, METRICS_FILE
 from captioner.evaluation.inputs import load_inputs
-from captioner.evaluation.lots import draw_lots
+from captioner.evaluation.sampling import sample_images
 from captioner.parameters import Parameters, load_parameters
 from captioner.sidecar import write_atomically
 
@@ -37,14 +37,14 @@ def showcase(
     count: int = 4,
     seed: int = 1,
 ) -> list[int]:
-    """Draw ``count`` pictures of a finished run into the PNG ``out``.
+    """Draw ``count`` images of a finished run into the PNG ``out``.
 
     Args:
         results: the folder that ``evaluate`` wrote; split, beam size and captions are taken from it.
-        seed: draws the lots; nothing else decides which pictures are shown.
+        seed: draws the lots; nothing else decides which images are shown.
 
     Returns:
-        The ids of the pictures, in the order in which they are shown.
+        The ids of the images, in the order in which they are shown.
 
     Raises:
         CaptionerError: inputs that are damaged or do not belong together, or the model now says something else than the
@@ -59,7 +59,7 @@ def showcase(
     device = prepare_device(parameters.runtime.device, parameters.runtime.threads)
     inputs = load_inputs(models, features, captions, images, (split,), parameters.evaluate.ensemble)
     ids = inputs.captions.image_ids(split)
-    chosen = draw_lots(ids, count, seed)
+    chosen = sample_images(ids, count, seed)
     with inputs.store.reader("auto", "cpu") as reader:
         searcher = SplitDecoder(inputs, reader, parameters.evaluate, device)
         found = searcher.with_attention(ids, chosen, beam)
@@ -67,10 +67,11 @@ def showcase(
         caption = inputs.model.vocabulary.decode(found[image].tokens)
         if stated.get(image) != caption:
             raise CaptionerError(
-                f"{results / CAPTIONS}: picture {image} is {stated.get(image)!r} there, but the model says {caption!r} now; "
+                f"{results / CAPTIONS}: image {image} is {stated.get(image)!r} there, but the model says {caption!r} "
+                "now; "
                 "run the evaluate stage again"
             )
-    which = f"{len(chosen)} of {len(ids):,} pictures of the {split} split of {parameters.dataset}, drawn by lot"
+    which = f"{len(chosen)} of {len(ids):,} images of the {split} split of {parameters.dataset}, sampled at random"
     title = f"{which}, and where the decoder looked for each word"
     write_atomically(out, to_bytes(draw_sheet(examples(inputs, {image: found[image] for image in chosen}), title)))
     return chosen
@@ -95,7 +96,7 @@ def _read(path: Path) -> Any:
 @click.option("--models", type=click.Path(path_type=Path), default=Path("models"), show_default=True)
 @click.option("--results", type=click.Path(path_type=Path), default=Path("results/evaluate"), show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("docs/captions.png"), show_default=True)
-@click.option("--count", default=4, show_default=True, help="pictures")
+@click.option("--count", default=4, show_default=True, help="images")
 @click.option("--seed", default=1, show_default=True, help="of the lots")
 @click.option(
     "--params",
@@ -110,7 +111,7 @@ def main(data: Path, models: Path, results: Path, out: Path, count: int, seed: i
     chosen = showcase(
         parameters, models, features, data / "captions.json", data / "images.h5", results, out, count, seed
     )
-    click.echo(f"{out}: pictures {', '.join(map(str, chosen))}, drawn by lot (seed {seed})")
+    click.echo(f"{out}: images {', '.join(map(str, chosen))}, sampled at random (seed {seed})")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from typing import Any
 
 from captioner.errors import CaptionerError
 from captioner.evaluation.files import BEAM_SWEEP, CAPTIONS, METRICS_FILE, PER_IMAGE, SEARCH_TITLES, SHEET
-from captioner.evaluation.lots import draw_lots
+from captioner.evaluation.sampling import sample_images
 from captioner.images.captions import CaptionSet
 from captioner.metrics.registry import titles
 from captioner.model_io import read_config
@@ -72,8 +72,10 @@ def _scores(metrics: dict[str, Any], signature: dict[str, Any], sweep: list[dict
     title = {name: text for name, text in titles().items() if name in metrics}
     width = max(map(len, title.values()))
     lines = [
-        f"{signature['dataset']}: {signature['encoder']} + {signature['decoder']}, scores on the {signature['split']} split "
-        f"({signature['images']:,} pictures, {SEARCH_TITLES[signature['search']]} {signature['beam']}, chosen on validation by {title[signature['select_by']]})",
+        f"{signature['dataset']}: {signature['encoder']} + {signature['decoder']}, scores on the "
+        f"{signature['split']} split "
+        f"({signature['images']:,} images, {SEARCH_TITLES[signature['search']]} {signature['beam']}, chosen on "
+        f"validation by {title[signature['select_by']]})",
         "",
         f"  {'':{width}}  {signature['split']:>8}  {'val':>8}",
     ]
@@ -102,8 +104,8 @@ def _settings(models: Path) -> list[str]:
 
 
 def _captions(generated: dict[int, str], captions: CaptionSet) -> list[str]:
-    lines = [f"{min(_SHOWN, len(generated))} pictures drawn by lot:"]
-    for image in draw_lots(list(generated), _SHOWN):
+    lines = [f"{min(_SHOWN, len(generated))} images sampled at random:"]
+    for image in sample_images(list(generated), _SHOWN):
         lines += [f"  {captions.file_name(image)}", f"    the model:   {generated[image]}"]
         lines.append(f"    a reference: {captions.captions(image)[0]}")
     return lines
@@ -113,8 +115,8 @@ def _next(results: Path, report: Path, signature: dict[str, Any]) -> list[str]:
     other = "lstm" if signature["decoder"] != "lstm" else "gru"
     return [
         "Where to look next:",
-        f"  {report}   a page for the browser: pictures, scores, curves, what was run",
-        f"  {results / SHEET}   pictures, captions, and where the decoder looked for each word",
+        f"  {report}   a page for the browser: images, scores, curves, what was run",
+        f"  {results / SHEET}   images, captions, and where the decoder looked for each word",
         f"  {results / PER_IMAGE}   every caption with its scores",
         f"  dvc exp run -S decoder={other}   another decoder: only train and evaluate run again",
         "  make show   all experiments in one table",

@@ -72,7 +72,7 @@ def read_manifest(name: str, sources: Path) -> Manifest:
         CaptionerError: no such data set (the message has the nearest name), or an invalid manifest.
     """
     if name == "custom":
-        return Manifest(name="custom", layout="custom", description="own pictures and captions")
+        return Manifest(name="custom", layout="custom", description="own images and captions")
     path = sources / f"{name}.yaml"
     if not path.is_file() or Path(name).name != name:
         raise _unknown(name, sources)

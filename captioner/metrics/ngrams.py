@@ -34,7 +34,8 @@ def ngrams(words: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     flat = words[row, column]
     if len(flat) and flat.max() >> _BITS:
         raise CaptionerError(
-            f"vocabulary: rewards of captions know {1 << _BITS} words, and one has the id {flat.max()}; raise vocab.min_count"
+            f"vocabulary: rewards of captions know {1 << _BITS} words, and one has the id {flat.max()}; raise "
+            "vocab.min_count"
         )
     flat = flat.astype(np.uint64)
     packed = flat

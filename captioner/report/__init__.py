@@ -1,4 +1,4 @@
-"""A page that shows experiments: scores, curves, and pictures with their captions and where the decoder looked. It
+"""A page that shows experiments: scores, curves, and images with their captions and where the decoder looked. It
 opens from disk."""
 
 from captioner.report.page import read_page, render

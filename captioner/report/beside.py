@@ -33,11 +33,11 @@ class Source:
 def side_by_side(sources: Sequence[Source]) -> dict[str, Any]:
     """Data of a page with every experiment; of one source, its own page's.
 
-    The pictures are those that every page shows, in the order of the first: lots are drawn from the ids alone, so that
+    The images are those that every page shows, in the order of the first: lots are drawn from the ids alone, so that
     pages made with one ``evaluate.report_pictures`` show the same.
 
     Raises:
-        CaptionerError: the scores are not comparable, no picture is on every page, or too many experiments.
+        CaptionerError: the scores are not comparable, no image is on every page, or too many experiments.
     """
     first = sources[0]
     if len(sources) == 1:
@@ -48,13 +48,14 @@ def side_by_side(sources: Sequence[Source]) -> dict[str, Any]:
     for source, experiment in zip(sources[1:], own[1:], strict=True):
         if reason := difference(experiment["signature"], own[0]["signature"]):
             raise CaptionerError(
-                f"{source.name}: {reason}, as {first.name} has; only experiments on the same pictures stand side by side"
+                f"{source.name}: {reason}, as {first.name} has; only experiments on the same images stand side by side"
             )
-    places = [{picture["id"]: place for place, picture in enumerate(source.page["pictures"])} for source in sources]
+    places = [{image["id"]: place for place, image in enumerate(source.page["pictures"])} for source in sources]
     common = [image for image in places[0] if all(image in place for place in places)]
     if not common and all(places):
         raise CaptionerError(
-            f"{', '.join(source.name for source in sources)}: no picture is on every page; evaluate them with one evaluate.report_pictures"
+            f"{', '.join(source.name for source in sources)}: no image is on every page; evaluate them with one "
+            "evaluate.report_pictures"
         )
     experiments = []
     for source, experiment, place in zip(sources, own, places, strict=True):

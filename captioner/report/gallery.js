@@ -1,4 +1,4 @@
-// Cards of pictures with their captions; sorted and searched without being made again.
+// Cards of images with their captions; sorted and searched without being made again.
 const letter = (place) => String.fromCharCode(65 + place);
 const mean = (values) => values.reduce((sum, value) => sum + value, 0) / values.length;
 
@@ -21,13 +21,13 @@ function wordsOf(text) {
 }
 
 function makeCard(data, place, observer) {
-  const picture = data.pictures[place];
+  const image = data.pictures[place];
   const captions = data.experiments.map((experiment) => experiment.captions[place]);
   const several = captions.length > 1;
   const alt = captions.map((caption, number) => (several ? `${letter(number)}: ` : "") + (caption.words.join(" ") || "no words")).join("; ");
-  const image = make("img", { alt, width: picture.width, height: picture.height, decoding: "async" });
-  const shot = make("div", { class: "shot" }, image);
-  shot.style.setProperty("--ratio", picture.width / picture.height);
+  const img = make("img", { alt, width: image.width, height: image.height, decoding: "async" });
+  const shot = make("div", { class: "shot" }, img);
+  shot.style.setProperty("--ratio", image.width / image.height);
   const element = make("li", { class: "card" }, make("div", { class: "frame" }, shot));
   const figures = [];
   captions.forEach((caption, number) => {
@@ -39,24 +39,24 @@ function makeCard(data, place, observer) {
     head.append(figure);
     element.append(make("div", { class: "caption" }, captionLine(caption, experiment.grid, shot, several ? `Caption of ${letter(number)}` : "Generated caption"), head));
   });
-  const references = picture.references.map((text) => make("li", {}, text));
+  const references = image.references.map((text) => make("li", {}, text));
   if (references.length) element.append(make("ul", { class: "references", "aria-label": "Reference captions" }, references[0]));
   if (references.length > 1) {
     const more = make("ul", { class: "references", "aria-label": "More reference captions" }, ...references.slice(1));
     element.append(make("details", {}, make("summary", {}, `${references.length - 1} more references`), more));
   }
-  element.append(make("p", { class: "file" }, picture.name));
-  const text = new Set([...captions.flatMap((caption) => caption.words), ...picture.references.flatMap(wordsOf), ...wordsOf(picture.name), picture.name.toLowerCase()]);
-  image.dataset.place = String(place);
-  observer.observe(image);
+  element.append(make("p", { class: "file" }, image.name));
+  const text = new Set([...captions.flatMap((caption) => caption.words), ...image.references.flatMap(wordsOf), ...wordsOf(image.name), image.name.toLowerCase()]);
+  img.dataset.place = String(place);
+  observer.observe(img);
   return { element, place, captions, figures, text: [...text].map((word) => word.toLowerCase()) };
 }
 
 function gallery(section, data) {
   const several = data.experiments.length > 1;
-  const drawn = data.pictures.length < data.total ? `${data.pictures.length.toLocaleString("en")} of ${data.total.toLocaleString("en")} pictures, drawn by lot` : `All ${data.total.toLocaleString("en")} pictures`;
+  const drawn = data.pictures.length < data.total ? `${data.pictures.length.toLocaleString("en")} of ${data.total.toLocaleString("en")} images, sampled at random` : `All ${data.total.toLocaleString("en")} images`;
   if (!data.pictures.length) {
-    section.append(make("p", { class: "hint" }, "This report was made without pictures."));
+    section.append(make("p", { class: "hint" }, "This report was made without images."));
     return;
   }
   const looks = data.experiments.some((experiment) => experiment.captions.some((caption) => caption.attention));
@@ -101,7 +101,7 @@ function gallery(section, data) {
       }
       list.append(card.element);
     }
-    count.textContent = sought.length ? `${visible} of ${cards.length} pictures match` : "";
+    count.textContent = sought.length ? `${visible} of ${cards.length} images match` : "";
   };
   search.addEventListener("input", update);
   for (const input of [sort, metric]) input.addEventListener("change", update);

@@ -24,7 +24,7 @@ function header() {
   top.append(make("p", { class: "kicker" }, "Image captioning report"));
   top.append(make("h1", {}, data.title));
   const searches = [...new Set(data.experiments.map((experiment) => `${SEARCHES[experiment.signature.search]} ${experiment.signature.beam}`))].join(" and ");
-  top.append(make("p", { class: "lead" }, `${signature.images.toLocaleString("en")} pictures of the ${signature.split} split, `
+  top.append(make("p", { class: "lead" }, `${signature.images.toLocaleString("en")} images of the ${signature.split} split, `
     + `${signature.references.toLocaleString("en")} references, ${searches}`));
   if (several) {
     const list = make("ul", { class: "experiments" });
@@ -57,7 +57,7 @@ function scores() {
   at("scores").append(tables);
   tables.append(
     make("div", {}, figures("Scores", TITLES, true),
-      make("p", { class: "hint" }, "Intervals are of a bootstrap over pictures. Cross entropy is in nats a word, lower is better.")),
+      make("p", { class: "hint" }, "Intervals are of a bootstrap over images. Cross entropy is in nats a word, lower is better.")),
     make("div", {}, figures("Diversity of captions", data.titles.diversity, false),
       make("p", { class: "hint" }, "Distinct-1 and -2 are the shares of different words and of different pairs of neighbours; novel captions are those that training does not have word for word.")));
   if (!data.pairs.length) return;
@@ -65,7 +65,7 @@ function scores() {
     `${letter(pair.second)} − ${letter(pair.first)}, ${TITLES[name]}`, (found.value > 0 ? "+" : "") + fixed(found.value), `${fixed(found.low)} to ${fixed(found.high)}`, fixed(found.p),
   ]));
   tables.append(make("div", {}, scrolling("Differences", table(["", "difference", "95 % interval", "p"], rows)),
-    make("p", { class: "hint" }, "p is of a two-sided paired bootstrap over pictures.")));
+    make("p", { class: "hint" }, "p is of a two-sided paired bootstrap over images.")));
 }
 
 function curves() {
@@ -122,5 +122,5 @@ function run() {
 header();
 scores();
 curves();
-gallery(at("pictures"), data);
+gallery(at("images"), data);
 run();

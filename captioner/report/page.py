@@ -32,7 +32,7 @@ def render(data: dict[str, Any]) -> str:
 
     Args:
         data: ``title``; ``pictures``: ``id``, ``name``, ``jpeg`` (base64), ``width``, ``height``, ``references``;
-            ``experiments``: what ``captioner.evaluation.page_data`` gathers of each, with a caption for every picture;
+            ``experiments``: what ``captioner.evaluation.page_data`` gathers of each, with a caption for every image;
             ``pairs``: differences of two experiments by metric. Titles of the metrics are added from the registry.
     """
     style = (_FOLDER / "style.css").read_text(encoding="utf-8")

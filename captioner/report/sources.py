@@ -85,7 +85,8 @@ def _source(name: str, read: Callable[[str], str]) -> Source:
         raise CaptionerError(f"{name}: {_PAGE} is a page of several experiments; name what each was made from")
     if len(statistics.image_ids) != page["total"]:
         raise CaptionerError(
-            f"{name}: {_PAGE} is of {page['total']} pictures, {_STATISTICS} of {len(statistics.image_ids)}; run the evaluate stage again"
+            f"{name}: {_PAGE} is of {page['total']} images, {_STATISTICS} of {len(statistics.image_ids)}; run the "
+            "evaluate stage again"
         )
     return Source(name, page, statistics)
 

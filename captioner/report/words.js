@@ -1,4 +1,4 @@
-// The words of a caption as buttons, and the attention map of one of them over its picture.
+// The words of a caption as buttons, and the attention map of one of them over its image.
 function bytes(text) {
   return Uint8Array.from(atob(text), (sign) => sign.charCodeAt(0));
 }
@@ -13,7 +13,7 @@ function between(count, begin, end, pixels) {
   });
 }
 
-// Darkens what the decoder did not look at. cells: bytes of the grid, row by row; box: the part of the picture that the grid covers, as shares.
+// Darkens what the decoder did not look at. cells: bytes of the grid, row by row; box: the part of the image that the grid covers, as shares.
 function shade(shot, cells, [rows, columns], [left, top, right, bottom]) {
   let canvas = shot.querySelector("canvas");
   if (!canvas) {

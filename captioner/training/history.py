@@ -16,12 +16,14 @@ def write_history(
     """Write ``history.csv`` and ``metrics.json``; neither holds a time.
 
     Args:
-        rows: an epoch each: epoch, the learning rates of its last step, train_cross_entropy and val_cross_entropy in
-            nats a token, val_token_accuracy, val_bleu_4 and val_cider_d where the run computed them, tokens. Epochs of
-            self-critical training have train_reward (the samples' mean) and samples in place of train_cross_entropy and
-            tokens; epoch 0, the weights that a run began from, has validation's figures alone. What a row lacks is left
-            empty.
+        rows: one an epoch: epoch, the learning rates of its last step, train_cross_entropy and val_cross_entropy in
+            nats a token, val_token_accuracy, val_bleu_4 and val_cider_d where they were computed, tokens. Epochs of
+            self-critical training have train_reward (the mean of the samples) and samples instead of
+            train_cross_entropy and tokens. Epoch 0, the weights that a run began from, has only the metrics of
+            validation. A missing value is an empty cell.
+        best_epoch: the epoch whose weights are the model's.
         stopped: why training ended.
+        trained_parameters: how many numbers were trained.
     """
     trained = [row for row in rows if row["epoch"]]
     columns = list(dict.fromkeys(name for row in trained or rows for name in row))

@@ -47,7 +47,7 @@ def load_inputs(parameters: Parameters, features: Path, captions: Path, vocab: P
 
     Raises:
         CaptionerError: a file is missing or damaged; the features are of another encoder, preprocessing or weights than
-            the parameters say (both fingerprints are named) or lack a picture; the word vectors do not fit the
+            the parameters say (both fingerprints are named) or lack an image; the word vectors do not fit the
             vocabulary; a split has no caption.
     """
     store = FeatureStore.open(features)

@@ -1,5 +1,4 @@
-"""When learning rates rise and fall, when the decoder's own words go in, when training stops: by each epoch's figures
-or the step's number."""
+"""Learning-rate schedules, the schedule of scheduled sampling, and early stopping."""
 
 from __future__ import annotations
 
@@ -12,7 +11,7 @@ from captioner.parameters import TrainParameters
 
 
 def lower_is_better(row: Mapping[str, Any], metric: str) -> float:
-    """An epoch's figure ``metric``, turned round where more is better."""
+    """The metric of an epoch, negated where more is better."""
     return row[metric] if metric.endswith("cross_entropy") else -row[metric]
 
 
@@ -42,8 +41,7 @@ _EPSILONS = {
 
 
 def sampled_share(options: TrainParameters, epochs: float) -> float:
-    """Share of the words that go in that the decoder draws itself (scheduled sampling, Bengio et al. 2015, section
-    2.4).
+    """Fraction of the inputs that the decoder draws itself (scheduled sampling, Bengio et al. 2015, section 2.4).
 
     The paper's share of true words at step i is, by kind, max(epsilon, k - c i), k^i or k / (k + exp(i / k)). Here i
     counts from the first step of the epoch ``sampling_start``; with n steps in ``sampling_epochs`` epochs and x = i /
@@ -51,8 +49,7 @@ def sampled_share(options: TrainParameters, epochs: float) -> float:
 
         linear:           e(x) = 1 - x                      k = 1, c = 1 / n
         exponential:      e(x) = 0.01^x                     k = 0.01^(1 / n)
-        inverse_sigmoid:  e(x) = 100 / (100 + 100^(2 x))    k = 100, and 2 x ln k for i / k, which has its middle at x =
-            1/2
+        inverse_sigmoid:  e(x) = 100 / (100 + 100^(2 x))    k = 100, and 2 x ln k for i / k: the middle is at x = 1/2
 
     and the share is ``sampling_rate`` * (e(0) - e(x)) / (e(0) - e(1)): whatever the kind 0 at the first step,
     ``sampling_rate`` (the paper's 1 - epsilon) from the end of those epochs on.

@@ -32,7 +32,6 @@ from captioner.training.train import TrainContext, fit
 from captioner.training.validation import Validator, scores_wanted
 
 VERSION = 2  # raised when training gives another result for the same parameters, so that unfinished work is not mixed
-LENGTH_MULTIPLE = 4  # on a GPU, so that batches have few shapes
 
 
 def train(
@@ -102,9 +101,8 @@ def _run(
         if group.rank:  # dropout differs from rank to rank
             torch.manual_seed(rank_seed(parameters.seed, group.rank, 1, 0))
         with inputs.store.reader(parameters.runtime.features_on, group.device) as reader:
-            multiple = LENGTH_MULTIPLE if group.device.type == "cuda" else 1
             context = TrainContext(
-                BatchLoader(inputs.train, inputs.train_rows, reader, multiple),
+                BatchLoader(inputs.train, inputs.train_rows, reader),
                 Validator(inputs, reader, group, scores_wanted(parameters.train)),
                 group,
                 parameters.seed,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from functools import cached_property
 
 from captioner.batches import BatchLoader, ordered_batches
@@ -56,6 +56,7 @@ class Validator:
     def __init__(self, inputs: Inputs, reader: FeatureReader, group: Group, scores: bool) -> None:
         self._inputs, self._reader, self._group, self._scores = inputs, reader, group, scores
         self._loader = BatchLoader(inputs.val, inputs.val_rows, reader)
+        self._graphed: dict[Decoder, Decoder] = {}  # its graphs serve all epochs
 
     def metrics(self, decoder: Decoder, stop: Callable[[], bool]) -> dict[str, float] | None:
         """``val_cross_entropy`` in nats a token, ``val_token_accuracy`` and, if asked for, ``SCORES``.
@@ -72,12 +73,13 @@ class Validator:
         captions = self._captions(decoder, stop)
         if captions is None:
             return None
-        overall = self._scorer.score(self._references, {**captions}).overall
+        overall = self._scorer.score(self._references, captions).overall
         return metrics | {name: overall[name.removeprefix("val_")] for name in SCORES}
 
-    def _captions(self, decoder: Decoder, stop: Callable[[], bool]) -> dict[int, str] | None:
+    def _captions(self, decoder: Decoder, stop: Callable[[], bool]) -> dict[Hashable, str] | None:
         """Greedy captions of all validation images, as the stage ``evaluate`` searches them at beam 1 by default."""
-        ids, searched = self._inputs.captions.image_ids("val"), graphed(decoder)
+        ids = self._inputs.captions.image_ids("val")
+        searched = self._graphed.setdefault(decoder, graphed(decoder))
         own: dict[int, str] = {}
         for batch in self._group.shard([ids[first : first + _IMAGES] for first in range(0, len(ids), _IMAGES)]):
             if stop():

@@ -28,7 +28,7 @@ TEST = range(
 
 
 def files(folder: Path) -> list[Path]:
-    """Sixteen picture files as people have them: large and small, of several formats, one turned by EXIF, one with
+    """Sixteen image files as people have them: large and small, of several formats, one turned by EXIF, one with
     transparency."""
     folder.mkdir(parents=True)
     generator = np.random.default_rng(3)
@@ -36,21 +36,21 @@ def files(folder: Path) -> list[Path]:
     for number in range(16):
         height, width = [(300, 420), (90, 70), (257, 256), (200, 330)][number % 4]
         coarse = generator.integers(0, 256, (6, 7, 3), dtype=np.uint8)
-        picture = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+        image = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
         kind = {3: "png", 6: "webp", 10: "png"}.get(number, "jpg")
         path = folder / f"{number:02}.{kind}"
         if number == 10:
-            picture.putalpha(Image.linear_gradient("L").resize(picture.size))
+            image.putalpha(Image.linear_gradient("L").resize(image.size))
         exif = Image.Exif()
         if number in (2, 9):
             exif[0x0112] = 6
-        picture.save(path, exif=exif)
+        image.save(path, exif=exif)
         paths.append(path)
     return paths
 
 
 def make_run(folder: Path, weights: str = "bundled", fit: str = "squash", **facts: Any) -> dict[str, Path]:
-    """Pictures, features, captions and a model; the keys are ``evaluate``'s arguments, and ``files``. ``facts`` go into
+    """Images, features, captions and a model; the keys are ``evaluate``'s arguments, and ``files``. ``facts`` go into
     the model."""
     sources = files(folder / "files")
     records, rows, annotations = [], [], []

@@ -1,4 +1,4 @@
-"""Captions of any pictures are those of the pipeline."""
+"""Captions of any images are those of the pipeline."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_results_keep_the_order_and_the_best_caption_comes_first(run: dict[str, 
     results = captioner.caption(paths, beam=4, n_best=2)
     assert [result.name for result in results] == paths
     for result in results:
-        assert 1 <= len(result.captions) <= 2 and result.picture is None and result.captions[0].attention is None
+        assert 1 <= len(result.captions) <= 2 and result.image is None and result.captions[0].attention is None
         assert [caption.score for caption in result.captions] == sorted(
             (caption.score for caption in result.captions), reverse=True
         )
@@ -75,24 +75,24 @@ def test_results_keep_the_order_and_the_best_caption_comes_first(run: dict[str, 
     assert [result.text for result in results[:16]] == [result.text for result in results[-16:]]
 
 
-def test_attention_and_the_picture_that_it_lies_on(run: dict[str, Path], captioner: Captioner) -> None:
+def test_attention_and_the_image_that_it_lies_on(run: dict[str, Path], captioner: Captioner) -> None:
     [result] = captioner.caption(run["files"] / "09.jpg", attention=True)  # 70 x 90, turned by EXIF
-    assert result.picture.size == (90, 70) and result.box == (0, 0, 1, 1)
+    assert result.image.size == (90, 70) and result.box == (0, 0, 1, 1)
     for caption in result.captions:
         assert caption.attention.shape == (len(caption.words), 16)
         assert np.allclose(caption.attention.sum(1), 1, atol=1e-4)
 
 
-def test_open_pictures_say_what_their_files_say(run: dict[str, Path], captioner: Captioner) -> None:
-    """A JPEG that needs no change keeps its bytes; an open picture is stored anew, so a lossless one is compared."""
+def test_open_images_say_what_their_files_say(run: dict[str, Path], captioner: Captioner) -> None:
+    """A JPEG that needs no change keeps its bytes; an open image is stored anew, so a lossless one is compared."""
     paths = [run["files"] / "03.png", run["files"] / "10.png"]
     from_files = captioner.caption(paths)
     opened = captioner.caption([Image.open(path) for path in paths])
     assert [result.text for result in opened] == [result.text for result in from_files]
-    assert [result.name for result in opened] == ["picture 1", "picture 2"]
+    assert [result.name for result in opened] == ["image 1", "image 2"]
 
 
-def test_a_picture_that_cannot_be_read_is_said_and_the_rest_goes_on(
+def test_an_image_that_cannot_be_read_is_said_and_the_rest_goes_on(
     run: dict[str, Path], captioner: Captioner, tmp_path: Path
 ) -> None:
     (tmp_path / "junk.jpg").write_bytes(b"junk")

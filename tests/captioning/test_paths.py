@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from captioner.captioning.paths import Names, find_pictures, printable
+from captioner.captioning.paths import Names, find_images, printable
 
 
 def test_folders_and_files(tmp_path: Path) -> None:
     for name in ("b/z.JPG", "b/a.png", "a/x.webp", "a/notes.txt", "c.jpeg", ".hidden.jpg", "empty/notes.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"")
-    found, faults = find_pictures(
+    found, faults = find_images(
         [str(tmp_path / "a/notes.txt"), str(tmp_path), str(tmp_path / "none.jpg"), str(tmp_path / "empty")]
     )
     assert [os.path.relpath(path, tmp_path) for path in found] == [
@@ -23,14 +23,14 @@ def test_folders_and_files(tmp_path: Path) -> None:
         "b/z.JPG",
         "none.jpg",
     ]
-    assert [(os.path.relpath(path, tmp_path), reason[:10]) for path, reason in faults] == [("empty", "no picture")]
+    assert [(os.path.relpath(path, tmp_path), reason[:8]) for path, reason in faults] == [("empty", "no image")]
 
 
 def test_names_on_a_terminal() -> None:
     assert printable("a\nb\x1b[31m\u202ec é猫\udcff") == "a\\nb\\x1b[31m\\u202ec é猫\\udcff"
 
 
-def test_no_two_pictures_write_one_file() -> None:
+def test_no_two_images_write_one_file() -> None:
     names = Names(".attention.png")
     given = ["x.jpg", "a/x.png", "X.jpg", "x-2.jpg", "x.jpg", "a\nb.jpg", ".jpg", "é" * 300 + ".jpg"]
     made = [names.of(name) for name in given]

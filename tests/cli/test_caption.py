@@ -28,7 +28,7 @@ def caption(run: dict[str, Path], *arguments: object) -> Result:
 
 @pytest.fixture
 def folder(run: dict[str, Path], tmp_path: Path) -> Path:
-    """Two pictures of one name, one with control characters in its name, one that is none."""
+    """Two images of one name, one with control characters in its name, one that is none."""
     for place, source in (("a/x.jpg", "00.jpg"), ("b/x.jpg", "01.jpg"), ("b/\x1b[31m\n.png", "03.png")):
         (tmp_path / "in" / place).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "in" / place).write_bytes((run["files"] / source).read_bytes())
@@ -70,8 +70,8 @@ def test_json_alone_on_the_output_and_a_line_for_each_fault(run: dict[str, Path]
     )
     assert done.exit_code == 1
     assert (
-        done.stderr
-        == f"Error: {folder}/b/junk.jpg: not an image of a known format\nError: {folder}/none.jpg: cannot be read (No such file or directory)\n"
+        done.stderr == f"Error: {folder}/b/junk.jpg: not an image of a known format\n"
+        f"Error: {folder}/none.jpg: cannot be read (No such file or directory)\n"
     )
 
 
@@ -81,16 +81,16 @@ def test_names_are_escaped_for_people(run: dict[str, Path], folder: Path) -> Non
     assert f"{folder}/b/\\x1b[31m\\n.png" in done.stdout.splitlines()
 
 
-def test_attention_pictures(run: dict[str, Path], folder: Path, tmp_path: Path) -> None:
+def test_attention_images(run: dict[str, Path], folder: Path, tmp_path: Path) -> None:
     done = caption(run, folder, "--attention", tmp_path / "out/put", "--json")
     written = [Path(row["attention"]) for row in json.loads(done.stdout) if "attention" in row]
     assert sorted(path.name for path in written) == ["_[31m_.attention.png", "x-2.attention.png", "x.attention.png"]
     assert sorted(written) == sorted((tmp_path / "out/put").iterdir())
     contents = set()
     for path in written:
-        with Image.open(path) as picture:
-            assert picture.format == "PNG" and picture.width == 1200
-            contents.add(picture.convert("RGB").tobytes())
+        with Image.open(path) as image:
+            assert image.format == "PNG" and image.width == 1200
+            contents.add(image.convert("RGB").tobytes())
     assert len(contents) == 3
 
 
@@ -98,13 +98,13 @@ def test_a_place_where_nothing_can_be_written(run: dict[str, Path], folder: Path
     (tmp_path / "file").write_text("")
     done = caption(run, folder, "--attention", tmp_path / "file/out")
     assert done.exit_code == 1 and done.stdout == "" and done.stderr.count("\n") == 1
-    assert "file/out: no folder for attention pictures can be made there" in done.stderr
+    assert "file/out: no folder for attention images can be made there" in done.stderr
 
 
-def test_no_picture(run: dict[str, Path], tmp_path: Path) -> None:
+def test_no_image(run: dict[str, Path], tmp_path: Path) -> None:
     done = caption(run, tmp_path, "--json")
     [row] = json.loads(done.stdout)
-    assert done.exit_code == 1 and row["picture"] == str(tmp_path) and "no picture in this folder" in row["error"]
+    assert done.exit_code == 1 and row["picture"] == str(tmp_path) and "no image in this folder" in row["error"]
     assert done.stderr.count("\n") == 1
 
 
@@ -113,7 +113,7 @@ def test_a_model_of_another_version_or_none(run: dict[str, Path], tmp_path: Path
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "format_version": 1}))
     for models, wanted in (
-        (folder, "model format 1, this program reads format 3; train again"),
+        (folder, "model format 1, this program reads format 3; train again: dvc repro"),
         (tmp_path / "none", "cannot be read"),
     ):
         done = caption({"models": models}, run["files"] / "00.jpg", "--json")

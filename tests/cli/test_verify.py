@@ -32,13 +32,13 @@ def _images(path: Path) -> Path:
 
 def test_good_files(tmp_path: Path) -> None:
     run = _verify(_images(tmp_path / "images.h5"))
-    assert run.exit_code == 0 and "images.h5: ok, 3 pictures" in run.output
+    assert run.exit_code == 0 and "images.h5: ok, 3 images" in run.output
     write_features(tmp_path / "features.h5", np.ones((3, 1, 4, 5), np.float16), [1, 2, 3])
     run = _verify(tmp_path / "features.h5")
     assert run.exit_code == 0 and "features.h5: ok, features 3 x 1 x 4 x 5" in run.output
 
 
-def test_a_changed_byte_of_a_picture(tmp_path: Path) -> None:
+def test_a_changed_byte_of_an_image(tmp_path: Path) -> None:
     path = _images(tmp_path / "images.h5")
     with h5py.File(path) as file:
         place = file["jpeg"].id.get_offset()

@@ -62,8 +62,9 @@ else:
     folder.mkdir(parents=True, exist_ok=True)
     statistics = system(200, quality, parameters["seed"])
     (folder / "statistics.csv").write_text(statistics.to_csv())
-    signature = {{"tool": "pycocoevalcap", "version": "1.2", "tokenizer": "PTB", "meteor": "METEOR 1.5", "java": "17", "images": 200,
-                 "references": 1000, "fingerprint": hashlib.sha256(split.encode()).hexdigest(), "split": split, "beam": 3}}
+    signature = {{"tool": "pycocoevalcap", "version": "1.2", "tokenizer": "PTB", "meteor": "METEOR 1.5",
+                 "java": "17", "images": 200, "references": 1000,
+                 "fingerprint": hashlib.sha256(split.encode()).hexdigest(), "split": split, "beam": 3}}
     (folder / "metrics.json").write_text(json.dumps({{**statistics.overall(), "signature": signature}}))
 """
 _DVC = """\

@@ -7,16 +7,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captioner.decoder import DecoderConfig, build_decoder
-from captioner.decoder.recurrent import RecurrentDecoder
+from captioner.decoder import Decoder, DecoderConfig, build_decoder
 from captioner.vocabulary.vocabulary import END, START
 
 VOCABULARY, CHANNELS, POSITIONS = 23, 11, 6
 
 
-def make_decoder(decoder: str = "gru", attention: str = "soft", seed: int = 0, **changes: Any) -> RecurrentDecoder:
-    """A float64 decoder whose every parameter is drawn anew (biases and norms too), and that draws nothing else:
-    without dropout, and with hard attention in eval mode."""
+def make_decoder(decoder: str = "gru", attention: str = "soft", seed: int = 0, **changes: Any) -> Decoder:
+    """A float64 decoder with random parameters, biases and norms too, and deterministic otherwise.
+
+    It has no dropout, and with hard attention it is in eval mode.
+    """
     torch.manual_seed(seed)
     settings = {
         "embedding_size": 5,
@@ -37,7 +38,7 @@ def make_decoder(decoder: str = "gru", attention: str = "soft", seed: int = 0, *
 
 
 def make_tokens(lengths: list[list[int]], seed: int = 0) -> Tensor:
-    """Tokens (I, K, T + 1) of captions with so many words each; a length of -1 is no caption."""
+    """Captions (I, K, T + 1) of the given numbers of words; -1 is no caption."""
     generator = torch.Generator().manual_seed(seed)
     width = max(max(row) for row in lengths) + 2
     tokens = torch.zeros(len(lengths), max(map(len, lengths)), width, dtype=torch.int64)

@@ -9,12 +9,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from captioner.decoder import DecoderConfig
-from captioner.decoder.recurrent import RecurrentDecoder
+from captioner.decoder import Decoder, DecoderConfig
 
 
 def slow_logits(
-    decoder: RecurrentDecoder,
+    decoder: Decoder,
     features: Tensor,
     tokens: Tensor,
     positions: Sequence[int] | None = None,
@@ -57,10 +56,7 @@ def slow_logits(
         if config.vector_size != config.embedding_size:
             y = part["embedding_map.weight"] @ y
         h, c = states[0]
-        query = (
-            None if config.attention == "none" else part["attention.query.weight"] @ h + part["attention.query.bias"]
-        )
-        alpha, summary = _attend(config, part, query, values)
+        alpha, summary = _attend(config, part, h, values)
         if config.attention == "hard" and (positions is None or positions[step] >= 0):
             summary = values[int(alpha.argmax()) if positions is None else positions[step]]
         beta = 1 / (1 + torch.exp(-(part["gate.weight"] @ h + part["gate.bias"])))
@@ -70,8 +66,8 @@ def slow_logits(
         states[0] = cell(from_input, from_h, h, c)
         for layer in range(1, config.layers):
             h, c = states[layer]
-            between, own = f"between.{layer - 1}", f"layers.{layer}.recurrent"
-            from_input = part[f"{between}.weight"] @ states[layer - 1][0] + part[f"{between}.bias"]
+            below, own = f"between.{layer - 1}", f"layers.{layer}.recurrent"
+            from_input = part[f"{below}.weight"] @ states[layer - 1][0] + part[f"{below}.bias"]
             states[layer] = cell(from_input, part[f"{own}.weight"] @ h + part[f"{own}.bias"], h, c)
         h = states[-1][0]
         o = h + part["output_context.weight"] @ z + part["output_word.weight"] @ y
@@ -111,10 +107,8 @@ def _sines(row: int, column: int, size: int) -> list[float]:
     return vector
 
 
-def _attend(
-    config: DecoderConfig, part: dict[str, Tensor], query: Tensor | None, values: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Query (A,) and values (P, E) -> weights (P,), their sum of the values (E,)."""
+def _attend(config: DecoderConfig, part: dict[str, Tensor], hidden: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """Hidden state (H,) and values (P, E) -> weights (P,), their sum of the values (E,)."""
 
     def softmax(scores: list[Tensor]) -> Tensor:
         powers = torch.stack(scores).exp()
@@ -123,6 +117,8 @@ def _attend(
     def weighted(weights: Tensor, rows: list[Tensor]) -> Tensor:
         return sum(weight * row for weight, row in zip(weights, rows))
 
+    if config.attention != "none":
+        query = part["attention.query.weight"] @ hidden + part["attention.query.bias"]  # (A,)
     if config.attention == "none":
         weights = torch.full((len(values),), 1 / len(values), dtype=values.dtype)
     elif config.attention in ("soft", "hard"):

@@ -1,4 +1,4 @@
-"""A small finished run to evaluate: drawn pictures, features of one kind, a decoder with random weights that says many
+"""A small finished run to evaluate: drawn images, features of one kind, a decoder with random weights that says many
 things."""
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def make_run(folder: Path, splits: dict[str, range] = SPLITS, **facts: Any) -> d
             Image.fromarray(generator.integers(0, 255, (height, width, 3), dtype=np.uint8)).save(stream, "JPEG")
             records.append((number, stream.getvalue(), height, width))
             rows.append(
-                {"id": number, "file_name": f"picture-{number}.jpg", "split": split, "height": height, "width": width}
+                {"id": number, "file_name": f"image-{number}.jpg", "split": split, "height": height, "width": width}
             )
             for _ in range(3):
                 texts.append(caption(generator))
@@ -88,7 +88,7 @@ def make_run(folder: Path, splits: dict[str, range] = SPLITS, **facts: Any) -> d
 
 
 def make_decoder(vocabulary: int) -> Decoder:
-    """Seeded weights, sharp enough that pictures get captions of their own, some short and some as long as may be."""
+    """Seeded weights, sharp enough that images get captions of their own, some short and some as long as may be."""
     config = DecoderConfig(
         "gru",
         "soft",

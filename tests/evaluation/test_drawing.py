@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from captioner.evaluation.drawing import Example, attention_map, draw_sheet, overlay, seen_part, to_bytes
-from captioner.evaluation.lots import draw_lots
+from captioner.evaluation.drawing import Example, attention_map, draw_sheet, overlay, to_bytes, visible_part
+from captioner.evaluation.sampling import sample_images
 
 WHOLE = (0.0, 0.0, 1.0, 1.0)
 
@@ -29,22 +29,22 @@ def test_even_weights_show_nothing():
     assert attention_map(np.full(49, 1 / 49), (7, 7), WHOLE, (30, 30)).max() == 0
 
 
-def test_a_cropped_picture_has_its_map_in_the_central_square():
-    """A 100x60 picture, cropped: the encoder saw columns 20 to 80."""
-    box = seen_part((100, 60), {"fit": "crop"})
+def test_a_cropped_image_has_its_map_in_the_central_square():
+    """A 100x60 image, cropped: the encoder saw columns 20 to 80."""
+    box = visible_part((100, 60), {"fit": "crop"})
     assert box == pytest.approx((0.2, 0.0, 0.8, 1.0))
     weights = np.array([0.7, 0.1, 0.1, 0.1])
     found = attention_map(weights, (2, 2), box, (100, 60))
     assert found[:, :20].max() == 0 and found[:, 80:].max() == 0
     y, x = np.unravel_index(found.argmax(), found.shape)
     assert 20 <= x < 50 and y < 30
-    assert seen_part((60, 100), {"fit": "crop"}) == pytest.approx((0.0, 0.2, 1.0, 0.8))
-    assert seen_part((100, 60), {"fit": "squash"}) == WHOLE
+    assert visible_part((60, 100), {"fit": "crop"}) == pytest.approx((0.0, 0.2, 1.0, 0.8))
+    assert visible_part((100, 60), {"fit": "squash"}) == WHOLE
 
 
 def test_overlay_is_in_colour_where_attention_is():
-    picture = Image.new("RGB", (40, 40), (220, 40, 40))
-    shown = np.asarray(overlay(picture, np.array([1.0, 0, 0, 0]), (2, 2), WHOLE)).astype(int)
+    image = Image.new("RGB", (40, 40), (220, 40, 40))
+    shown = np.asarray(overlay(image, np.array([1.0, 0, 0, 0]), (2, 2), WHOLE)).astype(int)
     assert tuple(shown[2, 2]) == (220, 40, 40)
     assert np.ptp(shown[38, 38]) < 10 and shown[38, 38, 0] < 100
 
@@ -52,8 +52,8 @@ def test_overlay_is_in_colour_where_attention_is():
 def make(words: int, size: tuple[int, int], attention: bool = True) -> Example:
     weights = np.random.default_rng(0).dirichlet(np.ones(6), size=words) if attention else None
     names = tuple(f"word{number}" for number in range(words))
-    picture = Image.new("RGB", size, (10, 200, 90))
-    return Example(picture, names, weights, (2, 3), WHOLE, "a reference " * 20, "a-very-long-file-name-" * 5 + ".jpg")
+    image = Image.new("RGB", size, (10, 200, 90))
+    return Example(image, names, weights, (2, 3), WHOLE, "a reference " * 20, "a-very-long-file-name-" * 5 + ".jpg")
 
 
 def test_sheet_of_all_shapes():
@@ -74,7 +74,7 @@ def test_sheet_of_all_shapes():
 
 def test_lots_depend_on_the_ids_alone():
     ids = list(range(100, 200))
-    drawn = draw_lots(ids, 6)
-    assert drawn == draw_lots(ids[::-1], 6) and len(set(drawn)) == 6 and set(drawn) <= set(ids)
-    assert drawn != draw_lots(ids, 6, seed=2)
-    assert sorted(draw_lots([5, 3], 6)) == [3, 5]
+    drawn = sample_images(ids, 6)
+    assert drawn == sample_images(ids[::-1], 6) and len(set(drawn)) == 6 and set(drawn) <= set(ids)
+    assert drawn != sample_images(ids, 6, seed=2)
+    assert sorted(sample_images([5, 3], 6)) == [3, 5]

@@ -95,16 +95,16 @@ def test_per_image_rows(results, paths):
     metrics, written = read_metrics(results), read_captions(results)
     assert [int(row["image_id"]) for row in rows] == list(written)
     assert all(
-        row["caption"] == written[int(row["image_id"])] and row["file_name"] == f"picture-{row['image_id']}.jpg"
+        row["caption"] == written[int(row["image_id"])] and row["file_name"] == f"image-{row['image_id']}.jpg"
         for row in rows
     )
-    for name in ("rouge_l", "cider_d"):  # the mean of the pictures' scores is the score
+    for name in ("rouge_l", "cider_d"):  # the mean of the images' scores is the score
         assert np.mean([float(row[name]) for row in rows]) == pytest.approx(metrics[name], abs=1e-5)
     assert all(float(row["log_probability"]) < 0 for row in rows)
 
 
 def test_statistics_are_the_headlines(results):
-    """Summed over pictures they give the headline's scores."""
+    """Summed over images they give the headline's scores."""
     statistics, metrics = (
         Statistics.from_csv((results / "statistics.csv").read_text(), "statistics.csv"),
         read_metrics(results),
@@ -125,7 +125,7 @@ def test_beam_sweep_holds_every_size_once_and_the_headline_in_it(results):
     assert "val_meteor" not in rows[0]
 
 
-def test_the_sheet_is_a_picture(results):
+def test_the_sheet_is_an_image(results):
     with Image.open(results / "plots/examples.png") as sheet:
         assert sheet.format == "PNG" and sheet.width == 1200 and sheet.height > 6 * 150
 
@@ -149,7 +149,7 @@ def test_summary_says_scores_captions_and_where_to_look(results, paths):
     assert (
         f"{metrics['bleu_4']:.4f}" in text
         and f"{metrics['val_cider_d']:.4f}" in text
-        and "test split (12 pictures" in text
+        and "test split (12 images" in text
     )
     shown = [image for image in written if captions.file_name(image) in text]
     assert len(shown) == 3 and all(written[image] in text and captions.captions(image)[0] in text for image in shown)
@@ -193,13 +193,13 @@ def test_split(no_java, paths, tmp_path):
     assert metrics["cider_d"] == metrics["val_cider_d"] and metrics["cross_entropy"] == metrics["val_cross_entropy"]
 
 
-def test_without_test_pictures_the_scores_are_for_validation(no_java, tmp_path, capsys):
+def test_without_test_images_the_scores_are_for_validation(no_java, tmp_path, capsys):
     paths = small.make_run(tmp_path, {split: numbers for split, numbers in small.SPLITS.items() if split != "test"})
     results = small.run(paths, tmp_path / "results")
     assert read_metrics(results)["signature"]["split"] == "val" and list(read_captions(results)) == list(
         small.SPLITS["val"]
     )
-    assert "no test pictures; the scores are for the validation split" in capsys.readouterr().err
+    assert "no test images; the scores are for the validation split" in capsys.readouterr().err
 
 
 def test_batch_size(no_java, paths, tmp_path, monkeypatch):
@@ -213,7 +213,7 @@ def test_batch_size(no_java, paths, tmp_path, monkeypatch):
 
     monkeypatch.setattr(decoding, "search", search)
     small.run(paths, tmp_path / "one", beam_sizes=[2], batch_size=5)
-    assert asked[:5] == [5, 5, 5, 5, 2]  # 10 pictures of val, 12 of test; then those on the sheet again
+    assert asked[:5] == [5, 5, 5, 5, 2]  # 10 images of val, 12 of test; then those on the sheet again
     small.run(paths, tmp_path / "all", beam_sizes=[2], batch_size=64)
     assert read_captions(tmp_path / "one") == read_captions(tmp_path / "all")
 
@@ -278,22 +278,22 @@ def test_features_of_another_kind_are_refused(no_java, paths, tmp_path, facts, n
     assert not (tmp_path / "results").exists()
 
 
-def test_features_of_other_pictures_are_refused(no_java, tmp_path):
+def test_features_of_other_images_are_refused(no_java, tmp_path):
     other = small.make_run(tmp_path / "other", images="2" * 64)
-    with pytest.raises(CaptionerError, match="other pictures .fingerprint 222222222222"):
+    with pytest.raises(CaptionerError, match="other images .fingerprint 222222222222"):
         small.run(other, tmp_path / "results")
 
 
 @pytest.mark.parametrize("missing", ["test", "val"])
-def test_a_split_without_pictures_is_an_error(no_java, tmp_path, missing):
+def test_a_split_without_images_is_an_error(no_java, tmp_path, missing):
     other = small.make_run(
         tmp_path / "other", splits={split: numbers for split, numbers in small.SPLITS.items() if split != missing}
     )
-    with pytest.raises(CaptionerError, match=f"no picture in the split {missing}"):
+    with pytest.raises(CaptionerError, match=f"no image in the split {missing}"):
         small.run(other, tmp_path / "results", split="test")
 
 
-def test_a_missing_picture_is_an_error_that_names_it(no_java, paths, tmp_path):
+def test_a_missing_image_is_an_error_that_names_it(no_java, paths, tmp_path):
     content = json.loads(paths["captions"].read_text())
     content["images"].append({"id": 999, "file_name": "lost.jpg", "split": "test", "height": 8, "width": 8})
     content["annotations"].append({"id": 9999, "image_id": 999, "caption": "a cat"})
@@ -329,7 +329,7 @@ def test_results_that_cannot_be_written(no_java, paths, tmp_path):
 
 
 def test_the_kind_of_attention_none_is_evaluated_too(no_java, tmp_path):
-    """Without attention the sheet has pictures and captions, but no panels."""
+    """Without attention the sheet has images and captions, but no panels."""
     from captioner.decoder import DecoderConfig, build_decoder
     from captioner.model_io import save_model
 
@@ -349,7 +349,7 @@ def test_the_kind_of_attention_none_is_evaluated_too(no_java, tmp_path):
 
 
 def test_hard_attention_is_evaluated_and_drawn(no_java, tmp_path, monkeypatch):
-    """Nothing is drawn from it, and the pictures show its probabilities, not the one position that it looked at."""
+    """Nothing is drawn from it, and the images show its probabilities, not the one position that it looked at."""
     from captioner.decoder import DecoderConfig, build_decoder
     from captioner.model_io import save_model
 

@@ -27,7 +27,10 @@ from tests.evaluation import small
 
 pytestmark = pytest.mark.usefixtures("no_java")
 
-HISTORY = "epoch,learning_rate,train_cross_entropy,val_cross_entropy,val_token_accuracy\n0,0.1,,3.5,0.25\n1,0.1,3.25,3.0,0.5\n"
+HISTORY = (
+    "epoch,learning_rate,train_cross_entropy,val_cross_entropy,val_token_accuracy\n"
+    "0,0.1,,3.5,0.25\n1,0.1,3.25,3.0,0.5\n"
+)
 
 
 @pytest.fixture
@@ -59,15 +62,15 @@ def test_it_shows_the_results(results, paths):
     with open(results / "evaluate/per_image.csv", newline="") as file:
         rows = {int(row["image_id"]): row for row in csv.DictReader(file)}
     metrics = json.loads((results / "evaluate/metrics.json").read_text())
-    assert {picture["id"] for picture in page["pictures"]} == set(rows) and page["total"] == 12
-    for picture, caption in zip(page["pictures"], experiment["captions"], strict=True):
-        row = rows[picture["id"]]
-        assert " ".join(caption["words"]) == row["caption"] and picture["name"] == row["file_name"]
-        assert picture["references"] == captions.captions(picture["id"])
+    assert {image["id"] for image in page["pictures"]} == set(rows) and page["total"] == 12
+    for image, caption in zip(page["pictures"], experiment["captions"], strict=True):
+        row = rows[image["id"]]
+        assert " ".join(caption["words"]) == row["caption"] and image["name"] == row["file_name"]
+        assert image["references"] == captions.captions(image["id"])
         assert caption["scores"] == pytest.approx({name: float(row[name]) for name in caption["scores"]}, abs=1e-4)
-        with Image.open(io.BytesIO(base64.b64decode(picture["jpeg"]))) as image:
-            assert image.format == "JPEG" and image.size == (picture["width"], picture["height"]) == (
-                (48, 32) if picture["id"] % 2 else (32, 40)
+        with Image.open(io.BytesIO(base64.b64decode(image["jpeg"]))) as jpeg:
+            assert jpeg.format == "JPEG" and jpeg.size == (image["width"], image["height"]) == (
+                (48, 32) if image["id"] % 2 else (32, 40)
             )
     assert {"bleu_4", "cross_entropy", *DIVERSITY} <= set(experiment["scores"])
     for name, found in experiment["scores"].items():
@@ -90,11 +93,11 @@ def test_attention_is_the_decoders_step_by_step(results, paths):
     """Each word's weights, as a share of the way from an even share to the word's largest, in bytes."""
     model, store, page = load_model(paths["models"]), FeatureStore.open(paths["features"]), page_of(results)
     with store.reader("ram") as reader, torch.no_grad():
-        for picture, caption in zip(page["pictures"], page["experiments"][0]["captions"], strict=True):
+        for image, caption in zip(page["pictures"], page["experiments"][0]["captions"], strict=True):
             cells = np.frombuffer(base64.b64decode(caption["attention"]["cells"]), np.uint8).reshape(
                 len(caption["words"]), 6
             )
-            memory = model.decoder.encode(reader.read(store.rows([picture["id"]])))
+            memory = model.decoder.encode(reader.read(store.rows([image["id"]])))
             state, word = model.decoder.initial_state(memory, 1), START
             for token, found in zip(model.vocabulary.encode(caption["words"]), cells, strict=True):
                 _, state, weights = model.decoder.step(torch.tensor([[word]]), state, memory)
@@ -129,7 +132,7 @@ def test_settings_are_those_stored_with_the_model(paths, tmp_path, monkeypatch):
 
 
 def test_report_pictures(paths, tmp_path):
-    """How many are shown; the same lots for everybody, and nothing else changes."""
+    """How many are shown; the same sample in every run, and nothing else changes."""
     none, five, again, all_of_them = (
         run(paths, tmp_path / name, report_pictures=count)
         for name, count in (("0", 0), ("5", 5), ("5b", 5), ("99", 99))

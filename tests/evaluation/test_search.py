@@ -181,11 +181,11 @@ def test_models_that_do_not_fit_are_refused(paths, tmp_path):
 def test_the_search_stands_in_signature_and_summary(paths, tmp_path, search, title):
     results = small.run(paths, tmp_path / "results", beam_sizes=[2], search=search)
     assert json.loads((results / "metrics.json").read_text())["signature"]["search"] == search
-    assert f"pictures, {title}, chosen on validation" in summary(results, paths["captions"], small.REPORT)
+    assert f"images, {title}, chosen on validation" in summary(results, paths["captions"], small.REPORT)
 
 
 def test_what_captions_are_like(paths, tmp_path):
-    """The figures of metrics.json are those of captions.json; each beam size has them in the table of the sweep."""
+    """The metrics of metrics.json are those of captions.json; each beam size has them in the table of the sweep."""
     results = small.run(paths, tmp_path / "results")
     metrics = json.loads((results / "metrics.json").read_text())
     words = [row["caption"].split() for row in json.loads((results / "captions.json").read_text())]

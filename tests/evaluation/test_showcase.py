@@ -1,4 +1,4 @@
-"""The README's picture from a finished run."""
+"""The README's image from a finished run."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ def finished(tmp_path, monkeypatch):
     return {**paths, "results": small.run(paths, tmp_path / "results")}
 
 
-def test_pictures_are_drawn_by_lot(finished, tmp_path):
+def test_images_are_drawn_by_lot(finished, tmp_path):
     chosen = showcase(small.parameters(), **finished, out=tmp_path / "captions.png", count=3)
     assert len(chosen) == 3 and set(chosen) <= set(small.SPLITS["test"])
-    with Image.open(tmp_path / "captions.png") as picture:
-        assert picture.width == 1200
+    with Image.open(tmp_path / "captions.png") as image:
+        assert image.width == 1200
     assert chosen == showcase(small.parameters(), **finished, out=tmp_path / "again.png", count=3)
     assert (tmp_path / "captions.png").read_bytes() == (tmp_path / "again.png").read_bytes()
 

@@ -50,7 +50,8 @@ def test_what_meteor_says_when_it_fails_is_shown(tmp_path: Path) -> None:
     java = _program(tmp_path, "echo 'Exception in thread main\n OutOfMemoryError: Java heap space' >&2; exit 7")
     with pytest.raises(
         CaptionerError,
-        match="METEOR 1.5: failed .it ended early; status 7.: Exception in thread main OutOfMemoryError: Java heap space",
+        match="METEOR 1.5: failed .it ended early; status 7.: Exception in thread main OutOfMemoryError: "
+        "Java heap space",
     ):
         _meteor(java)
 

@@ -31,7 +31,8 @@ rows = json.load(open(arguments[at + 2]))
 def f1(row):
     ours, theirs = set(row["test"].split()), {{word for text in row["refs"] for word in text.split()}}
     return 2 * len(ours & theirs) / (len(ours) + len(theirs)) if ours or theirs else None
-answer = [{{"image_id": row["image_id"], "scores": {{"All": {{"f": f1(row), "pr": 1}}, "Object": {{"f": None}}}}}} for row in rows]
+scores = [{{"All": {{"f": f1(row), "pr": 1}}, "Object": {{"f": None}}}} for row in rows]
+answer = [{{"image_id": row["image_id"], "scores": own}} for row, own in zip(rows, scores)]
 json.dump(answer[::-1], open(arguments[at + 4], "w"))
 """
 REFERENCES = {"a": ["A dog runs."], "b": ["a cat", "two cats"], "c": ["the"]}

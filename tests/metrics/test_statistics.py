@@ -1,4 +1,4 @@
-"""Scores from the sums of pictures' statistics: the published ones, those of the programs themselves, and by hand."""
+"""Scores from the sums of images' statistics: the published ones, those of the programs themselves, and by hand."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_summed_statistics_give_the_programs_own_scores(scored: Scores) -> None:
 
 
 def test_a_selection_scores_as_if_it_were_all(scored: Scores, packaged_scorer: Scorer) -> None:
-    """Some pictures twice, others not at all: BLEU, METEOR and ROUGE-L as the programs have them for just those
+    """Some images twice, others not at all: BLEU, METEOR and ROUGE-L as the programs have them for just those
     captions; CIDEr-D keeps the document frequencies of the whole set."""
     references, candidates, _ = golden()
     drawn = np.random.default_rng(3).integers(0, 126, 200)
@@ -53,7 +53,7 @@ def test_a_selection_scores_as_if_it_were_all(scored: Scores, packaged_scorer: S
     )
 
 
-def test_each_picture_alone_has_its_own_score(scored: Scores) -> None:
+def test_each_image_alone_has_its_own_score(scored: Scores) -> None:
     found = scored.statistics.scores(scored.statistics.values, 1)
     assert scored.statistics.image_ids == tuple(map(str, scored.per_image))
     for name in STANDARD:
@@ -119,7 +119,7 @@ def test_a_damaged_table_is_refused(no_java, change) -> None:
     assert not math.isnan(Statistics.from_csv(text, "per.csv").overall()["cider_d"])
 
 
-def test_the_fingerprint_is_that_of_pictures_and_references(no_java) -> None:
+def test_the_fingerprint_is_that_of_images_and_references(no_java) -> None:
     references = {1: ["a dog", "the dog runs"], 2: ["a cat"]}
     first = score(references, {1: "a", 2: "b"}).signature["fingerprint"]
     assert score({2: ["a cat"], 1: ["the dog runs", "a dog"]}, {1: "x", 2: "y"}).signature["fingerprint"] == first

@@ -176,17 +176,17 @@ def _clone(workspace: Workspace, folder: Path) -> Workspace:
 
 def test_an_edited_table_downloads_again(tmp_path) -> None:
     workspace = Workspace.create(tmp_path / "repository", dataset="custom", download={"scenes": 20})
-    pictures = tmp_path / "pictures"
-    pictures.mkdir()
+    images = tmp_path / "images"
+    images.mkdir()
     for index in range(12):
-        Image.new("RGB", (64, 64), (20 * index, 100, 50)).save(pictures / f"{index}.jpg")
-    table = tmp_path / "pictures" / "captions.csv"
-    rows = [f"{index}.jpg,a picture number {index}" for index in range(11)]
+        Image.new("RGB", (64, 64), (20 * index, 100, 50)).save(images / f"{index}.jpg")
+    table = tmp_path / "images" / "captions.csv"
+    rows = [f"{index}.jpg,an image number {index}" for index in range(11)]
     table.write_text("\n".join(["image,caption", *rows]))
     workspace.set_parameters({"download": {"captions": str(table)}})
     assert workspace.ran(workspace.dvc("repro", "download")) == ["download"]
     assert workspace.ran(workspace.dvc("repro", "download")) == []
-    table.write_text("\n".join(["image,caption", *rows, "11.jpg,one more picture"]))
+    table.write_text("\n".join(["image,caption", *rows, "11.jpg,one more image"]))
     assert workspace.ran(workspace.dvc("repro", "download")) == ["download"]
     captions = json.loads((workspace.folder / "data/custom/captions.json").read_text())
     assert len(captions["images"]) == 12

@@ -52,7 +52,7 @@ def coco2017(folder: Path, train: int = 20, val: int = 6) -> Path:
 
 
 def table(folder: Path, count: int = 20) -> Path:
-    """A CSV of one's own beside its pictures."""
+    """A CSV of one's own beside its images."""
     rows = ["image,caption"]
     for index in range(count):
         rows += [f'{index}.png,"{caption}"' for caption in _draw(folder / f"{index}.png", index)]

@@ -65,7 +65,7 @@ def experiment(captions: list[str] = CAPTIONS, scores: list[float] = SCORES) -> 
 
 def data(**changes: Any) -> dict[str, Any]:
     names, colours = ["one.jpg", "two.jpg", f"{SCRIPT}.jpg"], [(200, 40, 40), (40, 200, 40), (40, 40, 200)]
-    pictures = [
+    images = [
         {
             "id": number,
             "name": name,
@@ -80,7 +80,7 @@ def data(**changes: Any) -> dict[str, Any]:
         "title": f"photos: {SCRIPT}",
         "dataset": "photos",
         "total": 9,
-        "pictures": pictures,
+        "pictures": images,
         "experiments": [experiment()],
         "pairs": [],
         **changes,

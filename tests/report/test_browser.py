@@ -100,11 +100,11 @@ def test_searches_words_of_captions_and_references(show):
     ):
         page.get_by_label("Search").fill(sought)
         assert shown(page) == [making.CAPTIONS[place] for place in found], sought
-        assert page.locator("#count").inner_text() == (f"{len(found)} of 3 pictures match" if sought else "")
+        assert page.locator("#count").inner_text() == (f"{len(found)} of 3 images match" if sought else "")
 
 
 def light(page, card: int, corner: tuple[float, float]) -> float:
-    """How much of the picture the overlay of a card leaves visible at a place, 0..1."""
+    """How much of the image the overlay of a card leaves visible at a place, 0..1."""
     return page.evaluate(
         """([card, x, y]) => {
             const canvas = document.querySelectorAll(".card")[card].querySelector("canvas");
@@ -220,13 +220,11 @@ def test_curves_are_drawn(show):
     assert page.locator(".chart").first.locator("circle").count() == 6
 
 
-def test_500_pictures_load_only_where_they_are_seen(show):
+def test_500_images_load_only_where_they_are_seen(show):
     data = making.data()
-    pictures = [{**data["pictures"][place % 3], "id": place} for place in range(500)]
+    images = [{**data["pictures"][place % 3], "id": place} for place in range(500)]
     captions = [data["experiments"][0]["captions"][place % 3] for place in range(500)]
-    page = show(
-        making.data(pictures=pictures, total=500, experiments=[{**data["experiments"][0], "captions": captions}])
-    )
+    page = show(making.data(pictures=images, total=500, experiments=[{**data["experiments"][0], "captions": captions}]))
     page.locator(".card img[src]").first.wait_for()
     assert 0 < page.locator(".card img[src]").count() < 200
     begin = time.monotonic()
@@ -238,6 +236,6 @@ def test_500_pictures_load_only_where_they_are_seen(show):
     assert last.evaluate("image => image.decode().then(() => image.naturalWidth)") == 60
 
 
-def test_a_report_without_pictures_says_so(show):
+def test_a_report_without_images_says_so(show):
     page = show(making.data(pictures=[], experiments=[{**making.experiment(), "captions": []}]))
-    assert "without pictures" in page.locator("#pictures").inner_text() and page.locator("#sort").count() == 0
+    assert "without images" in page.locator("#images").inner_text() and page.locator("#sort").count() == 0

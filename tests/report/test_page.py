@@ -102,13 +102,13 @@ GOOD, BAD = (
 )
 
 
-def test_side_by_side_pairs_captions_by_picture_and_differences_by_score():
+def test_side_by_side_pairs_captions_by_image_and_differences_by_score():
     second = source("b", BAD, order=("3", "1", "2"))
     page = second.page
     page["pictures"] = page["pictures"][:0:-1]  # the third and the second, in another order
     page["experiments"][0]["captions"] = page["experiments"][0]["captions"][:0:-1]
     beside = side_by_side([source("a", GOOD), second])
-    assert [picture["id"] for picture in beside["pictures"]] == [2, 3]
+    assert [image["id"] for image in beside["pictures"]] == [2, 3]
     assert [
         [" ".join(caption["words"]) for caption in experiment["captions"]] for experiment in beside["experiments"]
     ] == [GOOD[1:], BAD[1:]]
@@ -138,7 +138,7 @@ def test_what_cannot_stand_side_by_side_is_refused():
     with pytest.raises(CaptionerError, match="b: other images or references, as a has"):
         side_by_side([source("a", GOOD), other])
     apart = source("b", BAD)
-    apart.page["pictures"] = [{**picture, "id": picture["id"] + 10} for picture in apart.page["pictures"]]
+    apart.page["pictures"] = [{**image, "id": image["id"] + 10} for image in apart.page["pictures"]]
     with pytest.raises(CaptionerError, match="report_pictures"):
         side_by_side([source("a", GOOD), apart])
     with pytest.raises(CaptionerError, match="7 experiments"):

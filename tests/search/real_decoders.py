@@ -10,8 +10,8 @@ from torch import Tensor
 
 from benchmarks.beam import SharpDecoder
 from captioner.decoder import DecoderConfig, build_decoder
-from captioner.search import beam_search
 from captioner.decoder.protocol import Decoder
+from captioner.search import beam_search
 from captioner.vocabulary.vocabulary import START
 
 POSITIONS, CHANNELS = 9, 20

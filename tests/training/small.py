@@ -14,6 +14,8 @@ from captioner.features.store import write_features
 from captioner.images.captions import write_captions
 from captioner.parameters import Parameters, parse_parameters
 from captioner.training import train
+from captioner.training.data import epoch_batches
+from captioner.training.inputs import Inputs, load_inputs
 from captioner.vocabulary.vocabulary import Vocabulary, build_vocabulary
 
 ANIMALS, COLOURS, PLACES = ["cat", "dog", "horse", "bird"], ["red", "blue", "green"], ["beach", "road", "field"]
@@ -107,6 +109,17 @@ def run(folder: Path, data: dict[str, Path], parameters: Parameters) -> Path:
     """Train into ``folder``; returns it."""
     train(parameters, **data, models=folder / "models", results=folder / "results")
     return folder
+
+
+def read_data(data: dict[str, Path]) -> Inputs:
+    """The inputs of a run with the usual parameters."""
+    return load_inputs(small_parameters(), *(data[name] for name in ("features", "captions", "vocab", "embeddings")))
+
+
+def batches_of(data: dict[str, Path], epochs: int) -> list[int]:
+    """How many batches each epoch of the usual parameters has."""
+    inputs = read_data(data)
+    return [len(epoch_batches(inputs.train, 16, 0, 1, seed=1, epoch=epoch)) for epoch in range(1, epochs + 1)]
 
 
 def history(folder: Path) -> list[dict[str, str]]:

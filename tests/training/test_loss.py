@@ -27,7 +27,7 @@ from captioner.training.optimizers import clip_gradients
 def test_cross_entropy_by_its_equation(
     monkeypatch: pytest.MonkeyPatch, rows: int, factor: float, smoothing: float, weighted: bool
 ) -> None:
-    """However many rows are computed at once; gradients of p - q, where q is the smoothed target; PAD counts nothing."""
+    """However many rows are computed at once; gradients are p - q, where q is the smoothed target; PAD has none."""
     monkeypatch.setattr("captioner.teacher_forcing._ROWS", rows)
     torch.manual_seed(0)
     logits = torch.randn(9, 11, dtype=torch.float64, requires_grad=True)

@@ -6,12 +6,14 @@ import os
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from captioner import teacher_forcing
 from captioner.errors import CaptionerError, Interrupted
 from captioner.sidecar import Sidecar
+from captioner.training import checkpoint
 from captioner.training.checkpoint import read_state, write_state
 from captioner.training.objectives import CrossEntropy
 from tests.training.cuts import power_cut
@@ -42,6 +44,54 @@ def test_resumes_exactly_from_every_kind_of_place(
     assert result_bytes(tmp_path) == result_bytes(whole)
 
 
+EVERYTHING: dict[str, Any] = {
+    "decoder": "lstm",
+    "norm": "batch",
+    "epochs": 3,
+    "dropout": 0.3,
+    "accumulate": 2,
+    "ema": 0.8,
+    "optimizer": "adamw",
+    "weight_decay": 0.01,
+    "warmup_steps": 5,
+    "step_every": 4,
+    "cosine": True,
+    "plateau_on": ["val_cross_entropy", "val_bleu_4"],  # BLEU-4 stays 0, so that the rates fall
+    "plateau_patience": 0,
+    "sampling": "linear",
+    "sampling_epochs": 2,
+    "scst_epochs": 3,
+    "scst_learning_rate": 0.01,
+    "scst_dropout": True,
+    "patience": 2,
+}
+
+
+@pytest.mark.parametrize(("attention", "begun"), [("soft", True), ("hard", False)])
+def test_a_run_that_dies_after_every_step_ends_with_the_same_bytes(
+    data: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, attention: str, begun: bool
+) -> None:
+    """In both phases, between them and between epochs, with all that has a state; also from trained weights."""
+    options = {**EVERYTHING, "attention": attention, "hard_reinforce": 0.5}
+    if begun:
+        shape = {name: EVERYTHING[name] for name in ("decoder", "norm")} | {"attention": attention}
+        trained = run(tmp_path / "trained", data, small_parameters(**shape, epochs=1))
+        options |= {"init_from": str(trained / "models"), "epochs": 1, "sampling_epochs": 1}
+    parameters = with_runtime(small_parameters(**options), checkpoint_seconds=0)
+    saved: list[str] = []
+    write = checkpoint.write_state
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "write_state", lambda *rest: (saved.append(rest[1]), write(*rest)))
+        whole = result_bytes(run(tmp_path / "whole", data, parameters))
+    epochs = {name.split("-")[0] for name in saved}
+    assert len(saved) > 12 and len(epochs) > 3
+    for name in saved:
+        with power_cut(1):
+            run(tmp_path / "cut", data, parameters)
+        assert max((tmp_path / "cut/models.partial").glob("*.state")).stem == name  # one step further
+    assert result_bytes(run(tmp_path / "cut", data, parameters)) == whole
+
+
 def test_a_state_of_other_layers_is_not_resumed(
     data: dict[str, Path], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
@@ -52,8 +102,7 @@ def test_a_state_of_other_layers_is_not_resumed(
     monkeypatch.undo()
     folder = tmp_path / "models.partial"
     tensors, state = read_state(folder)
-    name = next(name for name in tensors if name.startswith("weights."))
-    tensors[name] = tensors[name][:1].clone()
+    tensors["weights.word.weight"] = tensors["weights.word.weight"][:1].clone()
     write_state(folder, "999999-000000000", tensors, state)
     run(tmp_path, data, PARAMETERS)
     assert "other layers; starting afresh" in capsys.readouterr().err

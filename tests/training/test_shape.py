@@ -44,7 +44,7 @@ def test_resumes_exactly(data: dict[str, Path], tmp_path: Path, options: dict[st
 
 @pytest.mark.parametrize("decoder", ["gru", "lstm"])
 def test_learns_and_captions(data: dict[str, Path], tmp_path: Path, decoder: str) -> None:
-    """Frozen word vectors, which are the vocabulary layer's weight too: a caption has its image's words all the same."""
+    """Frozen word vectors, which are the vocabulary layer's weight too: a caption has its image's words."""
     options = {
         **ALL,
         "tune_embeddings": False,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -51,6 +52,14 @@ class Watch:
     def _call(self, functions: Sequence[See], optimizer: torch.optim.Optimizer) -> None:
         for function in functions:
             function(self._decoder, optimizer)
+
+
+@dataclass
+class Words:
+    """A matrix of the decoder, before and after each step of a run."""
+
+    before: list[torch.Tensor]
+    after: list[torch.Tensor]
 
 
 def weights_of(decoder: nn.Module) -> dict[str, torch.Tensor]:

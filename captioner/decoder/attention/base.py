@@ -26,5 +26,6 @@ class Attention(nn.Module):
 
 
 def softmax(scores: Tensor) -> Tensor:
-    """The softmax over positions, in fp32 at least: under autocast a CPU would compute it in bf16."""
-    return torch.softmax(scores.float() if scores.dtype in (torch.bfloat16, torch.float16) else scores, -1)
+    """Scores (..., P) -> weights that add up to 1, in fp32 at least: on a CPU autocast alone would leave bf16."""
+    half = scores.dtype in (torch.float16, torch.bfloat16)
+    return torch.softmax(scores, -1, dtype=torch.float32 if half else None)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from captioner.batches import inputs_and_targets
+from captioner.cuda_graphs import graphed, pad_images, pad_length
 from captioner.decoder import Decoder, unmasked
 from captioner.decoder.attention import HardAttention
 from captioner.device import to_device
@@ -31,6 +32,7 @@ class CrossEntropy(Objective):
     def __init__(self, decoder: Decoder, options: TrainParameters) -> None:
         super().__init__(decoder)
         self.options = options
+        self._sampled = graphed(decoder)
         attention = getattr(decoder, "attention", None)
         self.hard = attention if isinstance(attention, HardAttention) else None
         self.reinforce = Reinforce(decoder, options) if self.hard else None
@@ -43,12 +45,15 @@ class CrossEntropy(Objective):
         """See ``Objective``: features, inputs, targets, scales of a token and a caption, positions of targets."""
         device, share = features.device, sampled_share(self.options, epochs)
         inputs, targets = inputs_and_targets(tokens)
+        if device.type == "cuda":  # few shapes, because each has a graph of its own
+            features = pad_images(features)
+            inputs, targets = (pad_length(pad_images(part)) for part in (inputs, targets))
         dtype = next(self.decoder.parameters()).dtype
         scales = to_device(np.array([scale / counts.tokens, scale / counts.captions]), device).to(dtype)
         index = target_index(targets, device)
         targets = targets.to(device, non_blocking=True)
         if share:  # in fp32, as evaluation computes
-            inputs = mix_inputs(self.decoder, features, inputs, share)
+            inputs = mix_inputs(self._sampled, features, inputs, share)
         else:
             inputs = inputs.to(device, non_blocking=True)
         return features, inputs, targets, scales, index

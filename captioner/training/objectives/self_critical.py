@@ -28,6 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from captioner.batches import inputs_and_targets
+from captioner.cuda_graphs import graphed, pad_images, pad_length
 from captioner.decoder import Decoder
 from captioner.parameters import TrainParameters
 from captioner.teacher_forcing import token_cross_entropy
@@ -38,7 +39,6 @@ from captioner.training.objectives.sampling import NEVER_DRAWN, sample_captions
 
 Reward = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """Captions (I, K, T + 1) and references (I, R, L + 1) to (I, K) float64; ``CaptionReward`` is one."""
-_LENGTH_MULTIPLE = 4  # on a GPU, so that sampled captions have few shapes
 
 
 class SelfCritical(Objective):
@@ -56,6 +56,7 @@ class SelfCritical(Objective):
     def __init__(self, decoder: Decoder, options: TrainParameters, reward: Reward, max_length: int) -> None:
         super().__init__(decoder)
         self.options, self.reward, self.max_length = options, reward, max_length
+        self._sampled = graphed(decoder)
 
     def prepare(
         self, features: Tensor, tokens: Tensor, counts: GlobalBatch, scale: float, epochs: float
@@ -67,10 +68,10 @@ class SelfCritical(Objective):
         self.decoder.eval()
         device = features.device
         samples, advantages, rewards = self.sample(features, tokens)
-        if device.type == "cuda":
-            length = samples.shape[2] - 1
-            samples = nn.functional.pad(samples, (0, -length % _LENGTH_MULTIPLE))
         inputs, targets = inputs_and_targets(samples)
+        if device.type == "cuda":  # few shapes, because each has a graph of its own
+            features, advantages, rewards = map(pad_images, (features, advantages, rewards))
+            inputs, targets = (pad_length(pad_images(part)) for part in (inputs, targets))
         weight = advantages.new_tensor(scale / (self.options.scst_samples * counts.images))
         index = target_index(targets, device)
         set_dropout(self.decoder, self.options.scst_dropout)
@@ -82,7 +83,8 @@ class SelfCritical(Objective):
         if not len(features):  # a rank without an image
             nothing = features.new_zeros(0, samples, dtype=torch.float32)
             return references.new_zeros(0, samples, 2).to(features.device), nothing, nothing
-        tokens = sample_captions(self.decoder, features, samples, self.max_length, greedy)
+        padded = pad_images(features) if features.device.type == "cuda" else features
+        tokens = sample_captions(self._sampled, padded, samples, self.max_length, greedy)[: len(features)]
         rewards = torch.from_numpy(self.reward(tokens.cpu().numpy(), references.numpy()))
         rewards = rewards.to(features.device, next(self.decoder.parameters()).dtype)
         drawn = rewards[:, :samples]

@@ -11,8 +11,8 @@ from pycocoevalcap.cider.cider_scorer import CiderScorer
 
 from captioner.batches import CaptionTable
 from captioner.errors import CaptionerError
-from captioner.training.objectives.ngrams import DocumentFrequencies, ngram_sizes, ngrams
-from captioner.training.objectives.reward import CaptionReward, Matches, bleu_4, cider_d
+from captioner.metrics.ngrams import DocumentFrequencies, ngram_sizes, ngrams
+from captioner.metrics.reward import CaptionReward, Matches, bleu_4, cider_d
 from captioner.vocabulary.vocabulary import END, START
 
 A, B, C, D = 4, 5, 6, 65535
@@ -129,7 +129,7 @@ def test_document_frequencies_count_images() -> None:
     assert counted.idf(numbers)[[1, 2]].tolist() == [0, 0]  # not nearly: a norm of 1e-16 would make a cosine of 1
 
 
-def test_ngrams_are_told_apart_up_to_the_largest_id() -> None:
+def test_ngrams_are_distinct_up_to_the_largest_id() -> None:
     captions = np.array([[D, D, D, D], [D, D, D, D - 1], [0, 0, 0, 0], [A, D, 0, 0]])
     found = [(rows.tolist(), numbers.tolist()) for rows, numbers in ngrams(captions)]
     two = 1 << 16

@@ -1,22 +1,19 @@
-"""Padding changes nothing: more columns, more captions, another grouping or order of the same captions."""
+"""A loss is that of its tokens, whatever padding the batch has."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from captioner.decoder.attention import ATTENTIONS, hard
+from captioner.decoder.attention import hard
 from captioner.parameters import TrainParameters
 from captioner.training.data import GlobalBatch
 from captioner.training.objectives import CrossEntropy
 from captioner.training.objectives.reinforce import Reinforce
-from tests.decoder.comparing import assert_same, by_caption, cross_entropy, gradients, teacher_forced
 from tests.decoder.examples import make_decoder, make_features, make_tokens
 
-KINDS = [("gru", attention) for attention in ATTENTIONS] + [("lstm", "soft")]
-SHAPES = [{}, {"layers": 2, "norm": "batch", "tie_weights": True, "vector_size": 7}]
 BATCHES = [
     [[4, 1, -1], [7, -1, -1], [2, 2, 3], [1, 6, -1]],
     [[3], [2]],
@@ -25,44 +22,19 @@ BATCHES = [
 ]
 
 
-def padded(tokens: Tensor, columns: int = 5, captions: int = 2) -> Tensor:
-    """With more columns and captions of PAD."""
-    return F.pad(tokens, (0, columns, 0, captions))
+def gradients(model: nn.Module, loss: Tensor) -> dict[str, Tensor]:
+    """Of every parameter that the loss reaches."""
+    parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+    return {name: gradient for name, gradient in zip(parameters, found) if gradient is not None}
 
 
-@pytest.mark.parametrize(("decoder", "attention"), KINDS)
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("lengths", BATCHES)
-def test_more_columns_and_captions_of_pad(decoder: str, attention: str, shape: dict, lengths: list[list[int]]) -> None:
-    """Logits, attention and all gradients, those of the features and of PAD's own word vector too."""
-    model = make_decoder(decoder, attention, tune_embeddings=True, **shape)
-    tokens, results = make_tokens(lengths), []
-    for given in (tokens, padded(tokens), padded(tokens, 0, 1), padded(tokens, 1, 0)):
-        features = make_features(len(tokens)).requires_grad_()
-        outputs = teacher_forced(model, features, given)
-        loss = cross_entropy(outputs) + (outputs.weights**3).sum()
-        found = {"logits": outputs.logits, "weights": outputs.weights, **gradients(model, loss)}
-        found["features"] = torch.autograd.grad(cross_entropy(teacher_forced(model, features, given)), features)[0]
-        results.append(found)
-    assert len(results[0]["logits"]) == sum(length + 1 for row in lengths for length in row if length >= 0)
-    if not shape:  # a tied vocabulary layer has a gradient of every word
-        assert not results[0]["embedding.weight"][0].any() and results[0]["embedding.weight"][1].any()
-    for found in results[1:]:
-        assert_same(found, results[0], rtol=1e-10, atol=1e-13)
-
-
-@pytest.mark.parametrize(("decoder", "attention"), KINDS)
-def test_grouping_and_order_change_nothing(decoder: str, attention: str) -> None:
-    model, features = make_decoder(decoder, attention), make_features(3)
-    tokens = make_tokens([[3, 5, 1], [6, 2, 4], [2, 2, 7]])
-    expected = by_caption(teacher_forced(model, features, tokens))
-    order = torch.tensor([2, 0, 1])
-    alone = by_caption(teacher_forced(model, features.repeat_interleave(3, 0), tokens.flatten(0, 1).unsqueeze(1)))
-    shuffled = by_caption(teacher_forced(model, features[order], tokens[order].flip(1)))
-    assert len(expected) == len(alone) == len(shuffled) == 9
-    for (i, k), logits in expected.items():
-        torch.testing.assert_close(alone[3 * i + k, 0], logits)
-        torch.testing.assert_close(shuffled[order.tolist().index(i), 2 - k], logits)
+def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor], rtol: float, atol: float) -> None:
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(
+            found[name], tensor, rtol=rtol, atol=atol, msg=lambda text, name=name: f"{name}: {text}"
+        )
 
 
 def median_positions(weights: Tensor) -> Tensor:
@@ -111,7 +83,7 @@ def test_the_loss_of_a_larger_batch(
 def test_what_hard_attention_learns_by() -> None:
     tokens = make_tokens(BATCHES[0])
     reinforce = Reinforce(make_decoder("gru", "hard"), TrainParameters(hard_reinforce=0.9, hard_entropy=0.3))
-    larger = padded(tokens)
+    larger = F.pad(tokens, (0, 5, 0, 2))
     generator = torch.Generator().manual_seed(1)
     numbers = torch.rand(*larger[..., 1:].shape, 6, generator=generator, dtype=torch.float64)
     results = []
