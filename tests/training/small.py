@@ -29,6 +29,7 @@ def make_data(
     encoder: str = "squeezenet1_1",
     seed: int = 0,
     fingerprint: str = "0" * 64,
+    stated: dict[str, int] | None = None,
     **facts: Any,
 ) -> dict[str, Path]:
     """Write features, captions, vocabulary and word vectors; the keys are train's keyword arguments.
@@ -37,6 +38,7 @@ def make_data(
 
     Args:
         fingerprint: of the images file.
+        stated: how the images were stored, as the features file says.
         facts: of the features file.
     """
     generator = np.random.default_rng(seed)
@@ -73,6 +75,7 @@ def make_data(
         features,
         [row["id"] for row in rows],
         {"encoder": encoder, "weights_name": "bundled", "images": fingerprint, **facts},
+        stated,
     )
     write_captions(paths["captions"], rows, annotations, {})
     words = build_vocabulary(texts).words

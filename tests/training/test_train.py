@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from captioner.errors import CaptionerError
 from captioner.features.store import FeatureStore
@@ -17,6 +18,7 @@ from captioner.model_io import load_model
 from captioner.parameters import TrainParameters
 from captioner.training.data import epoch_batches
 from captioner.vocabulary.vocabulary import END, START, Vocabulary
+from tests.data import ROOT
 from tests.training.small import (
     history_numbers,
     make_data,
@@ -93,7 +95,7 @@ def test_model_folder_is_complete(data: dict[str, Path], base: Path) -> None:
         store.weights_sha256,
     )
     assert config["preprocessing"] == store.preprocessing and config["features_fingerprint"] == store.fingerprint
-    assert config["pictures"] == {"image_size": 256, "jpeg_quality": 90}  # download's defaults
+    assert config["images"] == {"image_size": 256, "jpeg_quality": 90}  # download's defaults
     assert (config["weights_seed"], config["precision"]) == (1, "fp32")  # extract's default, and the features file's
     assert config["max_length"] == 12 and config["dataset"] == "scenes" and config["grid"] == [2, 2]
     options = dataclasses.asdict(small_parameters().train)
@@ -275,3 +277,21 @@ def test_stored_views_are_drawn_for_training_only(tmp_path: Path) -> None:
     views = np.concatenate([batch.views for batch in epoch_batches(inputs.train, 16, 0, features.views, 1, 1)])
     assert set(views.tolist()) == {0, 1, 2}
     run(tmp_path, data, small_parameters(epochs=1))
+
+
+class Undeclared:
+    """A section of the parameters that dvc.yaml does not declare for the stage."""
+
+    def __getattr__(self, name: str) -> object:
+        raise AssertionError(f"training reads the parameter {name}, of which dvc.yaml knows nothing")
+
+
+def test_training_reads_only_the_parameters_that_dvc_knows(tmp_path: Path) -> None:
+    """How images were stored comes from the features file; ``runtime`` changes no result."""
+    declared = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]["train"]["params"]
+    assert declared == ["dataset", "encoder", "decoder", "attention", "seed", "extract", "train"]
+    others = {name: Undeclared() for name in ("download", "vocab", "evaluate")}
+    data = make_data(tmp_path / "data", stated={"image_size": 300, "jpeg_quality": 75, "weights_seed": 4})
+    run(tmp_path, data, dataclasses.replace(small_parameters(epochs=1), **others))
+    config = json.loads((tmp_path / "models/config.json").read_text())
+    assert config["images"] == {"image_size": 300, "jpeg_quality": 75} and config["weights_seed"] == 4
