@@ -113,8 +113,12 @@ def launch(module: str, processes: int) -> None:
     try:
         elastic_launch(config, sys.executable)(*worker)
     except ChildFailedError as error:
-        # a rank that lost the other one may be seen to fail at the same time
-        rank, failure = min(error.failures.items(), key=lambda item: (item[1].exitcode >= 0, item[1].timestamp))
+        # a rank that lost another one may fail at the same time; the launcher ends the others by SIGTERM
+        order = {-signal.SIGTERM: 2}
+        rank, failure = min(
+            error.failures.items(),
+            key=lambda item: (order.get(item[1].exitcode, int(item[1].exitcode >= 0)), item[1].timestamp),
+        )
         if failure.exitcode < 0:
             how = f"was ended by {signal.Signals(-failure.exitcode).name}"
         else:
