@@ -110,7 +110,8 @@ def test_the_loss_is_scaled_but_what_is_reported_is_not(scale: int) -> None:
     """DistributedDataParallel averages over ranks; label smoothing and the penalty are not reported."""
     plain, features, tokens, counts = objective()
     inputs, targets = inputs_and_targets(tokens)
-    logits, attention = plain.decoder(plain.decoder.encode(features), inputs)
+    everywhere = torch.arange(targets.numel())
+    logits, attention = plain.decoder(plain.decoder.encode(features), inputs, everywhere)
     each = F.cross_entropy(logits, targets.flatten(), ignore_index=0, reduction="none")
     smooth = F.cross_entropy(logits, targets.flatten(), ignore_index=0, reduction="sum", label_smoothing=0.2)
     total = (attention * (targets != 0).unsqueeze(-1)).sum(2)[[0, 0, 1], [0, 1, 0]]  # of the three captions
@@ -126,7 +127,7 @@ def test_the_loss_is_scaled_but_what_is_reported_is_not(scale: int) -> None:
         assert loss.item() == pytest.approx(scale * expected.item(), rel=1e-12)
         assert not statistics.requires_grad and loss_of.finish(statistics, counts)[1] == 9
         assert loss_of.finish(statistics, counts)[0].item() == pytest.approx(each.sum().item(), rel=1e-12)
-        every, _ = loss_of(*tensors[:-1])  # as on a GPU: all positions are computed, PAD counts nothing
+        every, _ = loss_of(*tensors[:-1], everywhere)  # as on a GPU: all positions are computed, PAD counts nothing
         assert every.item() == pytest.approx(loss.item(), rel=1e-12)
 
 
@@ -153,10 +154,10 @@ def test_words_that_are_never_drawn_are_as_if_they_were_not_in_the_vocabulary() 
     weights = torch.tensor([0.5] * 4 + [-2.0] * 2 + [1.5] * 3).double()
     names = [name for name, own in decoder.named_parameters()]
     expected = torch.autograd.grad((each * weights).sum() * 0.25, list(decoder.parameters()))
-    for positions in ((index,), ()):
+    for positions in (index, torch.arange(targets.numel())):
         decoder.zero_grad()
         scale = torch.tensor(0.25).double()
-        loss, statistics = train(features, inputs, targets, advantages, rewards, scale, *positions)
+        loss, statistics = train(features, inputs, targets, advantages, rewards, scale, positions)
         assert loss.item() == pytest.approx((each * weights).sum().item() * 0.25, rel=1e-12)
         assert statistics.item() == 10
         loss.backward()
