@@ -9,8 +9,9 @@ import numpy as np
 
 from captioner.batches import Batch, CaptionTable, cut_batches, group_captions
 
-# Images are sorted by the length of their captions among as many as fill this many batches: padding then falls from
-# two fifths to a fifth of the tokens (COCO's lengths), and the order of the images stays random otherwise.
+# Images are sorted by the length of their captions among as many as fill this many batches. Larger pools have less
+# padding (COCO's lengths: 44 % of the tokens with 1 batch, 26 % with 4, 21 % with 50), but a decoder learns less from
+# batches that are alike: the validation cross entropy after two epochs on scenes is 0.622 with 1, 0.671 with 50.
 POOL_BATCHES = 50
 
 

@@ -13,9 +13,16 @@ from captioner.cuda_graphs import pad_images, pad_length
 from captioner.errors import CaptionerError
 from captioner.features.store import FeatureStore
 from captioner.images.captions import CaptionSet
+from captioner.training import data
 from captioner.training.data import epoch_batches
 from captioner.vocabulary.vocabulary import Vocabulary
 from tests.training.small import make_data
+
+
+@pytest.fixture(autouse=True)
+def pools(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pools of 50 batches, to see that they are sorted."""
+    monkeypatch.setattr(data, "POOL_BATCHES", 50)
 
 
 @pytest.fixture(scope="module")
