@@ -30,11 +30,11 @@ import torch
 from PIL import Image
 
 from benchmarks.report import measure, print_results, result
-from captioner.device import core_count, resolve_device
+from captioner.device import core_count, keep_freed_memory, resolve_device
 from captioner.features.blocks import blocks_to_do, extract_blocks
 from captioner.features.decoding import JpegPipeline
 from captioner.features.encoders import build_encoder
-from captioner.features.forward import ImageEncoder, keep_freed_memory, resolve_precision
+from captioner.features.forward import ImageEncoder, resolve_precision
 from captioner.features.layout import DEFAULT_FACTS, FeatureWriter, create_features
 from captioner.features.preprocess import Preprocessing
 from captioner.features.syncing import SyncedWriter

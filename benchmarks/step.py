@@ -6,15 +6,14 @@
 All train a soft-attention LSTM of 512 units on 1,600 images of 49x2048 features with 5 captions each, as long as
 COCO's, in a vocabulary of 9,500 words. A round is 12 steps of 16 images with all their captions.
 
-    ours      as ``fit`` does a step, on batches that ``epoch_batches`` makes of images with captions of similar length;
-              the 12 are spread over all lengths
-    plain     ``benchmarks.plain_decoder``, on the same batches
-    ceiling   the vocabulary layer and its loss, the feature projection and the optimizer alone, on the same batches
-    textbook  ``benchmarks.textbook_decoder``, fp32 only, on batches of random images
-    before    the older commit's training step on the batches of its own
-              sampler, which are random images; in a process of its own
+    ours      as ``fit`` does a step
+    plain     ``benchmarks.plain_decoder``
+    ceiling   the vocabulary layer and its loss, the feature projection and the optimizer alone
+    textbook  ``benchmarks.textbook_decoder``, fp32 only
+    before    the older commit's training step on the batches of its own sampler; in a process of its own
 
-All are measured in turn in every round; ratios are medians of the rounds' ratios of captions a second.
+All others take the first batches that ``epoch_batches`` makes, of random images. All are measured in turn in every
+round; ratios are medians of the rounds' ratios of captions a second.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ from benchmarks.loops import PRECISIONS, training_step
 from benchmarks.plain_decoder import PlainDecoder, plain_optimizer, plain_step
 from benchmarks.report import measure, print_results, result
 from benchmarks.textbook_decoder import TextbookDecoder, textbook_step
-from captioner.batches import Batch, BatchLoader, CaptionTable, cut_batches, group_captions
+from captioner.batches import Batch, BatchLoader, CaptionTable
 from captioner.device import prepare_device
 from captioner.parameters import TrainParameters
 from captioner.teacher_forcing import token_cross_entropy
@@ -73,20 +72,9 @@ class Task:
     batches: int
     device: torch.device
 
-    def bucketed(self) -> list[Batch]:
-        """The project's batches, spread evenly over an epoch's, from the shortest captions to the longest."""
-        epoch = epoch_batches(self.table, self.batch_size, 0, 1, 0, 1)
-        targets = self.table.targets
-        epoch.sort(key=lambda batch: (int(targets[batch.captions].max()), int(targets[batch.captions].sum())))
-        middles = (np.arange(self.batches) + 0.5) * len(epoch) / self.batches
-        return [epoch[row] for row in middles.astype(int)]
-
-    def random(self) -> list[Batch]:
-        """Batches of random images."""
-        groups, owners = group_captions(self.table)
-        order = np.random.default_rng(0).permutation(len(groups))
-        views = np.zeros(len(groups), dtype=np.int64)
-        return cut_batches(groups[order], owners[order], views, self.batch_size)[: self.batches]
+    def own(self) -> list[Batch]:
+        """The first batches of an epoch."""
+        return epoch_batches(self.table, self.batch_size, 0, 1, 0, 1)[: self.batches]
 
     def load(self, batches: list[Batch]) -> list[tuple[Tensor, Tensor, GlobalBatch]]:
         """Features (I, P, C) float16 on the device, tokens (I, K, T + 1) on the CPU, and what they count."""
@@ -108,7 +96,7 @@ def make_learner(task: Task, precision: str) -> tuple[Learner, TrainParameters]:
 def ours(task: Task, precision: str) -> Callable[[], int]:
     """The project's own training step; each function here does a round and returns how many captions it did."""
     learner, options = make_learner(task, precision)
-    batches = task.load(task.bucketed())
+    batches = task.load(task.own())
 
     def round() -> int:
         for features, tokens, counts in batches:
@@ -134,7 +122,7 @@ def plain(task: Task, precision: str) -> Callable[[], int]:
     )
     decoder = decoder.to(task.device).train()
     optimizer = plain_optimizer(decoder, options.learning_rate)
-    batches = task.load(task.bucketed())
+    batches = task.load(task.own())
 
     def round() -> int:
         for features, tokens, _ in batches:
@@ -151,7 +139,7 @@ def textbook(task: Task) -> Callable[[], int]:
     decoder = TextbookDecoder(sizes.vocabulary, VECTOR_SIZE, sizes.channels, sizes.hidden, attention)
     decoder = decoder.to(task.device).train()
     optimizer = torch.optim.Adam([parameter for parameter in decoder.parameters() if parameter.requires_grad])
-    batches = task.load(task.random())
+    batches = task.load(task.own())
 
     def round() -> int:
         for features, tokens, _ in batches:
@@ -166,7 +154,7 @@ def ceiling(task: Task, precision: str) -> Callable[[], int]:
     parameter, forward and backward, in the same precision."""
     learner, options = make_learner(task, precision)
     decoder, prepared = learner.decoder, []
-    for features, tokens, counts in task.load(task.bucketed()):
+    for features, tokens, counts in task.load(task.own()):
         targets = tokens[..., 1:]
         targets = targets[targets != 0].to(task.device)
         hidden = torch.randn(len(targets), task.sizes.hidden, device=task.device, requires_grad=True)

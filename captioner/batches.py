@@ -115,8 +115,14 @@ def group_captions(
     return groups, owner[starts]
 
 
-def cut_batches(groups: np.ndarray, owners: np.ndarray, views: np.ndarray, batch_size: int) -> list[Batch]:
-    """Consecutive groups (G, K) as batches of at most ``batch_size`` captions; a larger group is its own batch."""
+def cut_batches(
+    table: CaptionTable, groups: np.ndarray, owners: np.ndarray, views: np.ndarray, batch_size: int
+) -> list[Batch]:
+    """Consecutive groups (G, K) as batches of at most ``batch_size`` captions; a larger group is its own batch.
+
+    In a batch the images with the longest captions come first, and of an image the longest caption, so that a decoder
+    can leave out those that are done.
+    """
     counts = (groups >= 0).sum(1)
     bounds, total = [0], 0
     for row, count in enumerate(counts):
@@ -127,15 +133,23 @@ def cut_batches(groups: np.ndarray, owners: np.ndarray, views: np.ndarray, batch
     bounds.append(len(groups))
     batches = []
     for first, last in zip(bounds, bounds[1:]):
-        width = int(counts[first:last].max())
-        batches.append(Batch(owners[first:last], groups[first:last, :width], views[first:last]))
+        rows = first + longest_first(table, groups[first:last])
+        captions = groups[rows, : counts[rows].max()]
+        order = np.argsort(-table.targets[captions], axis=1, kind="stable")
+        batches.append(Batch(owners[rows], np.take_along_axis(captions, order, axis=1), views[rows]))
     return batches
 
 
+def longest_first(table: CaptionTable, groups: np.ndarray) -> np.ndarray:
+    """The order of groups (G, K) by their longest caption, then by all their tokens: (G,) int64."""
+    lengths = table.targets[groups]  # 0 for padding
+    return np.lexsort((-lengths.sum(1), -lengths.max(1)))
+
+
 def ordered_batches(table: CaptionTable, batch_size: int) -> list[Batch]:
-    """All captions image by image in file order, view 0; for validation and evaluation."""
+    """All captions, batch after batch in file order, view 0; for validation and evaluation."""
     groups, owners = group_captions(table)
-    return cut_batches(groups, owners, np.zeros(len(groups), dtype=np.int64), batch_size)
+    return cut_batches(table, groups, owners, np.zeros(len(groups), dtype=np.int64), batch_size)
 
 
 def inputs_and_targets(tokens: Tensor) -> tuple[Tensor, Tensor]:

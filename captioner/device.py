@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import threading
 from collections.abc import Callable
@@ -63,7 +64,25 @@ def prepare_device(device: str, threads: int = 0, rank: Rank | None = None) -> t
     chosen = resolve_device(device, rank.local_rank)
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
+    else:
+        keep_freed_memory()
     return chosen
+
+
+def keep_freed_memory() -> None:
+    """Let this process keep the memory of one batch for the next one.
+
+    glibc returns blocks of some megabytes to the kernel at once, which then clears them again for the next use. That
+    costs a sixth of a CPU's time in extraction (squeezenet1_1), and in training it makes the loss of 900 rows of 9,500
+    logits 2.5 times as slow. Without glibc nothing happens.
+    """
+    trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of <malloc.h>
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return
+    for option, value in ((mmap_threshold, 1 << 30), (trim_threshold, (1 << 31) - 1)):
+        mallopt(option, value)
 
 
 def to_device(array: np.ndarray, device: torch.device) -> Tensor:

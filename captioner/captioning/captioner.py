@@ -22,9 +22,9 @@ from PIL import Image
 from captioner.captioning.encoder import load_encoder
 from captioner.captioning.readers import ImageReaders
 from captioner.captioning.results import Caption, ImageCaptions
-from captioner.device import core_count, resolve_device
+from captioner.device import core_count, keep_freed_memory, resolve_device
 from captioner.errors import CaptionerError
-from captioner.features.forward import CPU_BATCH, ImageEncoder, keep_freed_memory
+from captioner.features.forward import CPU_BATCH, ImageEncoder
 from captioner.features.reading import ReadImage, Recipe
 from captioner.model_io import CONFIG, Model, load_model
 from captioner.parameters import EvaluateParameters

@@ -87,7 +87,7 @@ class Decoder(nn.Module):
                 tokens that are not PAD, in order (finding them makes the processor wait for a GPU).
 
         Returns:
-            Logits (M, V); attention (I, K, T, P).
+            Logits (M, V); attention (I, K, T, P). Both may be anything where there is PAD.
         """
         raise NotImplementedError
 

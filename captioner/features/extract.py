@@ -15,14 +15,14 @@ import numpy as np
 import PIL
 import torch
 
-from captioner.device import core_count, resolve_device
+from captioner.device import core_count, keep_freed_memory, resolve_device
 from captioner.errors import CaptionerError
 from captioner.features.blocks import blocks_to_do, extract_blocks
 from captioner.features.decoding import JpegPipeline
 from captioner.features.encoders import Encoder, build_encoder, check_grid
 from captioner.features.encoders.torchvision_compat import torchvision
 from captioner.features.encoders.weights import BUNDLED_DATASET
-from captioner.features.forward import CPU_BATCH, ImageEncoder, keep_freed_memory, resolve_precision
+from captioner.features.forward import CPU_BATCH, ImageEncoder, resolve_precision
 from captioner.features.layout import FORMAT_VERSION, FeatureWriter, Layout, create_features, storage_size
 from captioner.features.preprocess import Preprocessing
 from captioner.features.ranks import barrier, broadcast, process_group

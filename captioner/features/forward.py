@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -25,21 +23,6 @@ def resolve_precision(precision: str, device: torch.device) -> str:
         return "bf16" if torch.cuda.get_device_capability(device)[0] >= 8 else "fp32"
     capable = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     return "bf16" if capable() else "fp32"
-
-
-def keep_freed_memory() -> None:
-    """Let this process keep the memory of one batch for the next one.
-
-    glibc returns blocks of a convolution's size to the kernel at once, which then clears them again for the next layer;
-    that costs a sixth of a CPU's time (measured with squeezenet1_1). Without glibc nothing happens.
-    """
-    trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of <malloc.h>
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):
-        return
-    for option, value in ((mmap_threshold, 1 << 30), (trim_threshold, (1 << 31) - 1)):
-        mallopt(option, value)
 
 
 class ImageEncoder:

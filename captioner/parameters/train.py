@@ -57,6 +57,11 @@ class TrainParameters:
     captions_per_image: int = option(
         0, "captions of one image in a step: 0 all of them, 1 samples captions independently", low=0
     )
+    group_by_length: bool = option(
+        False,
+        "batches of images with captions of similar length: less padding for large batches on a GPU; "
+        "small batches learn less from it",
+    )
     epochs: int = option(
         6, "maximum number of cross-entropy epochs; 0 with init_from: self-critical training alone", low=0
     )

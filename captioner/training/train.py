@@ -116,7 +116,13 @@ def fit(
     while not state.stopped:
         phase = phases[state.phase]
         batches = epoch_batches(
-            table, options.batch_size, phase.captions_per_image, context.views, context.seed, state.epoch
+            table,
+            options.batch_size,
+            phase.captions_per_image,
+            context.views,
+            context.seed,
+            state.epoch,
+            options.group_by_length,
         )
         steps = [batches[first : first + options.accumulate] for first in range(0, len(batches), options.accumulate)]
         remaining = steps[state.step :]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from captioner.decoder.attention.additive import AdditiveAttention
 from captioner.decoder.categorical import draw
@@ -25,7 +26,7 @@ class HardAttention(AdditiveAttention):
 
     Attributes:
         expected: (I, K) bool, captions that take expected values in the pass of teacher forcing at work.
-        drawn: one (I, K) int64 a token of that pass: the position drawn, -1 where the expected value was taken.
+        drawn: one (I', K') int64 a token of that pass: the position drawn, -1 where the expected value was taken.
     """
 
     def __init__(self, config: DecoderConfig) -> None:
@@ -44,13 +45,18 @@ class HardAttention(AdditiveAttention):
         if self.expected is None or not self.training:
             return _one_hot(weights.argmax(-1), weights) @ values, weights
         positions = draw_positions(weights.detach())
-        self.drawn.append(positions.masked_fill(self.expected, -1))
-        chosen = torch.where(self.expected.unsqueeze(-1), weights, _one_hot(positions, weights))
+        expected = self.expected[: hidden.shape[0], : hidden.shape[1]]  # where there still is a token
+        self.drawn.append(positions.masked_fill(expected, -1))
+        chosen = torch.where(expected.unsqueeze(-1), weights, _one_hot(positions, weights))
         return chosen @ values, weights
 
     def drawn_positions(self) -> Tensor:
-        """The positions drawn in the last pass of teacher forcing, (I, K, T) int64; -1: the expected value."""
-        return torch.stack(self.drawn, 2)
+        """The positions drawn in the last pass of teacher forcing, (I, K, T) int64; -1: the expected value, or none."""
+        images, captions = self.drawn[0].shape
+        padded = [
+            F.pad(drawn, (0, captions - drawn.shape[1], 0, images - len(drawn)), value=-1) for drawn in self.drawn
+        ]
+        return torch.stack(padded, 2)
 
 
 def draw_positions(weights: Tensor) -> Tensor:
