@@ -79,6 +79,26 @@ def test_plateaus_of_several_metrics_multiply(data: dict[str, Path], tmp_path: P
     assert [row["learning_rate"] for row in rows] == pytest.approx([0.01, 0.01, 0.01, 0.0025, 0.00125, 0.000625])
 
 
+def test_batches_grouped_by_length_have_less_padding(
+    data: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the same captions; sorted ones among up to 50 batches are those of this whole data set."""
+    prepare, slots = CrossEntropy.prepare, [0]
+
+    def prepared(self: CrossEntropy, features: Any, tokens: Any, *rest: Any) -> Any:
+        slots[-1] += tokens[..., 1:].numel()
+        return prepare(self, features, tokens, *rest)
+
+    monkeypatch.setattr(CrossEntropy, "prepare", prepared)
+    rows = []
+    for grouped in (False, True):
+        folder = run(tmp_path / str(grouped), data, small_parameters(epochs=1, group_by_length=grouped))
+        rows += history_numbers(folder)
+        slots.append(0)
+    assert rows[0]["tokens"] == rows[1]["tokens"] < slots[1] < slots[0]
+    assert rows[0]["val_cross_entropy"] != rows[1]["val_cross_entropy"]
+
+
 def test_accumulated_steps(
     data: dict[str, Path], tmp_path: Path, watch: Watch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
