@@ -124,7 +124,7 @@ def main(model: Path, images: int, beam: int, repeats: int, device: str) -> None
     facts = {
         "device": place.type,
         "cores": cores,
-        "pictures": images,
+        "images": images,
         "beam": beam,
         **{name: round(statistics.median(rates[name]), 1) for name in ("extract", "search")},
     }

@@ -1,6 +1,6 @@
 """A report page in a headless Chromium: its size, the time until it can be read, and how evenly it scrolls.
 
-    python -m benchmarks.page results/report/index.html           # one made with evaluate.report_pictures=500 shows the
+    python -m benchmarks.page results/report/index.html           # one made with evaluate.report_images=500 shows the
     most
 
 The page is scrolled from top to bottom, 100 pixels a frame (a notch of a wheel; 6,000 pixels a second), at 1400 and 390

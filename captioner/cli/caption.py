@@ -83,7 +83,7 @@ def command(
         shown = len(files) >= _MANY and not sys.stdout.isatty()
         with _json_list(as_json) as add, Progress("caption", len(files), "images", shown=shown) as progress:
             for path, reason in faults if as_json else ():
-                add({"picture": path, "error": reason})
+                add({"image": path, "error": reason})
             for result in captioner.stream(files, beam, n_best, attention is not None):
                 row = _row(result)
                 error = result.error
@@ -117,9 +117,9 @@ def command(
 
 def _row(result: ImageCaptions) -> dict[str, object]:
     if result.error is not None:
-        return {"picture": result.name, "error": result.error}
+        return {"image": result.name, "error": result.error}
     return {
-        "picture": result.name,
+        "image": result.name,
         "captions": [
             {"caption": caption.text, "log_probability": round(caption.log_probability, 6)}
             for caption in result.captions

@@ -85,7 +85,7 @@ def evaluate(
         beam = choose_beam({size: scores["val"][size].overall for size in sizes}, options.select_by)
         scores[headline][beam] = with_slow_metrics(scores[headline][beam], *_captions(inputs, found[headline][beam]))
         chosen = sample_images(ids[headline], _EXAMPLES)
-        gallery = sample_images(ids[headline], options.report_pictures)
+        gallery = sample_images(ids[headline], options.report_images)
         shown = searcher.with_attention(ids[headline], {*chosen, *gallery}, beam)
     title = (
         f"{parameters.dataset}, {headline} split, {inputs.model.config['encoder']} + {kind}, "

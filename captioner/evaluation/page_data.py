@@ -93,7 +93,7 @@ def page_data(
         "title": title,
         "dataset": parameters.dataset,
         "total": len(evaluation.hypotheses),
-        "pictures": images,
+        "images": images,
         "experiments": [experiment],
         "pairs": [],
     }

@@ -50,7 +50,7 @@ class BlockMaker:
                 data += jpeg
                 images.append([len(jpeg), height, width])
         write_atomically(bin_path(self.folder, number), bytes(data))
-        index = {"pictures": images, "bytes": len(data), "crc": zlib.crc32(data)}
+        index = {"images": images, "bytes": len(data), "crc": zlib.crc32(data)}
         write_atomically(_index_path(self.folder, number), json.dumps(index, separators=(",", ":")))
         return len(sources)
 
@@ -72,7 +72,7 @@ def read_block(folder: Path, number: int, count: int) -> list[list[int] | str] |
     incomplete."""
     try:
         index = json.loads(_index_path(folder, number).read_bytes())
-        images = index["pictures"]
+        images = index["images"]
         valid = (
             len(images) == count
             and os.path.getsize(bin_path(folder, number)) == index["bytes"]

@@ -45,7 +45,7 @@ class Manifest:
     parts: tuple[dict[str, str], ...] = ()
     annotations: str = ""
     archives: dict[str, Archive] = field(default_factory=dict)
-    pictures: tuple[str, ...] = ()
+    images: tuple[str, ...] = ()
     tables: tuple[str, ...] = ()
     splits: dict[str, str] = field(default_factory=dict)
     shares: dict[str, int] = field(default_factory=dict)
@@ -89,7 +89,7 @@ def read_manifest(name: str, sources: Path) -> Manifest:
     try:
         content["archives"] = {key: Archive(**value) for key, value in content.get("archives", {}).items()}
         content["karpathy"] = Archive(**content["karpathy"]) if content.get("karpathy") else None
-        for key in ("parts", "pictures", "tables"):
+        for key in ("parts", "images", "tables"):
             content[key] = tuple(content.get(key, ()))
         return Manifest(**content)
     except (TypeError, AttributeError) as error:

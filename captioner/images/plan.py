@@ -110,7 +110,7 @@ def make_plan(
         "image_size": parameters.image_size,
         "jpeg_quality": parameters.jpeg_quality,
         "pillow": PIL.__version__,
-        "pictures": digest(images),
+        "images": digest(images),
         "skipped": hashlib.sha256(repr(skipped).encode("utf-8", "backslashreplace")).hexdigest(),
     }
     info = {

@@ -70,7 +70,7 @@ class EvaluateParameters:
         choices=("auto", "test", "val"),
     )
     batch_size: int = option(64, "images decoded at once", low=1)
-    report_pictures: int = option(
+    report_images: int = option(
         200,
         "maximum number of randomly chosen images in the report's gallery; 0: a report without images",
         low=0,

@@ -34,7 +34,7 @@ def side_by_side(sources: Sequence[Source]) -> dict[str, Any]:
     """Data of a page with every experiment; of one source, its own page's.
 
     The images are those that every page shows, in the order of the first: lots are drawn from the ids alone, so that
-    pages made with one ``evaluate.report_pictures`` show the same.
+    pages made with one ``evaluate.report_images`` show the same.
 
     Raises:
         CaptionerError: the scores are not comparable, no image is on every page, or too many experiments.
@@ -50,12 +50,12 @@ def side_by_side(sources: Sequence[Source]) -> dict[str, Any]:
             raise CaptionerError(
                 f"{source.name}: {reason}, as {first.name} has; only experiments on the same images stand side by side"
             )
-    places = [{image["id"]: place for place, image in enumerate(source.page["pictures"])} for source in sources]
+    places = [{image["id"]: place for place, image in enumerate(source.page["images"])} for source in sources]
     common = [image for image in places[0] if all(image in place for place in places)]
     if not common and all(places):
         raise CaptionerError(
             f"{', '.join(source.name for source in sources)}: no image is on every page; evaluate them with one "
-            "evaluate.report_pictures"
+            "evaluate.report_images"
         )
     experiments = []
     for source, experiment, place in zip(sources, own, places, strict=True):
@@ -65,7 +65,7 @@ def side_by_side(sources: Sequence[Source]) -> dict[str, Any]:
         "title": f"{first.page['dataset']}: {len(sources)} experiments side by side",
         "dataset": first.page["dataset"],
         "total": first.page["total"],
-        "pictures": [first.page["pictures"][places[0][image]] for image in common],
+        "images": [first.page["images"][places[0][image]] for image in common],
         "experiments": experiments,
         "pairs": _pairs(sources, own),
     }

@@ -21,7 +21,7 @@ function wordsOf(text) {
 }
 
 function makeCard(data, place, observer) {
-  const image = data.pictures[place];
+  const image = data.images[place];
   const captions = data.experiments.map((experiment) => experiment.captions[place]);
   const several = captions.length > 1;
   const alt = captions.map((caption, number) => (several ? `${letter(number)}: ` : "") + (caption.words.join(" ") || "no words")).join("; ");
@@ -54,8 +54,8 @@ function makeCard(data, place, observer) {
 
 function gallery(section, data) {
   const several = data.experiments.length > 1;
-  const drawn = data.pictures.length < data.total ? `${data.pictures.length.toLocaleString("en")} of ${data.total.toLocaleString("en")} images, sampled at random` : `All ${data.total.toLocaleString("en")} images`;
-  if (!data.pictures.length) {
+  const drawn = data.images.length < data.total ? `${data.images.length.toLocaleString("en")} of ${data.total.toLocaleString("en")} images, sampled at random` : `All ${data.total.toLocaleString("en")} images`;
+  if (!data.images.length) {
     section.append(make("p", { class: "hint" }, "This report was made without images."));
     return;
   }
@@ -64,11 +64,11 @@ function gallery(section, data) {
   section.append(make("p", { class: "hint" }, `${drawn}.${how}`));
   const observer = new IntersectionObserver((entries) => {
     for (const entry of entries.filter((each) => each.isIntersecting)) {
-      entry.target.src = `data:image/jpeg;base64,${data.pictures[Number(entry.target.dataset.place)].jpeg}`;
+      entry.target.src = `data:image/jpeg;base64,${data.images[Number(entry.target.dataset.place)].jpeg}`;
       observer.unobserve(entry.target);
     }
   }, { rootMargin: "800px" });
-  const cards = data.pictures.map((_, place) => makeCard(data, place, observer));
+  const cards = data.images.map((_, place) => makeCard(data, place, observer));
   const sorts = orders(several);
   const titles = data.titles.scores;
   const metrics = Object.keys(titles).filter((name) => cards[0].captions.every((caption) => name in caption.scores));

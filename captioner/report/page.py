@@ -19,7 +19,7 @@ from captioner.errors import CaptionerError
 from captioner.metrics.diversity import DIVERSITY
 from captioner.metrics.registry import titles
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _FOLDER = Path(__file__).parent
 _SCRIPTS = ("charts.js", "words.js", "gallery.js", "page.js")
 _BLOCK = re.compile(r'<script type="application/json" id="data">(.*?)</script>', re.S)
@@ -31,7 +31,7 @@ def render(data: dict[str, Any]) -> str:
     """The page; the same bytes for the same data.
 
     Args:
-        data: ``title``; ``pictures``: ``id``, ``name``, ``jpeg`` (base64), ``width``, ``height``, ``references``;
+        data: ``title``; ``images``: ``id``, ``name``, ``jpeg`` (base64), ``width``, ``height``, ``references``;
             ``experiments``: what ``captioner.evaluation.page_data`` gathers of each, with a caption for every image;
             ``pairs``: differences of two experiments by metric. Titles of the metrics are added from the registry.
     """

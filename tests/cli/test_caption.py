@@ -49,14 +49,14 @@ def test_captions_with_log_probabilities(run: dict[str, Path]) -> None:
 def test_json_alone_on_the_output_and_a_line_for_each_fault(run: dict[str, Path], folder: Path) -> None:
     done = caption(run, folder, folder / "none.jpg", "--json")
     rows = json.loads(done.stdout)
-    assert [os.path.relpath(row["picture"], folder) for row in rows] == [
+    assert [os.path.relpath(row["image"], folder) for row in rows] == [
         "a/x.jpg",
         "b/\x1b[31m\n.png",
         "b/junk.jpg",
         "b/x.jpg",
         "none.jpg",
     ]
-    assert [sorted(set(row) - {"picture"}) for row in rows] == [
+    assert [sorted(set(row) - {"image"}) for row in rows] == [
         ["captions"],
         ["captions"],
         ["error"],
@@ -104,7 +104,7 @@ def test_a_place_where_nothing_can_be_written(run: dict[str, Path], folder: Path
 def test_no_image(run: dict[str, Path], tmp_path: Path) -> None:
     done = caption(run, tmp_path, "--json")
     [row] = json.loads(done.stdout)
-    assert done.exit_code == 1 and row["picture"] == str(tmp_path) and "no image in this folder" in row["error"]
+    assert done.exit_code == 1 and row["image"] == str(tmp_path) and "no image in this folder" in row["error"]
     assert done.stderr.count("\n") == 1
 
 

@@ -62,8 +62,8 @@ def test_it_shows_the_results(results, paths):
     with open(results / "evaluate/per_image.csv", newline="") as file:
         rows = {int(row["image_id"]): row for row in csv.DictReader(file)}
     metrics = json.loads((results / "evaluate/metrics.json").read_text())
-    assert {image["id"] for image in page["pictures"]} == set(rows) and page["total"] == 12
-    for image, caption in zip(page["pictures"], experiment["captions"], strict=True):
+    assert {image["id"] for image in page["images"]} == set(rows) and page["total"] == 12
+    for image, caption in zip(page["images"], experiment["captions"], strict=True):
         row = rows[image["id"]]
         assert " ".join(caption["words"]) == row["caption"] and image["name"] == row["file_name"]
         assert image["references"] == captions.captions(image["id"])
@@ -93,7 +93,7 @@ def test_attention_is_the_decoders_step_by_step(results, paths):
     """Each word's weights, as a share of the way from an even share to the word's largest, in bytes."""
     model, store, page = load_model(paths["models"]), FeatureStore.open(paths["features"]), page_of(results)
     with store.reader("ram") as reader, torch.no_grad():
-        for image, caption in zip(page["pictures"], page["experiments"][0]["captions"], strict=True):
+        for image, caption in zip(page["images"], page["experiments"][0]["captions"], strict=True):
             cells = np.frombuffer(base64.b64decode(caption["attention"]["cells"]), np.uint8).reshape(
                 len(caption["words"]), 6
             )
@@ -131,13 +131,13 @@ def test_settings_are_those_stored_with_the_model(paths, tmp_path, monkeypatch):
     assert "training: epochs=3 seed=7" in text and "hidden_size=64" in text and "fingerprint 000000000000" in text
 
 
-def test_report_pictures(paths, tmp_path):
+def test_report_images(paths, tmp_path):
     """How many are shown; the same sample in every run, and nothing else changes."""
     none, five, again, all_of_them = (
-        run(paths, tmp_path / name, report_pictures=count)
+        run(paths, tmp_path / name, report_images=count)
         for name, count in (("0", 0), ("5", 5), ("5b", 5), ("99", 99))
     )
-    assert [len(page_of(folder)["pictures"]) for folder in (none, five, all_of_them)] == [0, 5, 12]
+    assert [len(page_of(folder)["images"]) for folder in (none, five, all_of_them)] == [0, 5, 12]
     assert (five / "report/index.html").read_bytes() == (again / "report/index.html").read_bytes()
     for name in ("metrics.json", "captions.json", "per_image.csv", "plots/examples.png"):
         assert (none / "evaluate" / name).read_bytes() == (all_of_them / "evaluate" / name).read_bytes()
@@ -170,7 +170,7 @@ def test_the_command_puts_folders_side_by_side(paths, results, tmp_path):
     assert done.exit_code == 0, done.output
     page = read_page((tmp_path / "beside.html").read_text(), "page")
     assert (
-        [len(experiment["captions"]) for experiment in page["experiments"]] == [12, 12] == [len(page["pictures"])] * 2
+        [len(experiment["captions"]) for experiment in page["experiments"]] == [12, 12] == [len(page["images"])] * 2
     )
     assert page["experiments"][1]["seconds"]["train"] == 12.5 and "train" not in page["experiments"][0]["seconds"]
     values = [json.loads((folder / "evaluate/metrics.json").read_text())["cider_d"] for folder in (results, other)]

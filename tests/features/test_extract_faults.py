@@ -53,7 +53,7 @@ def test_changed_images_start_afresh(
 
 def test_undecodable_image_is_named(tmp_path: Path) -> None:
     records = [(number, jpeg(image(number)), 64, 80) for number in range(12)]
-    records[9] = (9, b"\xff\xd8 no picture", 64, 80)
+    records[9] = (9, b"\xff\xd8 no image", 64, 80)
     write_images(tmp_path / "images.h5", records)
     with pytest.raises(CaptionerError, match=r"images.h5: image 9 cannot be decoded"):
         extract(quick(), runtime(), ENCODER, tmp_path / "images.h5", tmp_path / "f.h5")

@@ -166,7 +166,7 @@ def test_a_damaged_block_is_made_again(expected, tmp_path, monkeypatch, damage):
     elif damage == "delete":
         path.unlink()
     else:
-        path.with_suffix(".json").write_text('{"pictures": ')
+        path.with_suffix(".json").write_text('{"images": ')
     before = finished(tmp_path / "out")
     made = []
     original = blocks.BlockMaker.__call__

@@ -80,7 +80,7 @@ def data(**changes: Any) -> dict[str, Any]:
         "title": f"photos: {SCRIPT}",
         "dataset": "photos",
         "total": 9,
-        "pictures": images,
+        "images": images,
         "experiments": [experiment()],
         "pairs": [],
         **changes,

@@ -222,9 +222,9 @@ def test_curves_are_drawn(show):
 
 def test_500_images_load_only_where_they_are_seen(show):
     data = making.data()
-    images = [{**data["pictures"][place % 3], "id": place} for place in range(500)]
+    images = [{**data["images"][place % 3], "id": place} for place in range(500)]
     captions = [data["experiments"][0]["captions"][place % 3] for place in range(500)]
-    page = show(making.data(pictures=images, total=500, experiments=[{**data["experiments"][0], "captions": captions}]))
+    page = show(making.data(images=images, total=500, experiments=[{**data["experiments"][0], "captions": captions}]))
     page.locator(".card img[src]").first.wait_for()
     assert 0 < page.locator(".card img[src]").count() < 200
     begin = time.monotonic()
@@ -237,5 +237,5 @@ def test_500_images_load_only_where_they_are_seen(show):
 
 
 def test_a_report_without_images_says_so(show):
-    page = show(making.data(pictures=[], experiments=[{**making.experiment(), "captions": []}]))
+    page = show(making.data(images=[], experiments=[{**making.experiment(), "captions": []}]))
     assert "without images" in page.locator("#images").inner_text() and page.locator("#sort").count() == 0

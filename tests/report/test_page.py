@@ -31,7 +31,7 @@ class _Tags(HTMLParser):
 
 def test_data_read_back_and_no_text_becomes_markup():
     data = making.data()
-    data["pictures"][0]["references"][0] = "line\u2028break <!-- comment --> {{DATA}} &amp;"
+    data["images"][0]["references"][0] = "line\u2028break <!-- comment --> {{DATA}} &amp;"
     page = render(data)
     assert read_page(page, "page") == data
     tags = _Tags(page).found
@@ -105,10 +105,10 @@ GOOD, BAD = (
 def test_side_by_side_pairs_captions_by_image_and_differences_by_score():
     second = source("b", BAD, order=("3", "1", "2"))
     page = second.page
-    page["pictures"] = page["pictures"][:0:-1]  # the third and the second, in another order
+    page["images"] = page["images"][:0:-1]  # the third and the second, in another order
     page["experiments"][0]["captions"] = page["experiments"][0]["captions"][:0:-1]
     beside = side_by_side([source("a", GOOD), second])
-    assert [image["id"] for image in beside["pictures"]] == [2, 3]
+    assert [image["id"] for image in beside["images"]] == [2, 3]
     assert [
         [" ".join(caption["words"]) for caption in experiment["captions"]] for experiment in beside["experiments"]
     ] == [GOOD[1:], BAD[1:]]
@@ -138,8 +138,8 @@ def test_what_cannot_stand_side_by_side_is_refused():
     with pytest.raises(CaptionerError, match="b: other images or references, as a has"):
         side_by_side([source("a", GOOD), other])
     apart = source("b", BAD)
-    apart.page["pictures"] = [{**image, "id": image["id"] + 10} for image in apart.page["pictures"]]
-    with pytest.raises(CaptionerError, match="report_pictures"):
+    apart.page["images"] = [{**image, "id": image["id"] + 10} for image in apart.page["images"]]
+    with pytest.raises(CaptionerError, match="report_images"):
         side_by_side([source("a", GOOD), apart])
     with pytest.raises(CaptionerError, match="7 experiments"):
         side_by_side([source(str(number), GOOD) for number in range(7)])

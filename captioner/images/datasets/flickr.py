@@ -36,10 +36,10 @@ def read_flickr(manifest: Manifest, root: Path | None) -> Listing:
         )
     if not root.is_dir():
         raise CaptionerError(f"params.yaml: download.root={root}: no such folder; give the folder of {manifest.name}")
-    images = find_images(root, manifest.pictures)
+    images = find_images(root, manifest.images)
     if images is None:
         raise CaptionerError(
-            f"{root}: no folder of images ({', '.join(manifest.pictures)}); set download.root to the folder of "
+            f"{root}: no folder of images ({', '.join(manifest.images)}); set download.root to the folder of "
             f"{manifest.name}"
         )
     table = _find(root, manifest.tables)
