@@ -92,7 +92,7 @@ def first_caption(image: Path, model: Path, device: str) -> float:
 @click.option("--device", default="auto", show_default=True)
 def main(model: Path, images: int, beam: int, repeats: int, device: str) -> None:
     torch.set_num_threads(1)  # before any arithmetic: a team of threads would slow down all that follows
-    place, cores = resolve_device(device), core_count()
+    chosen, cores = resolve_device(device), core_count()
     with tempfile.TemporaryDirectory() as name, Captioner.load(model, device) as captioner:
         folder = Path(name)
         draw_images(folder / "images.h5", images)
@@ -102,14 +102,14 @@ def main(model: Path, images: int, beam: int, repeats: int, device: str) -> None
             file.write_bytes(store.jpeg(row))
         encoder = captioner.model.config["encoder"]
         first = [first_caption(files[0], model, device) for _ in range(repeats + 1)][1:]
-        bench = Bench(encoder, store, folder, place, resolve_precision("auto", place), 32, cores, min(cores, 16))
+        bench = Bench(encoder, store, folder, chosen, resolve_precision("auto", chosen), 32, cores, min(cores, 16))
         bench.encode = captioner.encoder  # the length of captions, and so the time of search, depends on the features
         create_features(folder / "features.h5", bench.shape, store.image_ids, bench.facts)
         with JpegPipeline(store, Preprocessing(), 1, 32, min(cores, 16)) as pipeline:
             bench.ours(pipeline)
             stored = FeatureStore.open(folder / "features.h5")
             with stored.reader("ram", "cpu") as reader:
-                features = reader.read(stored.rows(store.image_ids)).to(place)
+                features = reader.read(stored.rows(store.image_ids)).to(chosen)
             rates = measure(
                 {
                     "ours": lambda: len(captioner.caption(files, beam, 1)),
@@ -122,7 +122,7 @@ def main(model: Path, images: int, beam: int, repeats: int, device: str) -> None
         1 / (1 / extract + 1 / search) for extract, search in zip(rates["extract"], rates["search"], strict=True)
     ]
     facts = {
-        "device": place.type,
+        "device": chosen.type,
         "cores": cores,
         "images": images,
         "beam": beam,

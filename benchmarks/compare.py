@@ -39,8 +39,8 @@ def loop(tables: list[Statistics], resamples: int) -> int:
         for table, values in zip(tables, rows, strict=True):
             sums = [0.0] * len(table.columns)
             for image in drawn:
-                for place, value in enumerate(values[image]):
-                    sums[place] += value
+                for index, value in enumerate(values[image]):
+                    sums[index] += value
             table.scores(np.array(sums), images)
     return resamples
 

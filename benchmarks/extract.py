@@ -167,8 +167,8 @@ def peak_memory() -> int:
 def main(
     encoders: str, count: int, repeats: int, device: str, precision: str, batch_size: int, images: Path | None
 ) -> None:
-    place = resolve_device(device)
-    precision = resolve_precision(precision, place)
+    chosen = resolve_device(device)
+    precision = resolve_precision(precision, chosen)
     cores = core_count()
     results = []
     with tempfile.TemporaryDirectory() as name:
@@ -178,15 +178,15 @@ def main(
             draw_images(images, count)
         store = ImageStore.open(images)
         for encoder in encoders.split(","):
-            rates = Bench(encoder, store, folder, place, precision, batch_size, cores, min(cores, 16)).run(repeats)
+            rates = Bench(encoder, store, folder, chosen, precision, batch_size, cores, min(cores, 16)).run(repeats)
             facts = {
-                "device": torch.cuda.get_device_name(place) if place.type == "cuda" else "cpu",
+                "device": torch.cuda.get_device_name(chosen) if chosen.type == "cuda" else "cpu",
                 "precision": precision,
                 "cores": cores,
                 "images": len(store),
                 "peak_memory_mb": peak_memory(),
             }
-            if place.type == "cpu":
+            if chosen.type == "cpu":
                 allowed = [1 / (1 / forward + 1 / decode) for forward, decode in zip(rates["forward"], rates["decode"])]
             else:
                 allowed = [min(parts) for parts in zip(rates["forward"], rates["decode"], rates["write"])]

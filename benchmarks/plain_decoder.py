@@ -1,7 +1,7 @@
 """Show, Attend and Tell as someone who knows PyTorch would write it with speed in mind, in one short module.
 
 Features are projected once, attention keys are computed once an image and shared by its captions, and the vocabulary
-layer runs once over all real tokens. Everything else is torch's own. It is a peer of ``benchmarks.step``: what the
+layer runs once over all unmasked tokens. Everything else is torch's own. It is a peer of ``benchmarks.step``: what the
 project's decoder and training step add (other cells, attentions, norms, objectives) should cost nothing against it.
 """
 

@@ -122,8 +122,8 @@ def main(
                 forget(path)
                 for batch in few:
                     target = np.empty((batch_size, store.row_size), np.uint8)
-                    for place, row in enumerate(batch):
-                        target[place] = np.frombuffer(
+                    for index, row in enumerate(batch):
+                        target[index] = np.frombuffer(
                             os.pread(descriptor, store.row_size, store.offset + int(row) * store.row_size), np.uint8
                         )
                 return batch_size * len(few)

@@ -150,7 +150,7 @@ def textbook(task: Task) -> Callable[[], int]:
 
 
 def ceiling(task: Task, precision: str) -> Callable[[], int]:
-    """The vocabulary layer and its loss over the real tokens, the feature projection, and the optimizer over every
+    """The vocabulary layer and its loss over the unmasked tokens, the feature projection, and the optimizer over every
     parameter, forward and backward, in the same precision."""
     learner, options = make_learner(task, precision)
     decoder, prepared = learner.decoder, []

@@ -146,10 +146,10 @@ def report_synchronisations(loop: FitLoop, steps: int = 4) -> None:
             loop.run(1, steps)
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    places = Counter(
+    waits = Counter(
         f"{Path(warning.filename).name}:{warning.lineno}" for warning in caught if "synchroniz" in str(warning.message)
     )
-    print(f"waits for the GPU in {steps + 1} steps ({loop.options.precision}):", dict(places) or "none")
+    print(f"waits for the GPU in {steps + 1} steps ({loop.options.precision}):", dict(waits) or "none")
 
 
 @click.command(help=__doc__)

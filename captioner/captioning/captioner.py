@@ -63,15 +63,15 @@ class Captioner:
             CaptionerError: no model there, a damaged one or one of another version; the encoder's weights are missing
                 or others than it was trained with; no such device.
         """
-        folder, place = Path(folder), resolve_device(device)
+        folder, chosen = Path(folder), resolve_device(device)
         os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as in captioner.device
-        if place.type == "cpu":
+        if chosen.type == "cpu":
             keep_freed_memory()
         model = load_model(folder)
         readers = ImageReaders(_recipe(folder, model), min(core_count(), _MOST_READERS))
         try:
             with _one_thread():
-                return cls(model, load_encoder(folder, model, place), readers)
+                return cls(model, load_encoder(folder, model, chosen), readers)
         except BaseException:
             readers.close()
             raise

@@ -120,8 +120,8 @@ def check_programs() -> Iterator[Finding]:
         ("make", "install make"),
         ("dvc", ". .venv/bin/activate, or run make install"),
     ):
-        place = shutil.which(name)
-        yield Finding(OK, name, place) if place else Finding(MISSING, name, "not on the PATH", remedy)
+        found = shutil.which(name)
+        yield Finding(OK, name, found) if found else Finding(MISSING, name, "not on the PATH", remedy)
 
 
 def check_gpu() -> list[Finding]:
@@ -310,23 +310,23 @@ def check_model() -> list[Finding]:
 def check_disk(parameters: Parameters | None) -> Iterator[Finding]:
     """Free space here and where archives are kept, against what the data set takes."""
     need = sum(_ROOM.get(name, 1) for name in parameters.dataset.split("+")) if parameters else 1
-    places = {"disk": Path.cwd()}
+    folders = {"disk": Path.cwd()}
     if parameters and any(name.startswith("coco") for name in parameters.dataset.split("+")):
-        places["cache"] = Path(parameters.runtime.download_cache).expanduser()
-    for name, place in places.items():
-        there = next(folder for folder in (place, *place.parents) if folder.exists())
+        folders["cache"] = Path(parameters.runtime.download_cache).expanduser()
+    for name, path in folders.items():
+        there = next(folder for folder in (path, *path.parents) if folder.exists())
         free = shutil.disk_usage(there).free / 1e9
         if not os.access(there, os.W_OK):
-            yield Finding(MISSING, name, f"{place} cannot be written", "mend its permissions")
+            yield Finding(MISSING, name, f"{path} cannot be written", "mend its permissions")
         elif free < need:
             yield Finding(
                 MISSING,
                 name,
-                f"{place}: {free:.1f} GB free, this data set may take {need}",
+                f"{path}: {free:.1f} GB free, this data set may take {need}",
                 "free some, or lower extract.grid, extract.views or download.limit",
             )
         else:
-            yield Finding(OK, name, f"{place}: {free:.1f} GB free, this data set takes {need} at most")
+            yield Finding(OK, name, f"{path}: {free:.1f} GB free, this data set takes {need} at most")
 
 
 def _size(path: Path) -> str:

@@ -145,8 +145,8 @@ def _score(values: np.ndarray, drawn: np.ndarray) -> Score:
 def _settings(runs: Sequence[Run]) -> list[list[int]]:
     """Places of the runs of each setting: alike in everything but the seed."""
     groups: dict[str, list[int]] = {}
-    for place, run in enumerate(runs):
-        groups.setdefault(json.dumps([run.parameters, run.code], sort_keys=True, default=str), []).append(place)
+    for index, run in enumerate(runs):
+        groups.setdefault(json.dumps([run.parameters, run.code], sort_keys=True, default=str), []).append(index)
     return list(groups.values())
 
 

@@ -83,11 +83,11 @@ def read_runs(
             left_out.append((revision.name, f"{reason}, as {runs[0].names[0]} has"))
             continue
         run = replace(run, statistics=in_order(run.statistics, runs[0].statistics.image_ids)) if runs else run
-        place = next((place for place, other in enumerate(runs) if _same(run, other)), None)
-        if place is None:
+        index = next((index for index, other in enumerate(runs) if _same(run, other)), None)
+        if index is None:
             runs.append(run)
         else:
-            runs[place] = replace(runs[place], names=(*runs[place].names, *run.names))
+            runs[index] = replace(runs[index], names=(*runs[index].names, *run.names))
     if not runs:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in left_out)
         raise CaptionerError(f"there is no experiment to show ({reasons})")
@@ -181,5 +181,5 @@ def in_order(statistics: Statistics, image_ids: tuple[str, ...]) -> Statistics:
     """The rows in the order of ``image_ids``, the same images."""
     if statistics.image_ids == image_ids:
         return statistics
-    places = {image: place for place, image in enumerate(statistics.image_ids)}
-    return replace(statistics, image_ids=image_ids, values=statistics.values[[places[image] for image in image_ids]])
+    indices = {image: index for index, image in enumerate(statistics.image_ids)}
+    return replace(statistics, image_ids=image_ids, values=statistics.values[[indices[image] for image in image_ids]])

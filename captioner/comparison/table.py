@@ -71,7 +71,7 @@ def as_csv(comparison: Comparison) -> str:
             spread = "" if score.spread is None else _round(score.spread)
             rows.append([*map(_cell, about), metric, *map(_round, (score.value, score.low, score.high)), spread, ""])
     for pair in comparison.pairs:
-        names = [_cell(_names(comparison.settings[place])) for place in (pair.second, pair.first)]
+        names = [_cell(_names(comparison.settings[index])) for index in (pair.second, pair.first)]
         for metric, found in pair.differences.items():
             rows.append(
                 [

@@ -206,8 +206,8 @@ class RecurrentDecoder(Decoder):
         context = context * torch.sigmoid(self.gate(bottom[0]))
         own = self.layers[0](inputs + self.context(context), bottom)
         tensors = own
-        for layer, between, upper in zip(self.layers[1:], self.between, above, strict=True):
-            own = layer(between(self.dropout(own[0])), upper)
+        for layer, between, own_state in zip(self.layers[1:], self.between, above, strict=True):
+            own = layer(between(self.dropout(own[0])), own_state)
             tensors = (*tensors, *own)
         return RecurrentState(tensors), context, weights
 

@@ -75,7 +75,7 @@ def evaluate(
         searcher = SplitDecoder(inputs, reader, options, device)
         with Progress("evaluate: search", len(sizes) * sum(map(len, ids.values())), "captions") as progress:
             found = {split: searcher.captions(ids[split], sizes, progress.advance) for split in splits}
-        forced = {
+        teacher_forced = {
             split: teacher_forced_metrics(
                 searcher.decoder, inputs.store, reader, inputs.captions, split, vocabulary, longest
             )
@@ -106,7 +106,7 @@ def evaluate(
         headline,
         beam,
         scores,
-        forced,
+        teacher_forced,
         _variety(inputs, found[headline]),
         found[headline][beam],
         vocabulary,

@@ -31,7 +31,7 @@ class Evaluation:
         split: of the headline.
         beam: the headline's beam size.
         scores: split -> beam size -> scores; the splits are ``val`` and the headline's.
-        forced: split -> cross entropy and token accuracy.
+        teacher_forced: split -> cross entropy and token accuracy.
         variety: beam size -> the metrics of ``captioner.metrics.diversity``, of the headline split.
         hypotheses: image id -> caption, of the headline.
         vocabulary: of the model.
@@ -42,7 +42,7 @@ class Evaluation:
     split: str
     beam: int
     scores: Mapping[str, Mapping[int, Scores]]
-    forced: Mapping[str, Mapping[str, float]]
+    teacher_forced: Mapping[str, Mapping[str, float]]
     variety: Mapping[int, Mapping[str, float]]
     hypotheses: Mapping[int, Hypothesis]
     vocabulary: Vocabulary
@@ -88,10 +88,12 @@ def metrics(evaluation: Evaluation) -> dict[str, Any]:
     """
     headline, val = (evaluation.scores[split][evaluation.beam] for split in (evaluation.split, "val"))
     found: dict[str, Any] = {name: _round(value) for name, value in headline.overall.items()}
-    found |= {name: _round(value) for name, value in evaluation.forced[evaluation.split].items()}
+    found |= {name: _round(value) for name, value in evaluation.teacher_forced[evaluation.split].items()}
     found |= {name: _round(value) for name, value in evaluation.variety[evaluation.beam].items()}
     found["beam_size"] = evaluation.beam
-    found |= {f"val_{name}": _round(value) for name, value in ({**val.overall, **evaluation.forced["val"]}).items()}
+    found |= {
+        f"val_{name}": _round(value) for name, value in ({**val.overall, **evaluation.teacher_forced["val"]}).items()
+    }
     found["signature"] = {**headline.signature, "split": evaluation.split, "beam": evaluation.beam, **evaluation.facts}
     return found
 

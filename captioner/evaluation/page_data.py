@@ -41,7 +41,7 @@ def page_data(
     """Everything on the page of one experiment; no time and no path, so that the same run gives the same bytes.
 
     Args:
-        shown: image id -> what to show of it, in the order of the lots.
+        shown: image id -> what to show of it, in the order they were sampled.
         history: training's ``history.csv``; None: no learning curves.
         warnings: what the reader of the scores must know.
 

@@ -41,7 +41,7 @@ def showcase(
 
     Args:
         results: the folder that ``evaluate`` wrote; split, beam size and captions are taken from it.
-        seed: draws the lots; nothing else decides which images are shown.
+        seed: of the random choice of images; nothing else decides it.
 
     Returns:
         The ids of the images, in the order in which they are shown.
@@ -97,7 +97,7 @@ def _read(path: Path) -> Any:
 @click.option("--results", type=click.Path(path_type=Path), default=Path("results/evaluate"), show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("docs/captions.png"), show_default=True)
 @click.option("--count", default=4, show_default=True, help="images")
-@click.option("--seed", default=1, show_default=True, help="of the lots")
+@click.option("--seed", default=1, show_default=True, help="of the random choice of images")
 @click.option(
     "--params",
     type=click.Path(path_type=Path),

@@ -97,8 +97,8 @@ class DocumentFrequencies:
 
         Exactly 0 for what stands in every document, as <end> does.
         """
-        place = np.minimum(np.searchsorted(self.numbers, numbers), len(self.numbers) - 1)
-        return np.log(self.documents / np.where(self.numbers[place] == numbers, self.counts[place], 1))
+        index = np.minimum(np.searchsorted(self.numbers, numbers), len(self.numbers) - 1)
+        return np.log(self.documents / np.where(self.numbers[index] == numbers, self.counts[index], 1))
 
 
 def _differs(values: np.ndarray) -> np.ndarray:

@@ -87,8 +87,8 @@ class Matches:
         own = np.searchsorted(row, total)
         against = total + row[:own, None] // samples * each + np.arange(each)  # (N', R) the texts to look into
         wanted = against * len(numbers) + gram[:own, None]
-        place = np.minimum(np.searchsorted(entries, wanted), len(entries) - 1)
-        found = np.where(entries[place] == wanted, count[place], 0)
+        position = np.minimum(np.searchsorted(entries, wanted), len(entries) - 1)
+        found = np.where(entries[position] == wanted, count[position], 0)
         lengths, reference_lengths = (words != PAD).sum(1), (truth != PAD).sum(1).reshape(images, each)
         return cls(
             images, numbers, row, gram, count, found, lengths[:, None], reference_lengths.repeat(samples, axis=0)

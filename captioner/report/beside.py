@@ -33,7 +33,7 @@ class Source:
 def side_by_side(sources: Sequence[Source]) -> dict[str, Any]:
     """Data of a page with every experiment; of one source, its own page's.
 
-    The images are those that every page shows, in the order of the first: lots are drawn from the ids alone, so that
+    The images are those that every page shows, in the order of the first: they are sampled by their ids alone, so that
     pages made with one ``evaluate.report_images`` show the same.
 
     Raises:
@@ -50,22 +50,22 @@ def side_by_side(sources: Sequence[Source]) -> dict[str, Any]:
             raise CaptionerError(
                 f"{source.name}: {reason}, as {first.name} has; only experiments on the same images stand side by side"
             )
-    places = [{image["id"]: place for place, image in enumerate(source.page["images"])} for source in sources]
-    common = [image for image in places[0] if all(image in place for place in places)]
-    if not common and all(places):
+    indices = [{image["id"]: index for index, image in enumerate(source.page["images"])} for source in sources]
+    common = [image for image in indices[0] if all(image in index for index in indices)]
+    if not common and all(indices):
         raise CaptionerError(
             f"{', '.join(source.name for source in sources)}: no image is on every page; evaluate them with one "
             "evaluate.report_images"
         )
     experiments = []
-    for source, experiment, place in zip(sources, own, places, strict=True):
-        captions = [experiment["captions"][place[image]] for image in common]
+    for source, experiment, index in zip(sources, own, indices, strict=True):
+        captions = [experiment["captions"][index[image]] for image in common]
         experiments.append({**experiment, "name": f"{source.name}: {experiment['name']}", "captions": captions})
     return {
         "title": f"{first.page['dataset']}: {len(sources)} experiments side by side",
         "dataset": first.page["dataset"],
         "total": first.page["total"],
-        "images": [first.page["images"][places[0][image]] for image in common],
+        "images": [first.page["images"][indices[0][image]] for image in common],
         "experiments": experiments,
         "pairs": _pairs(sources, own),
     }
@@ -76,10 +76,8 @@ def _pairs(sources: Sequence[Source], experiments: Sequence[dict[str, Any]]) -> 
     seeds too."""
     order = sources[0].statistics.image_ids
     runs = [
-        Run(
-            (source.name,), {}, {"place": str(place)}, None, experiment["signature"], in_order(source.statistics, order)
-        )
-        for place, (source, experiment) in enumerate(zip(sources, experiments, strict=True))
+        Run((source.name,), {}, {"page": str(index)}, None, experiment["signature"], in_order(source.statistics, order))
+        for index, (source, experiment) in enumerate(zip(sources, experiments, strict=True))
     ]
     return [
         {

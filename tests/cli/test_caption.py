@@ -29,9 +29,9 @@ def caption(run: dict[str, Path], *arguments: object) -> Result:
 @pytest.fixture
 def folder(run: dict[str, Path], tmp_path: Path) -> Path:
     """Two images of one name, one with control characters in its name, one that is none."""
-    for place, source in (("a/x.jpg", "00.jpg"), ("b/x.jpg", "01.jpg"), ("b/\x1b[31m\n.png", "03.png")):
-        (tmp_path / "in" / place).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "in" / place).write_bytes((run["files"] / source).read_bytes())
+    for name, source in (("a/x.jpg", "00.jpg"), ("b/x.jpg", "01.jpg"), ("b/\x1b[31m\n.png", "03.png")):
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in" / name).write_bytes((run["files"] / source).read_bytes())
     (tmp_path / "in/b/junk.jpg").write_bytes(b"junk")
     return tmp_path / "in"
 

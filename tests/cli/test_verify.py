@@ -41,9 +41,9 @@ def test_good_files(tmp_path: Path) -> None:
 def test_a_changed_byte_of_an_image(tmp_path: Path) -> None:
     path = _images(tmp_path / "images.h5")
     with h5py.File(path) as file:
-        place = file["jpeg"].id.get_offset()
+        offset = file["jpeg"].id.get_offset()
     content = bytearray(path.read_bytes())
-    content[place + 300] ^= 255
+    content[offset + 300] ^= 255
     path.write_bytes(content)
     run = _verify(path)
     assert run.exit_code == 1 and "fingerprint" in run.output and "ok" not in run.output

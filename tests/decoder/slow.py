@@ -100,9 +100,9 @@ def _normalise(config: DecoderConfig, part: dict[str, Tensor], projected: Tensor
 def _sines(row: int, column: int, size: int) -> list[float]:
     """Vaswani et al. 2017, section 3.5, for the row in the first half and for the column in the second."""
     vector = []
-    for place in (row, column):
+    for index in (row, column):
         for i in range(size // 4):
-            angle = place / 10000 ** (2 * i / (size // 2))
+            angle = index / 10000 ** (2 * i / (size // 2))
             vector += [math.sin(angle), math.cos(angle)]
     return vector
 

@@ -134,8 +134,7 @@ def test_settings_are_those_stored_with_the_model(paths, tmp_path, monkeypatch):
 def test_report_images(paths, tmp_path):
     """How many are shown; the same sample in every run, and nothing else changes."""
     none, five, again, all_of_them = (
-        run(paths, tmp_path / name, report_images=count)
-        for name, count in (("0", 0), ("5", 5), ("5b", 5), ("99", 99))
+        run(paths, tmp_path / name, report_images=count) for name, count in (("0", 0), ("5", 5), ("5b", 5), ("99", 99))
     )
     assert [len(page_of(folder)["images"]) for folder in (none, five, all_of_them)] == [0, 5, 12]
     assert (five / "report/index.html").read_bytes() == (again / "report/index.html").read_bytes()
@@ -153,7 +152,7 @@ def test_novelty_by_hand(tmp_path):
     write_captions(
         tmp_path / "c.json",
         images,
-        [{"id": place, "image_id": image, "caption": text} for place, (image, text) in enumerate(texts)],
+        [{"id": index, "image_id": image, "caption": text} for index, (image, text) in enumerate(texts)],
         {},
     )
     found = novelty(
@@ -169,9 +168,7 @@ def test_the_command_puts_folders_side_by_side(paths, results, tmp_path):
     done = CliRunner().invoke(main, ["report", str(results), str(other), "--out", str(tmp_path / "beside.html")])
     assert done.exit_code == 0, done.output
     page = read_page((tmp_path / "beside.html").read_text(), "page")
-    assert (
-        [len(experiment["captions"]) for experiment in page["experiments"]] == [12, 12] == [len(page["images"])] * 2
-    )
+    assert [len(experiment["captions"]) for experiment in page["experiments"]] == [12, 12] == [len(page["images"])] * 2
     assert page["experiments"][1]["seconds"]["train"] == 12.5 and "train" not in page["experiments"][0]["seconds"]
     values = [json.loads((folder / "evaluate/metrics.json").read_text())["cider_d"] for folder in (results, other)]
     assert page["pairs"][0]["differences"]["cider_d"]["value"] == pytest.approx(values[1] - values[0], abs=2e-6)

@@ -178,11 +178,11 @@ def test_a_damaged_bit_is_refused_or_named_and_never_crashes(path: Path) -> None
     """Any bit outside the features, of which one may be flipped and still be a number."""
     whole, layout, generator = path.read_bytes(), Layout(path), np.random.default_rng(0)
     inside = range(layout.offset, layout.offset + layout.row_size * layout.shape[0])
-    places = [place for place in range(len(whole)) if place not in inside]
+    indices = [index for index in range(len(whole)) if index not in inside]
     refused = 0
-    for place in generator.choice(places, 1500, replace=False):
+    for index in generator.choice(indices, 1500, replace=False):
         damaged = bytearray(whole)
-        damaged[place] ^= 1 << generator.integers(8)
+        damaged[index] ^= 1 << generator.integers(8)
         path.write_bytes(damaged)
         refused += CliRunner().invoke(verify, [str(path)], catch_exceptions=False).exit_code != 0
         with contextlib.suppress(CaptionerError):

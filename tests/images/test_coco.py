@@ -210,9 +210,9 @@ def test_zip_with_paths_that_leave_it(root, tmp_path):
 def test_damaged_zip(root, tmp_path):
     zips = zipped(root, tmp_path / "zips")
     with zipfile.ZipFile(zips / "val2017.zip") as archive:
-        place = archive.getinfo("val2017/000000000501.jpg").header_offset
+        offset = archive.getinfo("val2017/000000000501.jpg").header_offset
     with open(zips / "val2017.zip", "r+b") as file:
-        file.seek(place + 150)
+        file.seek(offset + 150)
         file.write(b"damage")
     assert skipped(run(tmp_path / "out", "coco2017", root=zips, max_missing=0.1)) == {
         "000000000501.jpg": "the zip archive is damaged here"

@@ -234,8 +234,8 @@ def test_damaged_images_raise_nothing_else():
     originals.append(encoded(make_image(60, 50), exif=exif))
     for number in range(1000):
         data = bytearray(originals[number % len(originals)])
-        for place in rng.integers(0, min(len(data), 700), rng.integers(1, 8)):
-            data[place] = rng.integers(0, 256)
+        for position in rng.integers(0, min(len(data), 700), rng.integers(1, 8)):
+            data[position] = rng.integers(0, 256)
         with contextlib.suppress(BadImage):
             to_jpeg(bytes(data), 32, 90)
 

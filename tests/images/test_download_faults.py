@@ -150,7 +150,7 @@ def test_ended_at_each_step_of_the_end(expected, tmp_path, monkeypatch, step):
     assert hashes(run(tmp_path / "out", "scenes", scenes=SCENES)) == expected
 
 
-@pytest.mark.parametrize("damage", ["truncate", "flip", "delete", "index"])
+@pytest.mark.parametrize("damage", ["truncate", "flip", "delete", "disk"])
 def test_a_damaged_block_is_made_again(expected, tmp_path, monkeypatch, damage):
     monkeypatch.setattr(blocks, "BLOCK", 8)
     with monkeypatch.context() as patch:
@@ -273,17 +273,17 @@ def test_read_only_folder(tmp_path):
 @pytest.fixture
 def small_disk(tmp_path):
     """A function that mounts (or remounts) a tmpfs with these options."""
-    place = tmp_path / "disk"
-    place.mkdir()
+    disk = tmp_path / "disk"
+    disk.mkdir()
     mounted = (
-        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", place], capture_output=True)
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", disk], capture_output=True)
         if os.geteuid() == 0
         else None
     )
     if mounted is None or mounted.returncode:
         pytest.skip("mounting a small tmpfs is not permitted here")
-    yield lambda options: subprocess.run(["mount", "-o", f"remount,{options}", place], check=True)
-    subprocess.run(["umount", place], check=True)
+    yield lambda options: subprocess.run(["mount", "-o", f"remount,{options}", disk], check=True)
+    subprocess.run(["umount", disk], check=True)
 
 
 def test_too_small_a_disk_is_an_error_before_any_work(small_disk, tmp_path):

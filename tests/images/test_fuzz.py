@@ -59,10 +59,10 @@ def mutated(content: Any, generator: random.Random) -> Any:
     content = copy.deepcopy(content)
     for _ in range(generator.randint(1, 3)):
         parent, key = None, None
-        place = content
-        while isinstance(place, (dict, list)) and place and (parent is None or generator.random() < 0.7):
-            parent, key = place, generator.choice(list(place) if isinstance(place, dict) else range(len(place)))
-            place = parent[key]
+        index = content
+        while isinstance(index, (dict, list)) and index and (parent is None or generator.random() < 0.7):
+            parent, key = index, generator.choice(list(index) if isinstance(index, dict) else range(len(index)))
+            index = parent[key]
         if parent is None:
             return generator.choice(ODD)
         if generator.random() < 0.75:

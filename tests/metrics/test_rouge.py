@@ -13,8 +13,8 @@ def _by_table(a: list[str], b: list[str]) -> int:
     row = [0] * (len(b) + 1)
     for x in a:
         before = 0
-        for place, y in enumerate(b, 1):
-            before, row[place] = row[place], before + 1 if x == y else max(row[place], row[place - 1])
+        for index, y in enumerate(b, 1):
+            before, row[index] = row[index], before + 1 if x == y else max(row[index], row[index - 1])
     return row[-1]
 
 

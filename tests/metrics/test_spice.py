@@ -138,8 +138,8 @@ def test_a_comparison_of_runs_with_and_without_it_leaves_it_out(installed) -> No
     def metrics(*each) -> tuple[str, ...]:
         return compare(
             [
-                Run((str(place),), {}, {"code": str(place)}, 1, scores.signature, scores.statistics)
-                for place, scores in enumerate(each)
+                Run((str(index),), {}, {"code": str(index)}, 1, scores.signature, scores.statistics)
+                for index, scores in enumerate(each)
             ],
             20,
         ).metrics

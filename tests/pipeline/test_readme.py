@@ -59,7 +59,7 @@ def test_every_command_runs(tmp_path) -> None:
     """What cannot be had in a test is replaced: the reader's folders by tiny data, downloaded weights by random ones,
     the deepest encoder by its smallest sister."""
     workspace = Workspace.create(tmp_path / "repository")
-    places = {
+    replacements = {
         "/data/flickr8k": str(tiny_data.flickr8k(tmp_path / "flickr8k")),
         "/data/coco": str(tiny_data.coco2017(tmp_path / "coco")),
         "/data/mine/captions.csv": str(tiny_data.table(tmp_path / "mine")),
@@ -76,8 +76,8 @@ def test_every_command_runs(tmp_path) -> None:
     for block in BLOCKS:
         for command in block.splitlines():
             command = command.split("#")[0].strip()
-            for name, place in places.items():
-                command = command.replace(name, place)
+            for name, replacement in replacements.items():
+                command = command.replace(name, replacement)
             output = workspace.run("bash", "-c", command)
             assert "Traceback" not in output, f"{command}\n{output}"
             if command.startswith("dvc queue start"):

@@ -49,6 +49,6 @@ def test_every_test_photo_is_captioned_and_scored(finished: Workspace) -> None:
 
 
 def test_no_path_of_the_reader_is_in_a_result(finished: Workspace) -> None:
-    place = str(real_data("coco_mini").parent)
+    folder = str(real_data("coco_mini").parent)
     for path in (finished.folder / "results").rglob("*"):
-        assert not path.is_file() or place.encode() not in path.read_bytes(), path
+        assert not path.is_file() or folder.encode() not in path.read_bytes(), path

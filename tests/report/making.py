@@ -34,9 +34,9 @@ def experiment(captions: list[str] = CAPTIONS, scores: list[float] = SCORES) -> 
             "attention": attention(text.split()),
             "scores": {"cider_d": score, "bleu_4": 1 - score / 4},
             "log_probability": -1.0,
-            "novelty": place / 2,
+            "novelty": index / 2,
         }
-        for place, (text, score) in enumerate(zip(captions, scores))
+        for index, (text, score) in enumerate(zip(captions, scores))
     ]
     return {
         "name": "net + gru, soft attention",

@@ -99,7 +99,7 @@ def test_searches_words_of_captions_and_references(show):
         ("", [0, 1, 2]),
     ):
         page.get_by_label("Search").fill(sought)
-        assert shown(page) == [making.CAPTIONS[place] for place in found], sought
+        assert shown(page) == [making.CAPTIONS[index] for index in found], sought
         assert page.locator("#count").inner_text() == (f"{len(found)} of 3 images match" if sought else "")
 
 
@@ -222,8 +222,8 @@ def test_curves_are_drawn(show):
 
 def test_500_images_load_only_where_they_are_seen(show):
     data = making.data()
-    images = [{**data["images"][place % 3], "id": place} for place in range(500)]
-    captions = [data["experiments"][0]["captions"][place % 3] for place in range(500)]
+    images = [{**data["images"][index % 3], "id": index} for index in range(500)]
+    captions = [data["experiments"][0]["captions"][index % 3] for index in range(500)]
     page = show(making.data(images=images, total=500, experiments=[{**data["experiments"][0], "captions": captions}]))
     page.locator(".card img[src]").first.wait_for()
     assert 0 < page.locator(".card img[src]").count() < 200

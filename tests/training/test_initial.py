@@ -170,7 +170,7 @@ def test_no_epochs_are_refused_where_they_make_no_sense(data: dict[str, Path], b
 DIFFERENT = [
     ({"hidden_size": 20}, "hidden_size=16, not 20; set train.hidden_size=16"),
     ({"feature_size": 16}, "feature_size=12, not 16; set train.feature_size=12"),
-    ({"position": "none"}, "position=learned, not none; set train.position=learned"),
+    ({"copied": "none"}, "copied=learned, not none; set train.copied=learned"),
     ({"embedding_size": 9}, "embedding_size=8, not 9; set train.embedding_size=8"),
     ({"layers": 2}, "layers=1, not 2; set train.layers=1"),
     ({"norm": "batch"}, "norm=layer, not batch; set train.norm=layer"),
@@ -287,16 +287,16 @@ def test_a_signal_in_the_first_validation(
 def test_another_models_bytes_begin_afresh_and_the_same_elsewhere_go_on(
     data: dict[str, Path], base: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    place = tmp_path / "a/models"
-    shutil.copytree(base / "models", place)
-    cut_at("000002-000000001", tmp_path / "cut", data, beginning(place.parent))
+    copied = tmp_path / "a/models"
+    shutil.copytree(base / "models", copied)
+    cut_at("000002-000000001", tmp_path / "cut", data, beginning(copied.parent))
     capsys.readouterr()
-    tensors = load_file(place / "model.safetensors")
+    tensors = load_file(copied / "model.safetensors")
     tensors["vocabulary.bias"] += 0.25
-    save_file(tensors, place / "model.safetensors")
-    other = run(tmp_path / "cut", data, beginning(place.parent))
+    save_file(tensors, copied / "model.safetensors")
+    other = run(tmp_path / "cut", data, beginning(copied.parent))
     assert "unfinished work was for other init_from; starting afresh" in capsys.readouterr().err
-    assert result_bytes(other) == result_bytes(run(tmp_path / "other", data, beginning(place.parent)))
+    assert result_bytes(other) == result_bytes(run(tmp_path / "other", data, beginning(copied.parent)))
     shutil.rmtree(tmp_path / "cut")
     cut_at("000002-000000001", tmp_path / "cut", data, beginning(base))
     shutil.copytree(base / "models", tmp_path / "b/models")
@@ -319,15 +319,15 @@ def test_a_stop_file_in_the_first_epoch_publishes_the_loaded_model(
 
 def test_several_ranks(runs: Runs, data: dict[str, Path], base: Path, tmp_path: Path) -> None:
     """They begin from the same weights, and refuse to begin from different ones."""
-    places = torchrun_environments(2)
+    environments = torchrun_environments(2)
     still = beginning(base, **STILL, epochs=1)
-    processes = [runs.start(tmp_path, data, still, places[rank], tmp_path / f"log{rank}") for rank in range(2)]
+    processes = [runs.start(tmp_path, data, still, environments[rank], tmp_path / f"log{rank}") for rank in range(2)]
     assert [runs.wait(process) for process in processes] == [0, 0], (tmp_path / "log0").read_text()
     assert same(weights(tmp_path), weights(base)) and "2 processes" in (tmp_path / "log0").read_text()
     other = run(tmp_path / "other", data, small_parameters(epochs=1))
-    places, own = torchrun_environments(2), [beginning(base), beginning(other)]
+    environments, own = torchrun_environments(2), [beginning(base), beginning(other)]
     processes = [
-        runs.start(tmp_path / "no", data, own[rank], places[rank], tmp_path / f"no{rank}") for rank in range(2)
+        runs.start(tmp_path / "no", data, own[rank], environments[rank], tmp_path / f"no{rank}") for rank in range(2)
     ]
     assert runs.wait(processes[1]) == 1 and "other init_from than rank 0 has" in (tmp_path / "no1").read_text()
     os.kill(processes[0], signal.SIGKILL)  # as torchrun ends the other ranks

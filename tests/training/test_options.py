@@ -61,8 +61,8 @@ def test_rates_of_every_step_by_hand(data: dict[str, Path], tmp_path: Path, watc
     steps, step = batches_of(data, 5), 0
     assert len(rates) == sum(steps) and len(rows) == 5
     for epoch, plateau in enumerate([1, 1, 1, 0.5, 0.5]):
-        for place in range(steps[epoch]):
-            done = (epoch + place / steps[epoch]) / 5
+        for index in range(steps[epoch]):
+            done = (epoch + index / steps[epoch]) / 5
             scale = plateau * min(1, (step + 1) / 9) * 0.9 ** (step // 4) * (1 + math.cos(math.pi * done)) / 2
             assert rates[step] == pytest.approx((0.3 * scale, 0.03 * scale), rel=1e-12)
             step += 1

@@ -89,9 +89,9 @@ def test_one_process_is_a_group_of_its_own() -> None:
 
 
 def test_ranks_draw_differently_and_again_the_same() -> None:
-    places = [(seed, rank, epoch, step) for seed in (1, 2) for rank in (1, 2) for epoch in (1, 2) for step in (0, 1)]
-    seeds = {rank_seed(*place) for place in places}
-    assert len(seeds) == len(places) and rank_seed(1, 2, 1, 0) == rank_seed(1, 2, 1, 0)
+    states = [(seed, rank, epoch, step) for seed in (1, 2) for rank in (1, 2) for epoch in (1, 2) for step in (0, 1)]
+    seeds = {rank_seed(*state) for state in states}
+    assert len(seeds) == len(states) and rank_seed(1, 2, 1, 0) == rank_seed(1, 2, 1, 0)
 
 
 class AloneGroup(Group):

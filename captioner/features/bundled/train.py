@@ -169,13 +169,13 @@ def augmented(batch: tuple[Tensor, ...], random: torch.Generator) -> tuple[Tenso
 
 def loss_of(model: Trainee, inputs: Tensor, covers: Tensor, centres: Tensor, grounds: Tensor) -> Tensor:
     """The summed loss of cells at 13x13, of cells pooled to 7x7 (as the pipeline pools) and of the whole image."""
-    kinds, middles, places = (part.float() for part in model(inputs))
+    kinds, middles, positions = (part.float() for part in model(inputs))
     cover, centre = covers.float() / 255, centres.float() / 255
     # Centres tell how many there are, which covered cells do not where things touch.
     cells = _map_loss(kinds, cover) + 0.6 * _map_loss(middles, centre)
     present = (cover.amax((2, 3)) > 0).float()
     whole = F.binary_cross_entropy_with_logits(presence(kinds), present, reduction="none").sum(1).mean()
-    return cells + whole + 0.5 * F.cross_entropy(places, grounds)
+    return cells + whole + 0.5 * F.cross_entropy(positions, grounds)
 
 
 def _map_loss(logits: Tensor, wanted: Tensor) -> Tensor:

@@ -233,24 +233,24 @@ def test_it_learns_to_look_where_the_word_is(monkeypatch: pytest.MonkeyPatch, re
     optimizer, objective = torch.optim.Adam(trained(decoder), lr=0.01), CrossEntropy(decoder, options)
 
     def draw(images: int) -> tuple[Tensor, Tensor, Tensor]:
-        features, place, word = (
+        features, index, word = (
             torch.randn(images, 6, 6) * 0.3,
             torch.randint(6, (images,)),
             torch.randint(4, VOCABULARY, (images,)),
         )
         rows = torch.arange(images)
-        features[rows, place, word - 4] += 2
-        features[rows, place, 5] += 2
-        features[rows, (place + 1) % 6, torch.randint(0, 5, (images,))] += 2
+        features[rows, index, word - 4] += 2
+        features[rows, index, 5] += 2
+        features[rows, (index + 1) % 6, torch.randint(0, 5, (images,))] += 2
         tokens = torch.stack([torch.full_like(word, START), word, torch.full_like(word, END)], 1)
-        return features, tokens.unsqueeze(1), place
+        return features, tokens.unsqueeze(1), index
 
     for _ in range(250):
         features, tokens, _ = draw(64)
         step(objective, [(features, tokens)], optimizer)
-    features, tokens, place = draw(500)
+    features, tokens, index = draw(500)
     decoder.eval()
     logits, attention = decoder(decoder.encode(features), tokens[..., :1])
-    looked = (attention[:, 0, 0].argmax(-1) == place).float().mean()
+    looked = (attention[:, 0, 0].argmax(-1) == index).float().mean()
     said = (logits.argmax(-1) == tokens[:, 0, 1]).float().mean()
     assert (looked > 0.9 and said > 0.9) if reward else looked < 0.6

@@ -99,9 +99,9 @@ def test_as_many_are_drawn_as_the_share_says_each_for_itself() -> None:
     assert torch.equal(mixed[~drawn], inputs[0][~drawn])
     before = mixed[:, :-1][drawn[:, 1:]]
     assert mixed[:, 1:][drawn[:, 1:]].tolist() == [following[word] for word in before.tolist()]
-    for places in ([1], [2], [3], [1, 2], [1, 3], [2, 3], [1, 2, 3]):
-        likely = 0.3 ** len(places)
-        count = int(drawn[:, places].all(1).sum())
+    for positions in ([1], [2], [3], [1, 2], [1, 3], [2, 3], [1, 2, 3]):
+        likely = 0.3 ** len(positions)
+        count = int(drawn[:, positions].all(1).sum())
         assert abs(count - captions * likely) < 3 * (captions * likely * (1 - likely)) ** 0.5
 
 
@@ -125,8 +125,8 @@ def test_words_are_drawn_as_often_as_they_are_likely(cell: str) -> None:
             logits, _ = slow_logits(decoder, features[0], torch.tensor([START, *words]))
             own = logits[:, possible].softmax(1)
             likely = 1.0
-            for place, word in enumerate(words):
-                likely *= share * own[place, possible.index(word)].item() + (1 - share) * (word == true[place])
+            for position, word in enumerate(words):
+                likely *= share * own[position, possible.index(word)].item() + (1 - share) * (word == true[position])
             deviations.append((found.pop(words, 0) - count * likely) / (count * likely * (1 - likely)) ** 0.5)
     assert not found
     assert (
