@@ -77,7 +77,7 @@ def test_another_file_is_no_report(text):
 
 def test_a_page_of_another_version_is_refused():
     with pytest.raises(CaptionerError, match="another version"):
-        read_page(render(making.data()).replace('"format_version":1', '"format_version":0'), "x.html")
+        read_page(render(making.data()).replace('"format_version":2', '"format_version":1'), "x.html")
 
 
 REFERENCES = {
