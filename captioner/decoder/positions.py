@@ -11,7 +11,7 @@ from captioner.errors import CaptionerError
 
 
 def sinusoids(count: int, size: int) -> Tensor:
-    """The encoding of indices 0 to ``count`` - 1 of Vaswani et al. 2017, section 3.5: (count, size) float64, on the CPU.
+    """The encoding of the indices below ``count`` (Vaswani et al. 2017, section 3.5), (count, size) float64 on the CPU.
 
     Component 2i is sin(index / 10000^(2i / size)), and 2i + 1 is the cosine; ``size`` is even.
     """
