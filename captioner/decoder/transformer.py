@@ -209,7 +209,7 @@ class TransformerDecoder(GridDecoder):
         position = state.count.view(1)
         x = self._inputs(tokens.unsqueeze(2), self._word_positions().index_select(0, position))  # (I, K, 1, H)
         fixed = state.keys[0].shape[3] == self.capacity
-        mask = torch.arange(self.capacity, device=tokens.device) <= position if fixed else None  # (S,)
+        mask = (torch.arange(self.capacity, device=tokens.device) <= position).view(1, -1) if fixed else None  # (1, S)
         own_keys, own_values = [], []
         for number, layer in enumerate(self.layers):
             query, key, value = layer.words(x)
