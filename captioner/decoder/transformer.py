@@ -190,7 +190,8 @@ class TransformerDecoder(GridDecoder):
 
         Args:
             fixed_shapes: caches have room for the longest caption from the first step on, so that one CUDA graph serves
-                all steps; None: on a GPU only, since it costs a CPU time.
+                all steps; None: on a GPU only. On a CPU a step takes half as long again as with a cache that grows (45
+                ms instead of 29 for 32 images, 5 beams, 3 layers of 256, 9,500 words and 12 steps, on one core).
         """
         keys = memory.keys[0]
         room = self.capacity if (keys.is_cuda if fixed_shapes is None else fixed_shapes) else 0
