@@ -9,6 +9,7 @@ from typing import Any
 from captioner.errors import CaptionerError
 
 _MOST_LAYERS = 16  # all of them are built before anything is compared with the weights
+_ADDED = ("word_position", "max_length")  # models of format 3 may lack them; the defaults do not change these models
 
 
 @dataclass(frozen=True)
@@ -17,24 +18,27 @@ class DecoderConfig:
 
     Attributes:
         decoder: a key of ``captioner.decoder.registry.DECODERS``.
-        attention: a key of ``captioner.decoder.attention.ATTENTIONS``.
+        attention: a key of ``captioner.decoder.attention.ATTENTIONS``; the transformer has its own and wants ``soft``.
         vocabulary_size: V, words with the four special ones.
         embedding_size: D, size of a word as the layers take it in.
         channels: C, size of a feature as stored.
         positions: P, cells of the feature grid.
         feature_size: E, size of a projected feature.
-        hidden_size: H, units of a layer, and of the output layer before the vocabulary.
+        hidden_size: H, units of a layer, and of the output layer before the vocabulary; the transformer's width.
         attention_size: A, size of the attention's query and keys (``bilinear`` has the features' size, ``none`` has
-            neither).
-        heads: of ``multihead`` attention.
+            neither, and those of the transformer have H / heads).
+        heads: of ``multihead`` attention, and of the transformer's.
         position: ``learned`` (a vector for each grid cell), ``sinusoidal`` (of row and column) or ``none``.
-        dropout: probability on word vectors, projected features, between layers and before the vocabulary layer.
+        dropout: probability on word vectors, projected features, between layers (in the transformer on what each part
+            of a layer adds) and before the vocabulary layer.
         tune_embeddings: word vectors are trained too.
         rows: of the feature grid; P is a multiple of it.
-        layers: stacked recurrent layers.
+        layers: stacked layers.
         tie_weights: the vocabulary layer's weight is the word vectors.
         norm: of projected features, a key of ``captioner.decoder.norm.NORMS``.
         vector_size: of a word vector; where it is not D, a learned map takes word vectors to D. 0 is D, and becomes it.
+        word_position: of the transformer: ``learned`` (a vector for each position of a word) or ``sinusoidal``.
+        max_length: words of the longest caption that the transformer gives; the recurrent decoders have no limit.
     """
 
     decoder: str
@@ -55,6 +59,8 @@ class DecoderConfig:
     tie_weights: bool = False
     norm: str = "layer"
     vector_size: int = 0
+    word_position: str = "learned"
+    max_length: int = 30
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "vector_size", self.vector_size or self.embedding_size)
@@ -77,6 +83,8 @@ class DecoderConfig:
                 "folder again"
             )
         for name in sorted({*content, *fields}):
+            if name in _ADDED and name not in content:
+                continue
             if name not in fields:
                 raise CaptionerError(
                     f"{source}: unknown decoder setting {name}={content[name]!r}; it comes from another version of "

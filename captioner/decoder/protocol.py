@@ -45,9 +45,11 @@ class Decoder(nn.Module):
 
     Attributes:
         config: its settings.
+        longest: words of the longest caption that it can give; None: no limit.
     """
 
     config: DecoderConfig
+    longest: int | None = None
 
     @property
     def device(self) -> torch.device:

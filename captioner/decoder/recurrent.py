@@ -20,14 +20,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from captioner.decoder.attention import build_attention
 from captioner.decoder.cells import Cell
 from captioner.decoder.config import DecoderConfig
-from captioner.decoder.norm import build_norm
-from captioner.decoder.positions import sinusoidal_positions
-from captioner.decoder.protocol import Decoder, unmasked
+from captioner.decoder.grid import GridDecoder
+from captioner.decoder.protocol import unmasked
 from captioner.vocabulary.vocabulary import PAD
 
 
@@ -89,7 +87,7 @@ class Layer(nn.Module):
         return self.cell.update(inputs, self.recurrent(state[0]), state)
 
 
-class RecurrentDecoder(Decoder):
+class RecurrentDecoder(GridDecoder):
     """An attention decoder with LSTM or GRU cells; see ``captioner.decoder.protocol`` for its methods.
 
     Args:
@@ -103,26 +101,9 @@ class RecurrentDecoder(Decoder):
     """
 
     def __init__(self, config: DecoderConfig, cell: Cell, embeddings: Tensor | None = None) -> None:
-        super().__init__()
-        self.config, self.cell = config, cell
+        super().__init__(config, embeddings)
+        self.cell = cell
         words, width, size = config.embedding_size, config.feature_size, config.hidden_size  # D, E, H
-        self.embedding = nn.Embedding(config.vocabulary_size, config.vector_size)
-        if embeddings is not None:
-            if embeddings.shape != self.embedding.weight.shape:
-                expected = tuple(self.embedding.weight.shape)
-                raise ValueError(f"word vectors {tuple(embeddings.shape)}, settings {expected}")
-            self.embedding.weight.data.copy_(embeddings)
-        self.embedding.weight.requires_grad_(config.tune_embeddings)
-        self.embedding_map = _map(config.vector_size, words)
-
-        self.projection = nn.Linear(config.channels, width)
-        self.norm = build_norm(config.norm, width)
-        learned = config.position == "learned"
-        self.position = nn.Parameter(torch.randn(config.positions, width) * 0.1) if learned else None
-        if config.position == "sinusoidal":  # an impossible size is refused here, not at the first step
-            sinusoidal_positions(
-                config.rows, config.positions // config.rows, width, torch.device("cpu"), torch.float32
-            )
         self.attention = build_attention(config)
         self.gate = nn.Linear(size, width)
 
@@ -134,27 +115,11 @@ class RecurrentDecoder(Decoder):
 
         self.output_word = nn.Linear(words, size, bias=False)
         self.output_context = nn.Linear(width, size, bias=False)
-        self.output_map = _map(size, config.vector_size) if config.tie_weights else nn.Identity()
-        self.vocabulary = None if config.tie_weights else nn.Linear(size, config.vocabulary_size)
-        self.tied_bias = nn.Parameter(torch.zeros(config.vocabulary_size)) if config.tie_weights else None
-        self.dropout = nn.Dropout(config.dropout)
-
-    def projection_parameters(self) -> list[nn.Parameter]:
-        """The parameters of the feature projection, which have a learning rate of their own."""
-        position = [] if self.position is None else [self.position]
-        return [*self.projection.parameters(), *self.norm.parameters(), *position]
+        self.build_vocabulary_layer()
 
     def encode(self, features: Tensor) -> GridMemory:
         """Features (I, P, C) -> memory."""
-        values = self.norm(self.projection(features.to(self.projection.weight.dtype)))  # (I, P, E)
-        if self.position is not None:
-            values = values + self.position
-        elif self.config.position == "sinusoidal":
-            rows = self.config.rows
-            values = values + sinusoidal_positions(
-                rows, values.shape[1] // rows, values.shape[2], values.device, values.dtype
-            )
-        values = self.dropout(values)
+        values = self.project(features)  # (I, P, E)
         return GridMemory(values, self.attention.keys(values), values.mean(1))
 
     def initial_state(self, memory: GridMemory, beams: int) -> RecurrentState:
@@ -220,14 +185,11 @@ class RecurrentDecoder(Decoder):
 
     def _embed(self, tokens: Tensor) -> Tensor:
         """Tokens (...) int64 -> (..., D)."""
-        return self.dropout(self.embedding_map(self.embedding(tokens)))
+        return self.dropout(self.embed(tokens))
 
     def _logits(self, hidden: Tensor, context: Tensor, words: Tensor) -> Tensor:
         """Top layer's h (..., H), context (..., E), words (..., D) -> logits (..., V)."""
-        output = self.dropout(hidden + self.output_context(context) + self.output_word(words))
-        if self.vocabulary is None:  # tied weights (Press and Wolf 2017)
-            return F.linear(self.output_map(output), self.embedding.weight, self.tied_bias)
-        return self.vocabulary(output)
+        return self.logits(self.dropout(hidden + self.output_context(context) + self.output_word(words)))
 
 
 def active_captions(tokens: Tensor) -> list[tuple[int, int]]:
@@ -244,8 +206,3 @@ def active_captions(tokens: Tensor) -> list[tuple[int, int]]:
         numbers = torch.arange(1, size + 1).unsqueeze(1)
         counts.append((active.any(dimension) * numbers).amax(0).tolist())
     return list(zip(*counts))
-
-
-def _map(size: int, wanted: int) -> nn.Module:
-    """A learned map where two sizes differ."""
-    return nn.Identity() if size == wanted else nn.Linear(size, wanted, bias=False)

@@ -10,11 +10,13 @@ from captioner.decoder.cells import GRU, LSTM
 from captioner.decoder.config import DecoderConfig
 from captioner.decoder.protocol import Decoder
 from captioner.decoder.recurrent import RecurrentDecoder
+from captioner.decoder.transformer import TransformerDecoder
 from captioner.errors import CaptionerError
 
 DECODERS: dict[str, Callable[[DecoderConfig, Tensor | None], Decoder]] = {
     "gru": lambda config, embeddings: RecurrentDecoder(config, GRU, embeddings),
     "lstm": lambda config, embeddings: RecurrentDecoder(config, LSTM, embeddings),
+    "transformer": TransformerDecoder,
 }
 
 

@@ -27,7 +27,7 @@ class Parameters:
     attention: str = option(
         "soft",
         "attention mechanism: soft (additive), hard (one sampled position), dot (scaled dot product), multihead, "
-        "bilinear, or none (the mean feature)",
+        "bilinear, or none (the mean feature); decoder=transformer has an attention of its own and wants soft",
         choices=registries.attentions,
     )
     seed: int = option(1, "training: initial weights, order of images, dropout", low=0)

@@ -12,15 +12,20 @@ from captioner.parameters.options import option
 class TrainParameters:
     """The decoder and its training."""
 
-    hidden_size: int = option(256, "size of the decoder's hidden state", low=1)
+    hidden_size: int = option(256, "size of the decoder's hidden state; width of the transformer", low=1)
     layers: int = option(
         1,
-        "stacked recurrent layers; attention queries the bottom layer, the output reads the top layer",
+        "stacked layers; in gru and lstm attention queries the bottom layer, the output reads the top layer",
         low=1,
         high=16,
     )
     attention_size: int = option(256, "size of queries and keys of soft, hard, dot and multihead attention", low=1)
-    heads: int = option(4, "heads of multihead attention; must divide attention_size and feature_size", low=1)
+    heads: int = option(
+        4,
+        "heads of multihead attention, must divide attention_size and feature_size; "
+        "heads of the transformer, must divide hidden_size",
+        low=1,
+    )
     feature_size: int = option(256, "size of a projected feature (the encoder embedding)", low=1)
     norm: str = option(
         "layer",
@@ -33,9 +38,15 @@ class TrainParameters:
         "position embedding added to the projected features: learned, sinusoidal (of row and column) or none",
         choices=("learned", "sinusoidal", "none"),
     )
+    word_position: str = option(
+        "learned",
+        "decoder=transformer only: position embedding of the words: learned or sinusoidal",
+        choices=("learned", "sinusoidal"),
+    )
     dropout: float = option(
         0.1,
-        "dropout on word vectors, projected features, between layers and before the vocabulary layer",
+        "dropout on word vectors, projected features, between layers (transformer: on what each part of a layer adds) "
+        "and before the vocabulary layer",
         low=0,
         high=0.95,
     )

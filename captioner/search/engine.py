@@ -132,8 +132,15 @@ def search(
         For each image 1 to ``keep`` hypotheses, best score first.
 
     Raises:
-        CaptionerError: no caption meets the constraints, or the decoder gives values that are not finite.
+        CaptionerError: no caption meets the constraints, the decoder gives values that are not finite, or captions may
+            be longer than it can give.
     """
+    limit = getattr(decoder, "longest", None)
+    if limit is not None and constraints.max_length > limit:
+        raise CaptionerError(
+            f"evaluate.max_length={constraints.max_length}: the model gives captions of at most {limit} words; lower "
+            f"it to {limit}, or train again with vocab.max_length={constraints.max_length}"
+        )
     if images == 0:
         return []
     device = torch.device(device)

@@ -49,6 +49,8 @@ class Ensemble(Decoder):
     def __init__(self, members: Sequence[nn.Module]) -> None:
         super().__init__()
         self.members = nn.ModuleList(members)
+        limits = [limit for member in members if (limit := getattr(member, "longest", None)) is not None]
+        self.longest = min(limits, default=None)
         self.eval()
 
     def encode(self, features: Tensor) -> EnsembleMemory:

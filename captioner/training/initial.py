@@ -20,6 +20,7 @@ _PARAMETERS = {
     "decoder": "decoder",
     "attention": "attention",
     "vector_size": "vocab.dimension",
+    "max_length": "vocab.max_length",
 }  # the others are train.<setting>
 
 
@@ -60,6 +61,8 @@ def load_initial(folder: str | None, config: DecoderConfig, inputs: Inputs) -> I
     )
     check_features(model, inputs.store, folder, "or leave out train.init_from")
     names = [field.name for field in dataclasses.fields(config) if field.name not in _MAY_DIFFER]
+    if model.decoder.longest is None:
+        names.remove("max_length")
     for name in sorted(names, key=lambda name: name != "vector_size"):  # first, since others follow it
         theirs, ours = getattr(model.decoder.config, name), getattr(config, name)
         if theirs != ours:

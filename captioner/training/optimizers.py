@@ -64,7 +64,7 @@ def parameter_groups(decoder: Decoder, weight_decay: float) -> list[dict[str, An
     spared |= {
         id(parameter)
         for name, parameter in decoder.named_parameters()
-        if name.rpartition(".")[2] in ("bias", "tied_bias", "position")
+        if name.rpartition(".")[2] in ("bias", "tied_bias", "position", "word_position")
     }
     parts: dict[str, list[nn.Parameter]] = {"decoder": [], "projection": decoder.projection_parameters()}
     parts["decoder"] = [

@@ -20,7 +20,7 @@ from captioner.fingerprint import canonical_json
 from captioner.interrupts import StopSignal
 from captioner.launch import Rank
 from captioner.model_io import ENCODER, save_encoder, save_model
-from captioner.parameters import DownloadParameters, Parameters
+from captioner.parameters import DownloadParameters, EvaluateParameters, Parameters
 from captioner.sidecar import Sidecar
 from captioner.training.checkpoint import TrainState
 from captioner.training.distributed import Group, process_group, rank_seed
@@ -227,4 +227,7 @@ def _config(parameters: Parameters, inputs: Inputs) -> DecoderConfig:
         dropout=options.dropout,
         tune_embeddings=options.tune_embeddings,
         rows=inputs.store.grid[0],
+        word_position=options.word_position,
+        # captions may be as long as the stage ``evaluate`` and ``captioner caption`` let them by default
+        max_length=max(inputs.max_length, EvaluateParameters.max_length),
     )

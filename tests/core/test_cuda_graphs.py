@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from captioner import cuda_graphs
 from captioner.cuda_graphs import GraphedDecoder, GraphedModule, graphed, replaced, tensors_of
 from captioner.decoder import Decoder
+from captioner.decoder.transformer import TransformerDecoder
 from captioner.search import beam_search
 from captioner.training.objectives.sampling import sample_captions
 from captioner.vocabulary.vocabulary import START
@@ -55,7 +56,7 @@ def started(decoder: Any, features: Tensor, beams: int) -> tuple[Tensor, Any, An
     return tokens, decoder.initial_state(memory, beams), memory
 
 
-def assert_same(found: tuple[Tensor, Any, Tensor], expected: tuple[Tensor, Any, Tensor]) -> None:
+def assert_same(found: tuple[Any, ...], expected: tuple[Any, ...]) -> None:
     for one, two in zip(tensors_of(found), tensors_of(expected), strict=True):
         torch.testing.assert_close(one, two)
 
@@ -76,6 +77,23 @@ def test_steps_are_the_decoders_and_are_not_overwritten(attention: str, recorded
         assert_same(found, expected)
         state = expected[1]
     assert not any(tensor.requires_grad for tensor in tensors_of(results[0]))
+
+
+def test_one_graph_serves_all_steps_of_the_transformer(recorded: list[StandIn]) -> None:
+    """Its cache has room for the longest caption, as on a GPU."""
+    model = make_decoder("transformer", layers=2)
+    assert isinstance(model, TransformerDecoder)
+    decoder, tokens, memory = GraphedDecoder(model), make_tokens([[4, 3], [2, 5]]), model.encode(make_features(2))
+    states = [model.initial_state(memory, 2, fixed_shapes=True)]
+    results = []
+    for step in range(5):
+        results.append(decoder.step(tokens[:, :, step], states[-1], memory))
+        states.append(results[-1][1])
+    assert len(recorded) == 1 and recorded[0].replays == 5
+    state = model.initial_state(memory, 2)
+    for step, (logits, _, attention) in enumerate(results):  # compared when all steps are done
+        expected, state, weights = model.step(tokens[:, :, step], state, memory)
+        assert_same((logits, attention), (expected, weights))
 
 
 def test_one_graph_for_each_shape(recorded: list[StandIn]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable
@@ -12,6 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from captioner.decoder import build_decoder
+from captioner.decoder.positions import sinusoidal_positions
 from captioner.errors import CaptionerError
 from captioner.features.store import FeatureStore
 from captioner.model_io import FORMAT_VERSION, load_model, save_model
@@ -140,3 +143,17 @@ def test_training_settings_are_kept(folder: Path, tmp_path: Path) -> None:
 def test_loads_in_eval_mode_without_gradients(folder: Path) -> None:
     model = load_model(folder)
     assert not model.decoder.training and not any(parameter.requires_grad for parameter in model.decoder.parameters())
+
+
+def test_a_model_with_sinusoidal_positions_is_loaded(folder: Path, tmp_path: Path) -> None:
+    """While it is built torch's default device is one without numbers."""
+    sinusoidal_positions.cache_clear()  # as in a process that has not trained it
+    model = load_model(folder)
+    torch.manual_seed(0)
+    decoder = build_decoder(dataclasses.replace(model.decoder.config, position="sinusoidal"))
+    facts = {key: model.config[key] for key in small.model_facts(FeatureStore.open(folder.parent / "f.h5"))}
+    save_model(tmp_path, decoder, model.vocabulary, facts)
+    sinusoidal_positions.cache_clear()
+    features = torch.rand(1, decoder.config.positions, decoder.config.channels)
+    found = load_model(tmp_path).decoder.encode(features).values
+    assert torch.equal(found, decoder.eval().encode(features).values)

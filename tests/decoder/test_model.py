@@ -203,8 +203,8 @@ def test_memory_is_shared_by_beams() -> None:
 
 
 def test_unknown_names_are_refused() -> None:
-    with pytest.raises(CaptionerError, match="decoder=transformer.*gru, lstm"):
-        make_decoder("transformer")
+    with pytest.raises(CaptionerError, match="decoder=rnn.*gru, lstm, transformer"):
+        make_decoder("rnn")
     with pytest.raises(CaptionerError, match="attention=loud.*soft, hard, dot, multihead, bilinear, none"):
         make_decoder("gru", "loud")
     with pytest.raises(CaptionerError, match="train.heads=4: it does not divide train.attention_size=6"):

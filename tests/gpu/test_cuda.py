@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 
 from captioner.cuda_graphs import GraphedDecoder, graphed
 from captioner.decoder import Decoder
+from captioner.decoder.attention import ATTENTIONS
 from captioner.search import beam_search
 from tests.decoder.comparing import teacher_forced
 from tests.decoder.examples import make_decoder, make_features, make_tokens
@@ -33,8 +35,9 @@ def gradients(model: Decoder, features: torch.Tensor, tokens: torch.Tensor) -> d
     return {**found, "logits": outputs.logits.detach().cpu(), "attention": outputs.attention.detach().cpu()}
 
 
-@pytest.mark.parametrize("attention", ["soft", "hard", "dot", "multihead", "bilinear", "none"])
-@pytest.mark.parametrize("decoder", ["gru", "lstm"])
+@pytest.mark.parametrize(
+    ("decoder", "attention"), [*itertools.product(("gru", "lstm"), ATTENTIONS), ("transformer", "soft")]
+)
 def test_decoder_and_its_gradients(decoder: str, attention: str) -> None:
     features, tokens = make_features(4), make_tokens([[4, 1, -1], [7, -1, -1], [2, 2, 3], [1, 6, -1]])
     on_cpu = gradients(make_decoder(decoder, attention, layers=2, norm="batch"), features, tokens)
@@ -46,8 +49,10 @@ def test_decoder_and_its_gradients(decoder: str, attention: str) -> None:
         )
 
 
-@pytest.mark.parametrize("attention", ["soft", "hard", "multihead", "none"])
-@pytest.mark.parametrize("decoder", ["gru", "lstm"])
+@pytest.mark.parametrize(
+    ("decoder", "attention"),
+    [*itertools.product(("gru", "lstm"), ("soft", "hard", "multihead", "none")), ("transformer", "soft")],
+)
 def test_beam_search_with_and_without_graphs(decoder: str, attention: str) -> None:
     features, model = make_features(7), make_decoder(decoder, attention).eval()
     expected = beam_search(model, features, max_length=9, keep=5)
@@ -62,12 +67,19 @@ def test_beam_search_with_and_without_graphs(decoder: str, attention: str) -> No
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"doubly_stochastic": 1.0, "label_smoothing": 0.1}, {"ema": 0.9, "norm": "batch", "optimizer": "rmsprop"}],
+    [
+        {},
+        {"doubly_stochastic": 1.0, "label_smoothing": 0.1},
+        {"ema": 0.9, "norm": "batch", "optimizer": "rmsprop"},
+        {"decoder": "transformer", "layers": 2},
+    ],
 )
 def test_training_learns_the_same(data: dict[str, Path], tmp_path: Path, options: dict) -> None:
     histories = []
     for device in ("cpu", "cuda"):
-        parameters = with_runtime(small_parameters(decoder="lstm", dropout=0.0, epochs=4, **options), device=device)
+        parameters = with_runtime(
+            small_parameters(**{"decoder": "lstm", "dropout": 0.0, "epochs": 4, **options}), device=device
+        )
         histories.append(history_numbers(run(tmp_path / device, data, parameters)))
     for on_cpu, on_gpu in zip(*histories, strict=True):
         assert on_gpu == pytest.approx(

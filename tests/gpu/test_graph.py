@@ -119,6 +119,8 @@ class Steps:
         ),
         ({"layers": 2, "tie_weights": True, "tune_embeddings": True, "vector_size": 5}, {"optimizer": "sgd"}),
         ({"attention": "multihead"}, {"precision": "bf16"}),
+        ({"decoder": "transformer", "layers": 2}, {"doubly_stochastic": 0.7}),
+        ({"decoder": "transformer", "word_position": "sinusoidal"}, {"precision": "bf16"}),
         ({"attention": "none", "decoder": "gru"}, {}),
         ({"attention": "dot"}, {"weight_decay": 0.1}),
         ({"attention": "bilinear", "norm": "none", "position": "sinusoidal", "rows": 2}, {"clip": 0.0}),

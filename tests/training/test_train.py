@@ -241,7 +241,8 @@ OTHERS = {
     "step_factor",
     "plateau_on",
     "select_by",
-    "gap_patience",  # in test_optimizers, test_schedules and test_options
+    "gap_patience",
+    "group_by_length",  # in test_optimizers, test_schedules and test_options
     "sampling",
     "sampling_start",
     "sampling_epochs",
@@ -255,6 +256,7 @@ OTHERS = {
     "scst_dropout",  # in test_self_critical_run
     "hard_reinforce",
     "hard_entropy",  # in test_hard_run
+    "word_position",  # in test_transformer_run
 }
 
 
@@ -264,7 +266,7 @@ def test_every_train_parameter_is_tested() -> None:
 
 def test_selectors_change_the_result(data: dict[str, Path], base: Path, tmp_path: Path) -> None:
     kinds = [{"attention": name} for name in ("none", "hard", "dot", "multihead", "bilinear")]
-    for number, changes in enumerate(({"seed": 2}, *kinds, {"decoder": "lstm"})):
+    for number, changes in enumerate(({"seed": 2}, *kinds, {"decoder": "lstm"}, {"decoder": "transformer"})):
         changed = run(tmp_path / str(number), data, small_parameters(**changes, epochs=1))
         assert history_numbers(changed)[0] != history_numbers(base)[0]
 

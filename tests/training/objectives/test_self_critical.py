@@ -38,6 +38,7 @@ def make_decoder(cell: str = "lstm", seed: int = 0, dropout: float = 0.0, vocabu
         feature_size=4,
         hidden_size=5,
         attention_size=3,
+        heads=1,
         dropout=dropout,
     )
     decoder = build_decoder(settings).double()
@@ -108,7 +109,7 @@ def greedy_caption(decoder: Decoder, features: Tensor) -> tuple[int, ...]:
     return tokens
 
 
-@pytest.mark.parametrize("cell", ["gru", "lstm"])
+@pytest.mark.parametrize("cell", ["gru", "lstm", "transformer"])
 def test_captions_are_drawn_as_often_as_they_are_likely(cell: str) -> None:
     decoder, features, samples = make_decoder(cell), make_features(2), 20_000
     torch.manual_seed(3)
@@ -131,10 +132,12 @@ def test_captions_are_drawn_as_often_as_they_are_likely(cell: str) -> None:
         )  # chi-square with 14 degrees of freedom passes 36 once in 1,000
 
 
-@pytest.mark.parametrize("baseline", ["mean", "greedy"])
-def test_expected_gradient_is_that_of_the_expected_reward(monkeypatch: pytest.MonkeyPatch, baseline: str) -> None:
+@pytest.mark.parametrize(("cell", "baseline"), [("lstm", "mean"), ("lstm", "greedy"), ("transformer", "mean")])
+def test_expected_gradient_is_that_of_the_expected_reward(
+    monkeypatch: pytest.MonkeyPatch, cell: str, baseline: str
+) -> None:
     """Every pair of captions that could be drawn, weighted with its probability: no chance is left in it."""
-    decoder, features = make_decoder(), make_features(1)
+    decoder, features = make_decoder(cell), make_features(1)
     options = TrainParameters(scst_samples=2, scst_baseline=baseline)
     greedy, likely = (
         greedy_caption(decoder, features),
