@@ -170,7 +170,7 @@ def test_no_epochs_are_refused_where_they_make_no_sense(data: dict[str, Path], b
 DIFFERENT = [
     ({"hidden_size": 20}, "hidden_size=16, not 20; set train.hidden_size=16"),
     ({"feature_size": 16}, "feature_size=12, not 16; set train.feature_size=12"),
-    ({"copied": "none"}, "copied=learned, not none; set train.copied=learned"),
+    ({"position": "none"}, "position=learned, not none; set train.position=learned"),
     ({"embedding_size": 9}, "embedding_size=8, not 9; set train.embedding_size=8"),
     ({"layers": 2}, "layers=1, not 2; set train.layers=1"),
     ({"norm": "batch"}, "norm=layer, not batch; set train.norm=layer"),

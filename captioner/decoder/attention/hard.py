@@ -52,7 +52,8 @@ class HardAttention(AdditiveAttention):
 
     def drawn_positions(self) -> Tensor:
         """The positions drawn in the last pass of teacher forcing, (I, K, T) int64; -1: the expected value, or none."""
-        images, captions = self.drawn[0].shape
+        assert self.expected is not None, "positions are drawn in training alone"
+        images, captions = self.expected.shape
         padded = [
             F.pad(drawn, (0, captions - drawn.shape[1], 0, images - len(drawn)), value=-1) for drawn in self.drawn
         ]
