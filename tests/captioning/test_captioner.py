@@ -33,6 +33,7 @@ from tests.data import ROOT
         ("squash", "squeezenet1_1", "bundled"),
         ("crop", "squeezenet1_1", "bundled"),
         ("squash", "timm/tf_efficientnet_lite0", "package"),  # bicubic, and the central part of the image
+        ("crop", "timm/vit_tiny_patch16_224", "random"),
     ],
 )
 def test_features_are_those_of_extraction(tmp_path: Path, fit: str, encoder: str, weights: str) -> None:

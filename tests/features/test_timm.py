@@ -109,7 +109,7 @@ def test_a_model_without_a_map(monkeypatch: pytest.MonkeyPatch) -> None:
             return images.flatten(1)[:, :8]
 
     with pytest.raises(CaptionerError, match="encoder=timm/vectors: this model gives no spatial map.*another encoder"):
-        _cut("timm/vectors", Vectors(), 32)
+        _cut("timm/vectors", Vectors(), 32, 32)
 
 
 @pytest.mark.parametrize(
@@ -118,12 +118,31 @@ def test_a_model_without_a_map(monkeypatch: pytest.MonkeyPatch) -> None:
         ("timm/vit_small_patch14_dinov2", 200, "its patches are 14x14; use extract.image_size=196"),
         ("timm/swin_tiny_patch4_window7_224", 225, "use extract.image_size=224"),
         ("timm/crossvit_9_240", 224, "use extract.image_size=240"),
+        ("timm/maxvit_tiny_tf_224", 200, "use extract.image_size=224"),
     ],
 )
 def test_image_sizes_that_are_refused(name: str, size: int, remedy: str) -> None:
     with pytest.raises(CaptionerError, match=f"takes no images of {size}x{size} pixels.*{remedy}") as caught:
         build_encoder(name, image_size=size)
     assert "\n" not in caught.value.message
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name",
+    [
+        "crossvit_9_240",
+        "efficientvit_b0",
+        "hiera_tiny_224",
+        "maxvit_tiny_tf_224",
+        "twins_svt_small",
+        "volo_d1_224",
+    ],
+)
+def test_less_usual_models(name: str) -> None:
+    """Several outputs, a head that always pools, a norm that does not fit the map, channels last."""
+    encoder = build_encoder(f"timm/{name}")
+    assert encoder.map[0] == encoder.map[1] >= 7 and encoder.channels >= 96
 
 
 def test_image_sizes_that_are_taken() -> None:
@@ -179,6 +198,8 @@ def test_files_of_weights(tmp_path: Path) -> None:
         encoder = build_encoder("timm/vit_tiny_patch16_224", str(tmp_path / weights))
         assert encoder.weights_name == "file" and encoder.weights_license is None
         hashes.add(encoder.weights_sha256)
+    save_file(encoder.body.state_dict(), tmp_path / "encoder.safetensors")  # as models/ keeps it
+    hashes.add(build_encoder("timm/vit_tiny_patch16_224", str(tmp_path / "encoder.safetensors")).weights_sha256)
     assert len(hashes) == 1
     larger = build_encoder("timm/vit_tiny_patch16_224", str(tmp_path / "whole.pth"), image_size=320)
     assert larger.grid == (20, 20)  # timm's resampling of the position embedding

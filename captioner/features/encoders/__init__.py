@@ -13,7 +13,7 @@ import torch
 
 from captioner.errors import CaptionerError
 from captioner.features.encoders import timm, torchvision
-from captioner.features.encoders.encoder import Encoder, InputSpec, check_grid
+from captioner.features.encoders.encoder import Encoder, InputSpec, Published, check_grid
 from captioner.features.encoders.weights import weights_name
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "check_grid",
     "default_image_size",
     "known_encoders",
+    "published_weights",
     "weights_name",
 ]
 
@@ -55,6 +56,14 @@ class Family(Protocol):
         """
         ...
 
+    def published(self, name: str) -> Published:
+        """Where the weights come from that ``extract.weights=pretrained`` means.
+
+        Raises:
+            CaptionerError: no such encoder, or there are none.
+        """
+        ...
+
 
 FAMILIES: tuple[Family, ...] = (torchvision, timm)
 
@@ -71,6 +80,15 @@ def default_image_size(name: str) -> int:
         CaptionerError: no such encoder; the nearest is named.
     """
     return _family(name).image_size(name)
+
+
+def published_weights(name: str) -> Published:
+    """Where the weights come from that ``extract.weights=pretrained`` means.
+
+    Raises:
+        CaptionerError: no such encoder (the nearest is named), or there are none.
+    """
+    return _family(name).published(name)
 
 
 def build_encoder(

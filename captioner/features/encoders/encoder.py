@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -38,6 +39,14 @@ class InputSpec:
     std: tuple[float, float, float] = STD
     resample: str = "bilinear"
     crop_pct: float = 1.0
+
+
+class Published(NamedTuple):
+    """Published weights (``extract.weights=pretrained``): where they are fetched from, and where they lie then."""
+
+    url: str
+    path: Path | None  # None: not here yet, and under a name that their server decides
+    license: str | None
 
 
 class Encoder(nn.Module):

