@@ -48,6 +48,7 @@ KEYS = frozenset(
         "fingerprint",
     )
 )
+OPTIONAL_KEYS = frozenset(("weights_license",))  # of the encoder's weights, where their publisher states it
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class Model:
     Attributes:
         decoder: in eval mode, on the CPU.
         vocabulary: of the decoder.
-        config: content of ``config.json``; its keys are ``KEYS``.
+        config: content of ``config.json``; its keys are ``KEYS`` and some of ``OPTIONAL_KEYS``.
     """
 
     decoder: Decoder
@@ -80,8 +81,10 @@ def save_model(folder: Path, decoder: Decoder, vocabulary: Vocabulary, facts: di
         "vocabulary": vocabulary.to_json(),
         "decoder": decoder.config.to_json(),
     }
-    if set(config) != KEYS:
-        raise ValueError(f"unexpected or missing keys in the facts of a model: {sorted(set(config) ^ KEYS)}")
+    if set(config) - OPTIONAL_KEYS != KEYS:
+        raise ValueError(
+            f"unexpected or missing keys in the facts of a model: {sorted((set(config) - OPTIONAL_KEYS) ^ KEYS)}"
+        )
     write_atomically(
         folder / CONFIG, json.dumps(config, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
     )
@@ -90,7 +93,7 @@ def save_model(folder: Path, decoder: Decoder, vocabulary: Vocabulary, facts: di
 def save_encoder(folder: Path, store: FeatureStore, extract: ExtractParameters) -> None:
     """Write the encoder's state dict to ``encoder.safetensors`` in fp16, if its weights came from a file of the user.
 
-    Bundled and ImageNet weights are available everywhere; random ones are drawn again from their seed.
+    Bundled, published and packaged weights are available everywhere; random ones are drawn again from their seed.
 
     Raises:
         CaptionerError: the weights that ``extract.weights`` names are no longer those that the features were made with.
@@ -133,7 +136,7 @@ def load_model(folder: str | Path) -> Model:
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
-    """The content of ``config.json``: all of ``KEYS``.
+    """The content of ``config.json``: all of ``KEYS``, some of ``OPTIONAL_KEYS``.
 
     Raises:
         CaptionerError: the file is missing, damaged, of another format version or has other keys.
@@ -154,7 +157,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
             f"{path}: model format {config.get('format_version')!r}, this program reads format {FORMAT_VERSION}; "
             "train again: dvc repro"
         )
-    for key in sorted(KEYS ^ set(config)):
+    for key in sorted(KEYS ^ (set(config) - OPTIONAL_KEYS)):
         state = "missing" if key in KEYS else "unknown"
         raise CaptionerError(f"{path}: the key {key!r} is {state}; train again or copy the model's folder again")
     if not isinstance(config["training"], dict):

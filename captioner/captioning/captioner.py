@@ -210,8 +210,15 @@ class Captioner:
 def _recipe(folder: Path, model: Model) -> Recipe:
     try:
         stored, seen = model.config["images"], model.config["preprocessing"]
-        recipe = Recipe(stored["image_size"], stored["jpeg_quality"], seen["fit"], seen["image_size"])
-    except (KeyError, TypeError) as error:
+        recipe = Recipe(
+            stored["image_size"],
+            stored["jpeg_quality"],
+            seen["fit"],
+            seen["image_size"],
+            seen.get("resample", Recipe.resample),
+            seen.get("crop_pct", Recipe.crop_pct),
+        )
+    except (KeyError, TypeError, AttributeError) as error:
         raise CaptionerError(
             f"{folder / CONFIG}: what it says of its images is damaged ({error}); copy the model's folder again"
         ) from error
@@ -220,6 +227,9 @@ def _recipe(folder: Path, model: Model) -> Recipe:
         not all(type(number) is int and 0 < number <= 2048 for number in numbers)
         or recipe.jpeg_quality > 100
         or recipe.fit not in ("squash", "crop")
+        or recipe.resample not in [filter.name.lower() for filter in Image.Resampling]
+        or type(recipe.crop_pct) not in (int, float)
+        or not 0 < recipe.crop_pct <= 1
     ):
         raise CaptionerError(
             f"{folder / CONFIG}: what it says of its images is damaged ({recipe}); copy the model's folder again"

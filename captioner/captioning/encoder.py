@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -27,6 +28,8 @@ def load_encoder(folder: Path, model: Model, device: torch.device) -> ImageEncod
     if precision == "bf16":
         precision = resolve_precision("auto", device)
     encoder = _build(folder, model)
+    seen = config["preprocessing"]
+    encoder.spec = replace(encoder.spec, mean=tuple(seen["mean"]), std=tuple(seen["std"]))
     wanted = (tuple(config["grid"]), model.decoder.config.channels)
     if (encoder.grid, encoder.channels) != wanted:
         raise CaptionerError(
@@ -48,7 +51,7 @@ def _build(folder: Path, model: Model) -> Encoder:
     try:
         encoder = build_encoder(name, weights, config["weights_seed"], side, config["preprocessing"]["image_size"])
     except CaptionerError as error:
-        if kind != "imagenet":
+        if kind != "imagenet":  # of other families the message has the remedy
             raise
         cache = Path(torch.hub.get_dir()) / "checkpoints"
         raise CaptionerError(
@@ -59,7 +62,7 @@ def _build(folder: Path, model: Model) -> Encoder:
         raise CaptionerError(
             f"{folder / CONFIG}: {name}'s {kind} weights here ({encoder.weights_sha256[:12]}) are not those that the "
             "model was trained with "
-            f"({str(config['weights_sha256'])[:12]}); take the version of this program (or of torchvision) that "
-            "trained it, or train again"
+            f"({str(config['weights_sha256'])[:12]}); take the version of this program (or of torchvision or timm) "
+            "that trained it, or train again"
         )
     return encoder

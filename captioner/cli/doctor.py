@@ -176,45 +176,31 @@ def check_java() -> list[Finding]:
 
 def check_weights(parameters: Parameters) -> list[Finding]:
     """The encoder's weights that ``extract.weights`` names."""
+    from captioner.features.encoders import default_image_size, published_weights
+    from captioner.features.encoders.packages import LICENSE, package_file
     from captioner.features.encoders.weights import bundled_file, find_file
 
     weights, encoder = parameters.extract.weights, parameters.encoder
-    name = f"{encoder}, extract.weights={weights}"
-    if weights == "random":
-        return [
-            Finding(
-                NOTE, "weights", f"{name}: they tell nothing apart", "set extract.weights=imagenet, bundled or a path"
-            )
-        ]
+    name, license = f"{encoder}, extract.weights={weights}", None
+    path: Path | None
     try:
-        if weights == "imagenet":
-            return [_imagenet(encoder, name)]
-        path = bundled_file(encoder) if weights == "bundled" else find_file(encoder, weights)
+        default_image_size(encoder)  # also of random weights: is there such an encoder?
+        if weights == "random":
+            remedy = "set extract.weights=pretrained, bundled or a path"
+            return [Finding(NOTE, "weights", f"{name}: they tell nothing apart", remedy)]
+        if weights in ("imagenet", "pretrained"):
+            url, path, license = published_weights(encoder)
+            if path is None or not path.is_file():
+                text = f"{name}: not here yet, extraction fetches {url}"
+                remedy = f"without a network put that file at {path}" if path else "without a network give a path"
+                return [Finding(NOTE, "weights", text, remedy)]
+        elif weights == "package":
+            path, license = package_file(encoder), LICENSE
+        else:
+            path = bundled_file(encoder) if weights == "bundled" else find_file(encoder, weights)
     except CaptionerError as error:
         return [Finding(MISSING, "weights", error.message)]
-    return [Finding(OK, "weights", f"{name}: {path}, {_size(path)}")]
-
-
-def _imagenet(encoder: str, name: str) -> Finding:
-    import torch
-
-    from captioner.features.encoders import known_encoders
-    from captioner.features.encoders.torchvision import published_weights
-
-    if encoder not in known_encoders():
-        return Finding(
-            MISSING,
-            "weights",
-            f"{name}: torchvision has no such classifier",
-            "see the table of parameters in README.md",
-        )
-    url = published_weights(encoder).url
-    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
-    if path.is_file():
-        return Finding(OK, "weights", f"{name}: {path}, {_size(path)}")
-    return Finding(
-        NOTE, "weights", f"{name}: not here yet, extraction fetches {url}", f"without a network put that file at {path}"
-    )
+    return [Finding(OK, "weights", f"{name}: {path}, {_size(path)}" + (f", licence {license}" if license else ""))]
 
 
 def check_vectors(parameters: Parameters) -> list[Finding]:

@@ -52,7 +52,7 @@ def visible_part(size: tuple[int, int], preprocessing: dict[str, Any]) -> tuple[
         (left, top, right, bottom) as shares of width and height.
     """
     width, height = size
-    left, top, right, bottom = visible_box(width, height, preprocessing["fit"])
+    left, top, right, bottom = visible_box(width, height, preprocessing["fit"], preprocessing.get("crop_pct", 1.0))
     return left / width, top / height, right / width, bottom / height
 
 

@@ -62,7 +62,11 @@ def page_data(
         "beam_sweep": _beam_sweep(evaluation),
         "lengths": _lengths(inputs, evaluation),
         "parameters": _settings(config, parameters),
-        "model": {key: config[key] for key in ("decoder", "layer", "weights_name", "grid", "preprocessing")},
+        "model": {
+            key: config[key]
+            for key in ("decoder", "layer", "weights_name", "weights_license", "grid", "preprocessing")
+            if key in config
+        },
         "fingerprints": {
             "model": config["fingerprint"],
             "features": inputs.store.fingerprint,

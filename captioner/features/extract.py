@@ -6,6 +6,7 @@ The file is the same, byte for byte, whatever the number of ranks and however of
 
 from __future__ import annotations
 
+import importlib.metadata
 import shutil
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from captioner.device import core_count, keep_freed_memory, resolve_device
 from captioner.errors import CaptionerError
 from captioner.features.blocks import blocks_to_do, extract_blocks
 from captioner.features.decoding import JpegPipeline
-from captioner.features.encoders import Encoder, build_encoder, check_grid
+from captioner.features.encoders import Encoder, InputSpec, build_encoder, check_grid
 from captioner.features.encoders.torchvision_compat import torchvision
 from captioner.features.encoders.weights import BUNDLED_DATASET
 from captioner.features.forward import CPU_BATCH, ImageEncoder, resolve_precision
@@ -90,7 +91,8 @@ def _warn_about_bundled_weights(parameters: ExtractParameters, dataset: str) -> 
     if parameters.weights == "bundled" and dataset != BUNDLED_DATASET:
         click.echo(
             f"warning: the bundled weights were trained on drawn scenes; on {dataset} expect poor captions, "
-            "and use extract.weights=imagenet or a path for photos",
+            "and use extract.weights=pretrained or a path for photos, or encoder=timm/tf_efficientnet_lite0 "
+            "extract.weights=package",
             err=True,
         )
 
@@ -113,6 +115,10 @@ def _extract_and_publish(
         broadcast((wanted, None), rank, stop)
         return
     made_with = {"torch": torch.__version__, "torchvision": torchvision.__version__, "pillow": PIL.__version__}
+    if model.name.startswith("timm/"):
+        made_with["timm"] = importlib.metadata.version("timm")
+    if model.weights_license:
+        click.echo(f"{model.name}: licence of its {model.weights_name} weights: {model.weights_license}", err=True)
     with Sidecar(out, {**facts, "made_with": made_with}) as sidecar:
         path = sidecar.path(_GROWING)
         shape = (len(store), parameters.views, model.grid[0] * model.grid[1], model.channels)
@@ -122,7 +128,7 @@ def _extract_and_publish(
                 f"{out}: {shape} float16, {storage_size(shape) / 1e9:.3f} GB; the disk has {free / 1e9:.1f} GB free",
                 err=True,
             )
-            create_features(path, shape, store.image_ids, facts, _stated(parameters, store))
+            create_features(path, shape, store.image_ids, facts, _stated(parameters, store, model))
         broadcast((wanted, str(path.absolute())), rank, stop)
         _extract_shard(parameters, runtime, store, path, model, device, rank, stop)
         barrier(rank, stop)
@@ -158,7 +164,7 @@ def _extract_shard(
         total, todo = (sum(count for _, count in some) for some in (everything, blocks))
         encode = ImageEncoder(model, device, resolve_precision(parameters.precision, device))
         keep_freed_memory()
-        prepare, workers = preprocessing(parameters), runtime.workers or min(cores, _MOST_WORKERS)
+        prepare, workers = preprocessing(parameters, model.spec), runtime.workers or min(cores, _MOST_WORKERS)
         with (
             JpegPipeline(store, prepare, parameters.views, parameters.batch_size, workers) as pipeline,
             Progress(label, total, "images", total - todo) as progress,
@@ -174,16 +180,18 @@ def _extract_shard(
             stop.raise_if_requested()
 
 
-def preprocessing(parameters: ExtractParameters) -> Preprocessing:
-    """The fields of ``ExtractParameters`` that say how an image becomes an encoder's input."""
+def preprocessing(parameters: ExtractParameters, spec: InputSpec) -> Preprocessing:
+    """How an image becomes an encoder's input: by ``ExtractParameters`` and by what the encoder takes."""
     return Preprocessing(
         parameters.fit,
-        parameters.image_size,
+        spec.image_size,
         parameters.seed,
         parameters.hflip,
         parameters.vflip,
         parameters.crop,
         parameters.crop_scale,
+        spec.resample,
+        spec.crop_pct,
     )
 
 
@@ -194,7 +202,7 @@ def _build(parameters: ExtractParameters, encoder: str) -> Encoder:
 
 def _facts(parameters: ExtractParameters, model: Encoder, store: ImageStore, device: torch.device) -> dict[str, Any]:
     """Inputs of the features' fingerprint; a path or ``auto`` is replaced by what it resolves to."""
-    plan = preprocessing(parameters)
+    plan = preprocessing(parameters, model.spec)
     return {
         "format_version": FORMAT_VERSION,
         "version": parameters.version,
@@ -206,15 +214,19 @@ def _facts(parameters: ExtractParameters, model: Encoder, store: ImageStore, dev
         "grid": list(model.grid),
         "precision": resolve_precision(parameters.precision, device),
         "batch_size": parameters.batch_size,
-        "preprocessing": plan.facts(model.mean, model.std),
+        "preprocessing": plan.facts(model.spec.mean, model.spec.std),
         "views": parameters.views,
         "augmentation": plan.augmentation() if parameters.views > 1 else None,
     }
 
 
-def _stated(parameters: ExtractParameters, store: ImageStore) -> dict[str, int]:
+def _stated(parameters: ExtractParameters, store: ImageStore, model: Encoder) -> dict[str, Any]:
     """Attributes that do not determine the features, but that a model needs for further images."""
-    stated = {"image_size": store.image_size, "jpeg_quality": store.jpeg_quality}
+    stated: dict[str, Any] = {
+        "image_size": store.image_size,
+        "jpeg_quality": store.jpeg_quality,
+        "weights_license": model.weights_license,
+    }
     if parameters.weights == "random":
         stated["weights_seed"] = parameters.seed
     return {key: value for key, value in stated.items() if value is not None}
@@ -233,5 +245,5 @@ def _finished(out: Path, wanted: str) -> bool:
 def _threads(wanted: int, model: Encoder, parameters: ExtractParameters) -> int:
     """As many of the wanted threads as fit into memory: each holds the activations of a batch of its own."""
     # bytes, if all of it is float32
-    batch = 4 * model.activations * min(CPU_BATCH, parameters.batch_size) * (parameters.image_size / 224) ** 2
+    batch = 4 * model.activations * min(CPU_BATCH, parameters.batch_size) * (model.spec.image_size / 224) ** 2
     return max(1, min(wanted, int(max(_ACTIVATION_BYTES, available_memory() / 4) // batch)))

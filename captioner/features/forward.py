@@ -45,8 +45,8 @@ class ImageEncoder:
                 if isinstance(module, (nn.Conv2d, nn.Linear)):
                     module.to(self._dtype)
         self._recorded: _Recorded | None = None
-        self._mean = torch.tensor(encoder.mean, device=device) * 255
-        self._scale = 1 / (torch.tensor(encoder.std, device=device) * 255)
+        self._mean = torch.tensor(encoder.spec.mean, device=device) * 255
+        self._scale = 1 / (torch.tensor(encoder.spec.std, device=device) * 255)
 
     @torch.inference_mode()
     def normalise(self, images: Tensor) -> Tensor:

@@ -45,9 +45,9 @@ DEFAULT_FACTS: dict[str, Any] = {
     "augmentation": None,
 }
 """The keys of a features file's facts; ``write_features`` takes the values from here that it is not given."""
-STATED = ("weights_seed", "image_size", "jpeg_quality")
-"""Optional attributes that a model needs for further images: the seed of random weights, and how ``images.h5`` stored
-its images. Older files lack them."""
+STATED = ("weights_seed", "image_size", "jpeg_quality", "weights_license")
+"""Optional attributes that a model needs for further images: the seed of random weights, how ``images.h5`` stored its
+images, and the licence of the encoder's weights. Older files lack them."""
 
 
 def storage_size(shape: tuple[int, int, int, int]) -> int:
@@ -74,7 +74,7 @@ def create_features(
     shape: tuple[int, int, int, int],
     image_ids: Iterable[int],
     facts: dict[str, Any],
-    stated: dict[str, int] | None = None,
+    stated: dict[str, Any] | None = None,
 ) -> None:
     """Make a features file of full size whose rows are all still to be written.
 
@@ -123,7 +123,7 @@ def create_features(
 
 
 def _lay_out(
-    path: Path, shape: tuple[int, int, int, int], ids: np.ndarray, facts: dict[str, Any], stated: dict[str, int]
+    path: Path, shape: tuple[int, int, int, int], ids: np.ndarray, facts: dict[str, Any], stated: dict[str, Any]
 ) -> None:
     # alignment: the rows begin on a page, which direct and memory-mapped reads like; only the large data set is
     # affected

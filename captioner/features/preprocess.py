@@ -19,7 +19,13 @@ _ASPECT = (3 / 4, 4 / 3)
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How an image becomes square, and how its augmented views are drawn (fields as in ``ExtractParameters``)."""
+    """How an image becomes square, and how its augmented views are drawn.
+
+    Attributes:
+        resample, crop_pct: the encoder's, as in ``InputSpec``.
+
+    The other fields are as in ``ExtractParameters``.
+    """
 
     fit: str = "squash"
     image_size: int = 224
@@ -28,6 +34,8 @@ class Preprocessing:
     vflip: float = 0.0
     crop: str = "resized"
     crop_scale: float = 0.5
+    resample: str = "bilinear"
+    crop_pct: float = 1.0
 
     def facts(self, mean: tuple[float, float, float], std: tuple[float, float, float]) -> dict[str, Any]:
         """What the features file records of the plain view, enough to map overlays back onto the image.
@@ -40,7 +48,9 @@ class Preprocessing:
             "image_size": self.image_size,
             "mean": list(mean),
             "std": list(std),
-            "resample": "bilinear",
+            "resample": self.resample,
+            # left out where the encoder sees all: files of older versions do not have it
+            **({} if self.crop_pct == 1 else {"crop_pct": self.crop_pct}),
         }
 
     def augmentation(self) -> dict[str, Any]:
@@ -55,14 +65,13 @@ class Preprocessing:
         }
 
 
-def visible_box(width: int, height: int, fit: str) -> tuple[float, float, float, float]:
-    """The box ``(left, top, right, bottom)`` of an image, in pixels, that the plain view shows: all of it, or the
-    central square."""
-    if fit == "squash":
-        return 0.0, 0.0, float(width), float(height)
-    side = min(width, height)
-    left, top = (width - side) / 2, (height - side) / 2
-    return left, top, left + side, top + side
+def visible_box(width: int, height: int, fit: str, crop_pct: float = 1.0) -> tuple[float, float, float, float]:
+    """The box ``(left, top, right, bottom)`` of an image, in pixels, that the plain view shows: all of it (squash) or
+    the central square (crop), and of that the central part of ``crop_pct`` of its width and height."""
+    wide, high = (float(width), float(height)) if fit == "squash" else (float(min(width, height)),) * 2
+    wide, high = wide * crop_pct, high * crop_pct
+    left, top = (width - wide) / 2, (height - high) / 2
+    return left, top, left + wide, top + high
 
 
 @dataclass(frozen=True)
@@ -80,7 +89,7 @@ def draw_view(preprocessing: Preprocessing, image_id: int, view: int, width: int
 
     Every random number is drawn whether it is used or not, so that no parameter changes the draws of another.
     """
-    left, top, right, bottom = visible_box(width, height, preprocessing.fit)
+    left, top, right, bottom = visible_box(width, height, preprocessing.fit, preprocessing.crop_pct)
     if view == 0:
         return View((left, top, right, bottom))
     generator = np.random.default_rng([preprocessing.seed, int(image_id) & 0xFFFFFFFFFFFFFFFF, view])
@@ -108,7 +117,7 @@ def square(image: Image.Image, preprocessing: Preprocessing, image_id: int = 0, 
         image = image.convert("RGB")
     drawn = draw_view(preprocessing, image_id, view, image.width, image.height)
     side = preprocessing.image_size
-    pixels = np.asarray(image.resize((side, side), Image.Resampling.BILINEAR, box=drawn.box))
+    pixels = np.asarray(image.resize((side, side), Image.Resampling[preprocessing.resample.upper()], box=drawn.box))
     if drawn.horizontal_flip:
         pixels = pixels[:, ::-1]
     return pixels[::-1] if drawn.vertical_flip else pixels

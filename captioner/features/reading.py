@@ -28,13 +28,15 @@ class Recipe:
 
     Attributes:
         image_size, jpeg_quality: of the stored images.
-        fit, side: how they become the encoder's squares.
+        fit, side, resample, crop_pct: how they become the encoder's squares, as in ``Preprocessing``.
     """
 
     image_size: int
     jpeg_quality: int
     fit: str
     side: int
+    resample: str = "bilinear"
+    crop_pct: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -84,11 +86,14 @@ def read_image(source: str | Image.Image, recipe: Recipe, shown: bool) -> ReadIm
             image = to_image(read_file(source), recipe.image_size, recipe.jpeg_quality)
     except BadImage as error:
         return ReadImage(None, error.reason)
-    pixels = square(image, Preprocessing(recipe.fit, recipe.side))
+    pixels = square(
+        image,
+        Preprocessing(recipe.fit, recipe.side, resample=recipe.resample, crop_pct=recipe.crop_pct),
+    )
     if not shown:
         return ReadImage(pixels)
     width, height = image.size
-    left, top, right, bottom = visible_box(width, height, recipe.fit)
+    left, top, right, bottom = visible_box(width, height, recipe.fit, recipe.crop_pct)
     scale = min(1.0, _SHOWN / max(width, height))
     small = image.resize((max(1, round(width * scale)), max(1, round(height * scale))), Image.Resampling.LANCZOS)
     return ReadImage(pixels, None, small, (left / width, top / height, right / width, bottom / height))

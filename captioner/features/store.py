@@ -28,11 +28,13 @@ class FeatureStore:
         images_fingerprint: of the images file that they were made from.
         encoder, layer, weights_name, weights_sha256: what made them.
         grid: ``(rows, columns)``, rows * columns = P.
-        preprocessing: ``fit``, ``image_size``, ``mean``, ``std``: how an image became the encoder's input.
+        preprocessing: how an image became the encoder's input: ``fit``, ``image_size``, ``mean``, ``std``,
+            ``resample``, and ``crop_pct`` where it is below 1.
         views: V; view 0 is the plain one.
         facts: all facts that make the fingerprint.
         weights_seed: ``extract.seed`` of random weights; 1, its default, for other weights and where an older file does
             not state it.
+        weights_license: of the encoder's weights, as their publisher states it; None where nothing is stated.
         image_size, jpeg_quality: how the download stage stored the images, as ``ImageStore`` states it; None where an
             older file does not.
     """
@@ -48,6 +50,8 @@ class FeatureStore:
         self.preprocessing: dict[str, Any] = facts["preprocessing"]
         self.views = int(facts["views"])
         self.weights_seed = int(attributes.get("weights_seed", 1))
+        license = attributes.get("weights_license")
+        self.weights_license = None if license is None else str(license)
         self.image_size, self.jpeg_quality = (
             None if (value := attributes.get(key)) is None else int(value) for key in ("image_size", "jpeg_quality")
         )
@@ -107,7 +111,7 @@ def write_features(
     features: np.ndarray,
     image_ids: Iterable[int],
     facts: dict[str, Any] | None = None,
-    stated: dict[str, int] | None = None,
+    stated: dict[str, Any] | None = None,
 ) -> FeatureStore:
     """Write a whole features file from memory.
 

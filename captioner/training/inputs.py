@@ -10,6 +10,7 @@ import numpy as np
 
 from captioner.batches import CaptionTable
 from captioner.errors import CaptionerError
+from captioner.features.encoders import default_image_size, weights_name
 from captioner.features.store import FeatureStore
 from captioner.fingerprint import fingerprint
 from captioner.images.captions import CaptionSet
@@ -100,15 +101,16 @@ def _check_features(store: FeatureStore, parameters: Parameters) -> None:
     wanted: dict[str, Any] = {
         "encoder": parameters.encoder,
         "fit": parameters.extract.fit,
-        "image_size": parameters.extract.image_size,
+        "image_size": parameters.extract.image_size or default_image_size(parameters.encoder),
     }
     found: dict[str, Any] = {
         "encoder": store.encoder,
         "fit": store.preprocessing["fit"],
         "image_size": store.preprocessing["image_size"],
     }
-    if parameters.extract.weights in ("bundled", "imagenet", "random"):
-        wanted["weights"], found["weights"] = parameters.extract.weights, store.weights_name
+    if parameters.extract.weights in ("bundled", "imagenet", "pretrained", "package", "random"):
+        wanted["weights"] = weights_name(parameters.encoder, parameters.extract.weights)
+        found["weights"] = store.weights_name
     different = [name for name in wanted if wanted[name] != found[name]]
     if different:
         raise CaptionerError(

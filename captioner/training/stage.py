@@ -169,6 +169,7 @@ def _publish(
             "max_length": inputs.max_length,
             "training": {"seed": parameters.seed} | _options(parameters),
             "fingerprint": sidecar.fingerprint,
+            **({} if store.weights_license is None else {"weights_license": store.weights_license}),
         },
     )
     if sidecar.path(ENCODER).exists():

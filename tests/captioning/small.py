@@ -49,7 +49,9 @@ def files(folder: Path) -> list[Path]:
     return paths
 
 
-def make_run(folder: Path, weights: str = "bundled", fit: str = "squash", **facts: Any) -> dict[str, Path]:
+def make_run(
+    folder: Path, weights: str = "bundled", fit: str = "squash", encoder: str = "squeezenet1_1", **facts: Any
+) -> dict[str, Path]:
     """Images, features, captions and a model; the keys are ``evaluate``'s arguments, and ``files``. ``facts`` go into
     the model."""
     sources = files(folder / "files")
@@ -74,7 +76,7 @@ def make_run(folder: Path, weights: str = "bundled", fit: str = "squash", **fact
     extract(
         parameters,
         RuntimeParameters(device="cpu", workers=1, threads=1),
-        "squeezenet1_1",
+        encoder,
         paths["images.h5"],
         paths["features.h5"],
         "scenes",

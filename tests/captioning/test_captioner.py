@@ -27,11 +27,19 @@ from tests.captioning import small
 from tests.data import ROOT
 
 
-@pytest.mark.parametrize("fit", ["squash", "crop"])
-def test_features_are_those_of_extraction(tmp_path: Path, fit: str) -> None:
+@pytest.mark.parametrize(
+    ("fit", "encoder", "weights"),
+    [
+        ("squash", "squeezenet1_1", "bundled"),
+        ("crop", "squeezenet1_1", "bundled"),
+        ("squash", "timm/tf_efficientnet_lite0", "package"),  # bicubic, and the central part of the image
+        ("crop", "timm/vit_tiny_patch16_224", "random"),
+    ],
+)
+def test_features_are_those_of_extraction(tmp_path: Path, fit: str, encoder: str, weights: str) -> None:
     """Bit for bit, from the files as they came: extraction read them from images.h5, and what is fp16 there is fp16
     here."""
-    run = small.make_run(tmp_path / "run", fit=fit)
+    run = small.make_run(tmp_path / "run", weights, fit, encoder)
     stored = np.asarray(FeatureStore.open(run["features"]).reader("ram").read(np.arange(16)))
     with Captioner.load(run["models"], "cpu") as captioner:
         recipe = _recipe(run["models"], captioner.model)

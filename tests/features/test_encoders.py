@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from captioner.errors import CaptionerError
-from captioner.features.encoders import Encoder, build_encoder, check_grid, known_encoders
+from captioner.features.encoders import Encoder, build_encoder, check_grid, torchvision
 from captioner.features.encoders.folding import fold_batch_norms
 from captioner.features.encoders.torchvision import build_classifier, cut
 from captioner.features.extract import _threads
@@ -92,7 +92,7 @@ def test_cut_and_head_make_the_classifier(name: str, cheap_weights: None) -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", known_encoders())
+@pytest.mark.parametrize("name", torchvision.names())
 def test_every_classifier_has_a_map(name: str) -> None:
     if name in ("vit_h_14", "regnet_y_128gf"):
         pytest.skip("needs more memory than a test may take")

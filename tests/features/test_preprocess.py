@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from captioner.features.encoders import InputSpec
 from captioner.features.forward import ImageEncoder
 from captioner.features.layout import MEAN, STD
 from captioner.features.preprocess import Preprocessing, draw_view, square, visible_box
@@ -116,7 +117,7 @@ def test_views_depend_on_seed_image_and_view_alone() -> None:
 
 def test_normalisation_is_imagenets() -> None:
     class Identity(torch.nn.Module):
-        name, mean, std = "identity", MEAN, STD
+        name, spec = "identity", InputSpec(mean=MEAN, std=STD)
 
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             return images.flatten(2).transpose(1, 2)

@@ -119,7 +119,7 @@ def test_a_pickle_that_runs_code_is_refused(tmp_path: Path) -> None:
 
 
 def test_bundled_weights_are_of_one_encoder() -> None:
-    with pytest.raises(CaptionerError, match="extract.weights=imagenet.*encoder=squeezenet1_1"):
+    with pytest.raises(CaptionerError, match="extract.weights=pretrained.*encoder=squeezenet1_1"):
         build_encoder("resnet18", "bundled")
 
 
@@ -130,7 +130,7 @@ def test_imagenet_without_network_or_with_a_wrong_hash(monkeypatch: pytest.Monke
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", fail)
     with pytest.raises(
         CaptionerError,
-        match="extract.weights=imagenet: squeezenet1_1's weights could not be fetched from https.*give its path",
+        match="extract.weights=pretrained: squeezenet1_1's weights could not be fetched from https.*give its path",
     ):
         build_encoder(NAME, "imagenet")
 

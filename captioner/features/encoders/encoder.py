@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -17,8 +19,34 @@ class Cut(NamedTuple):
 
     body: nn.Module  # computes the map; its parameters keep the names they had in the whole network
     layer: str  # the module of the network, or the operation in one of its modules, whose output is the map
-    tokens: bool  # whether the map is a sequence of tokens
+    feature_map: Callable[[nn.Module, Tensor], Tensor]  # of the body and normalised images (B, 3, S, S): (B, C, H, W)
     activations: int  # numbers held at once for one image of 224x224, roughly
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """What images an encoder was trained on.
+
+    Attributes:
+        image_size: side of the square input in pixels.
+        mean, std: of the RGB images, values from 0 to 1; inputs are normalised with them.
+        resample: bilinear, bicubic or another filter of Pillow, in lower case.
+        crop_pct: the central part of the image that the encoder sees, as a fraction of its width and height.
+    """
+
+    image_size: int = 224
+    mean: tuple[float, float, float] = MEAN
+    std: tuple[float, float, float] = STD
+    resample: str = "bilinear"
+    crop_pct: float = 1.0
+
+
+class Published(NamedTuple):
+    """Published weights (``extract.weights=pretrained``): where they are fetched from, and where they lie then."""
+
+    url: str
+    path: Path | None  # None: not here yet, and under a name that their server decides
+    license: str | None
 
 
 class Encoder(nn.Module):
@@ -30,31 +58,26 @@ class Encoder(nn.Module):
         channels: C.
         map: ``(rows, columns)`` of the encoder's own feature map.
         grid: ``(rows, columns)`` of what ``forward`` returns, P = rows * columns.
-        mean, std: of the RGB images it was trained on, values from 0 to 1; inputs are normalised with them.
-        weights_name: bundled, imagenet, random or file.
+        spec: the images that it takes.
+        weights_name: bundled, imagenet, pretrained, package, random or file.
         weights_sha256: SHA-256 (hex) of the encoder's weights as float32, whatever file they came from.
+        weights_license: of the weights, as their publisher states it; None where nothing is stated.
     """
 
-    mean: tuple[float, float, float] = MEAN
-    std: tuple[float, float, float] = STD
-
-    def __init__(self, name: str, cut: Cut, pool: int | str) -> None:
+    def __init__(self, name: str, cut: Cut, pool: int | str, spec: InputSpec | None = None) -> None:
         super().__init__()
         self.name, self.body, self.layer, self.activations = name, cut.body, cut.layer, cut.activations
-        self._tokens, self._pool = cut.tokens, pool
+        self._feature_map, self._pool = cut.feature_map, pool
+        self.spec = spec or InputSpec()
         self.channels = 0
         self.map = self.grid = (0, 0)
         self.weights_name = self.weights_sha256 = ""
+        self.weights_license: str | None = None
         self.eval().requires_grad_(False)
 
     def feature_map(self, images: Tensor) -> Tensor:
         """Normalised images ``(B, 3, S, S)`` -> the encoder's own map ``(B, C, H, W)``."""
-        features = self.body(images)
-        if self._tokens:  # (B, T, D)
-            side = math.isqrt(features.shape[1])
-            features = features[:, features.shape[1] - side * side :]  # without the class token, which comes first
-            features = features.transpose(1, 2).unflatten(2, (side, side))  # (B, D, H, W)
-        return features
+        return self._feature_map(self.body, images)
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalised images ``(B, 3, S, S)`` -> features ``(B, P, C)``, positions row by row."""

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import math
 import warnings
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from captioner.errors import CaptionerError
-from captioner.features.encoders.encoder import Cut, Encoder
+from captioner.features.encoders.encoder import Cut, Encoder, InputSpec, Published
 from captioner.features.encoders.torchvision_compat import torchvision
-from captioner.features.encoders.weights import content_sha256, load_weights
+from captioner.features.encoders.weights import content_sha256, load_weights, weights_name
 
 _PROBE_SIZE = 224  # every torchvision classifier takes 224x224 images, some take nothing else
 
@@ -27,15 +28,37 @@ def names() -> list[str]:
     return torchvision.models.list_models(module=torchvision.models)
 
 
-def build(name: str, weights: str, seed: int, grid: int | str) -> Encoder:
+def owns(name: str) -> bool:
+    """Whether a name is of this family."""
+    return name in names()
+
+
+def image_size(name: str) -> int:
+    """224 for every classifier, also those that were trained on larger images."""
+    return InputSpec.image_size
+
+
+def build(name: str, weights: str, seed: int, grid: int | str, image_size: int) -> Encoder:
     """A classifier cut at its last map, with its weights."""
+    weights = weights_name(name, weights)
+    if weights == "package":
+        raise CaptionerError(
+            f"extract.weights=package: no package holds weights of {name}; use encoder=timm/tf_efficientnet_lite0, "
+            "or extract.weights=pretrained or a path"
+        )
     model = build_classifier(name, weights, seed)
-    known = {key: value.shape for key, value in model.state_dict().items()}
-    encoder = Encoder(name, cut(model), grid)
+    known = model.state_dict().keys()
+    encoder = Encoder(name, cut(model), grid, InputSpec(image_size))
     if weights not in ("random", "imagenet"):
         weights = load_weights(encoder.body, name, weights, known)
     encoder.weights_name, encoder.weights_sha256 = weights, content_sha256(encoder.body)
     return encoder
+
+
+def published(name: str) -> Published:
+    """Torchvision's weights in torch's cache. Their licence is not stated."""
+    url = published_weights(name).url
+    return Published(url, Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1], None)
 
 
 def _scale_random_init(model: nn.Module) -> nn.Module:
@@ -81,7 +104,7 @@ def build_classifier(name: str, weights: str, seed: int) -> nn.Module:
         except (OSError, RuntimeError) as error:  # no network; or a file whose hash is not the one in its name
             reason = " ".join(str(error).split())[:160]
             raise CaptionerError(
-                f"extract.weights=imagenet: {name}'s weights could not be fetched from {chosen.url} ({reason}); "
+                f"extract.weights=pretrained: {name}'s weights could not be fetched from {chosen.url} ({reason}); "
                 "fetch that file elsewhere and give its path as extract.weights, "
                 "or use extract.weights=bundled or random"
             ) from error
@@ -150,7 +173,18 @@ def cut(model: nn.Module) -> Cut:
         sizes.get(node.name, 0) + sum(sizes.get(source.name, 0) for source in node.all_input_nodes)
         for node in graph.nodes
     )
-    return Cut(fx.GraphModule(model, graph).eval(), layer, tokens, activations)
+    return Cut(fx.GraphModule(model, graph).eval(), layer, _tokens_to_map if tokens else _map, activations)
+
+
+def _map(body: nn.Module, images: Tensor) -> Tensor:
+    return body(images)
+
+
+def _tokens_to_map(body: nn.Module, images: Tensor) -> Tensor:
+    """The tokens (B, T, D) of a vision transformer as a map (B, D, H, W), without the class token in front."""
+    tokens = body(images)
+    side = math.isqrt(tokens.shape[1])
+    return tokens[:, tokens.shape[1] - side * side :].transpose(1, 2).unflatten(2, (side, side))
 
 
 def _owner(node: fx.Node) -> str:

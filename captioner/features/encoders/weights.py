@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Set
 from pathlib import Path
 from typing import Any
 
@@ -35,16 +35,34 @@ def content_sha256(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def load_weights(body: nn.Module, encoder: str, weights: str, known: Mapping[str, torch.Size]) -> str:
+def weights_name(encoder: str, weights: str) -> str:
+    """What weights are called in features and models: bundled, imagenet, pretrained, package, random, or else file.
+
+    Published weights are ``extract.weights=pretrained`` or ``imagenet``, one and the same. Files of torchvision's
+    encoders call them imagenet, so that those made before stay valid.
+    """
+    if weights in ("imagenet", "pretrained"):
+        return "pretrained" if encoder.startswith("timm/") else "imagenet"
+    return weights
+
+
+def load_weights(
+    body: nn.Module,
+    encoder: str,
+    weights: str,
+    known: Set[str],
+    convert: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None,
+) -> str:
     """Fill an encoder with weights from a file.
 
     Args:
         body: the cut classifier, filled in place.
         encoder: its name.
         weights: bundled, or the path of a ``.pth``, ``.pt`` or ``.safetensors`` file, or of a folder of
-            ``<encoder>.pth|.safetensors``.
-        known: names and shapes of the whole classifier; the head and auxiliary heads may be there, not be there, or
-            have another size.
+            ``<encoder>.pth|.safetensors`` (of timm/NAME: ``NAME``).
+        known: names of the whole classifier; the head and auxiliary heads may be there, not be there, or have another
+            size.
+        convert: from the names and shapes of an older or original file to the encoder's; called where they do not fit.
 
     Returns:
         What the weights are called: bundled or file.
@@ -53,8 +71,11 @@ def load_weights(body: nn.Module, encoder: str, weights: str, known: Mapping[str
         CaptionerError: no such file, no state dict, or one of another encoder; the keys that do not fit are named.
     """
     path = bundled_file(encoder) if weights == "bundled" else find_file(encoder, weights)
-    state = {_modern(name): tensor for name, tensor in _read(path).items()}
+    state = {_modern(name): tensor for name, tensor in read_tensors(path).items()}
     own = {name: tensor for name, tensor in body.state_dict().items() if not name.endswith(_COUNTER)}
+    fits = all(name in state and state[name].shape == own[name].shape for name in own) and known >= state.keys()
+    if convert and not fits:
+        state = convert(state)
     missing = sorted(name for name in own if name not in state)
     shapes = sorted(name for name in own if name in state and state[name].shape != own[name].shape)
     foreign = sorted(name for name in state if name not in known and not name.endswith(_COUNTER))
@@ -66,7 +87,7 @@ def load_weights(body: nn.Module, encoder: str, weights: str, known: Mapping[str
         ]
         raise CaptionerError(
             f"{path}: these are no weights of {encoder}: {'; '.join(faults)}; give the weights of this encoder, "
-            "or extract.weights=imagenet"
+            "or extract.weights=pretrained"
         )
     with torch.no_grad():
         for name, tensor in own.items():
@@ -83,7 +104,7 @@ def bundled_file(encoder: str) -> Path:
     if encoder != BUNDLED_ENCODER:
         raise CaptionerError(
             f"extract.weights=bundled: the bundled weights are of {BUNDLED_ENCODER}, not of {encoder}; "
-            "use extract.weights=imagenet (fetched from the network), the path of a weights file, "
+            "use extract.weights=pretrained (fetched from the network), the path of a weights file, "
             f"or encoder={BUNDLED_ENCODER}"
         )
     if not weights_path().is_file():
@@ -96,7 +117,7 @@ def bundled_file(encoder: str) -> Path:
 
 def find_file(encoder: str, weights: str) -> Path:
     """The weights file that ``extract.weights`` means: itself, or the encoder's in the folder."""
-    path = Path(weights).expanduser()
+    path, encoder = Path(weights).expanduser(), encoder.rsplit("/", 1)[-1]
     if path.is_dir():
         for suffix in (".safetensors", ".pth", ".pt"):
             if (path / f"{encoder}{suffix}").is_file():
@@ -107,12 +128,12 @@ def find_file(encoder: str, weights: str) -> Path:
         )
     if not path.is_file():
         raise CaptionerError(
-            f"extract.weights={weights}: no such file or folder; it may also be bundled, imagenet or random"
+            f"extract.weights={weights}: no such file or folder; it may also be bundled, pretrained, package or random"
         )
     return path
 
 
-def _read(path: Path) -> dict[str, Tensor]:
+def read_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a weights file by name; nothing in the file is ever executed."""
     try:
         content: Any = (
