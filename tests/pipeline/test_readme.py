@@ -66,6 +66,8 @@ def test_every_command_runs(tmp_path) -> None:
         "/data/mine": str(tmp_path / "mine"),
         "/data/remote": str(tmp_path / "remote"),
         "extract.weights=imagenet": "extract.weights=random",
+        "extract.weights=pretrained": "extract.weights=random",
+        "timm/vit_base_patch16_clip_224.openai": "timm/vit_tiny_patch16_224",
         "encoder=resnet152": "encoder=resnet18",
         "make show": "make -o install show",
     }
