@@ -11,6 +11,7 @@ import os
 import runpy
 import signal
 import sys
+import time
 import uuid
 from dataclasses import dataclass
 
@@ -20,7 +21,21 @@ from captioner.parameters.schema import RuntimeParameters
 _VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 _MONITOR_SECONDS = 0.2
 _SHUTDOWN_SECONDS = 300  # to finish a step and save after a signal; torch's default of 30 is short for a slow CPU
+_RELEASE_SECONDS = 0.5
 _PR_SET_PDEATHSIG = 1  # from <sys/prctl.h>
+
+
+def end_process_group() -> None:
+    """Destroy torch.distributed's default group.
+
+    gloo's thread frees the last collective under the interpreter's lock. The group's destructor holds that lock and
+    waits for the thread, so a rank that comes here at once can hang forever (seen with torch 2.13). Waiting first gives
+    the thread the lock.
+    """
+    import torch.distributed
+
+    time.sleep(_RELEASE_SECONDS)
+    torch.distributed.destroy_process_group()
 
 
 @dataclass(frozen=True)

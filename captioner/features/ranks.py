@@ -9,7 +9,7 @@ from typing import Any
 
 from captioner.errors import CaptionerError
 from captioner.interrupts import StopSignal
-from captioner.launch import Rank
+from captioner.launch import Rank, end_process_group
 
 # A rank may wait hours for a slower one. When a rank dies its connections close, which is an error at once.
 _TIMEOUT = timedelta(days=30)
@@ -27,7 +27,7 @@ def process_group(rank: Rank) -> Iterator[None]:
     try:
         yield
     finally:
-        torch.distributed.destroy_process_group()
+        end_process_group()
 
 
 def broadcast(value: Any, rank: Rank, stop: StopSignal) -> Any:

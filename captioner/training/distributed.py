@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from captioner.launch import Rank
+from captioner.launch import Rank, end_process_group
 
 T = TypeVar("T")
 _TIMEOUT = timedelta(minutes=30)  # a rank that dies is noticed by the launcher, not by this
@@ -92,7 +92,7 @@ def process_group(rank: Rank, device: torch.device) -> Iterator[Group]:
     try:
         yield Group(rank, device)
     finally:
-        dist.destroy_process_group()
+        end_process_group()
 
 
 def rank_seed(seed: int, rank: int, epoch: int, step: int) -> int:
