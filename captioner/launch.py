@@ -16,7 +16,7 @@ import uuid
 from dataclasses import dataclass
 
 from captioner.errors import CaptionerError, Interrupted
-from captioner.parameters.schema import RuntimeParameters
+from captioner.parameters import RuntimeParameters
 
 _VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 _MONITOR_SECONDS = 0.2

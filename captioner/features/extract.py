@@ -33,7 +33,7 @@ from captioner.fingerprint import fingerprint
 from captioner.images.store import ImageStore
 from captioner.interrupts import StopSignal
 from captioner.launch import Rank
-from captioner.parameters.schema import ExtractParameters, RuntimeParameters
+from captioner.parameters import ExtractParameters, RuntimeParameters
 from captioner.progress import Progress
 from captioner.sidecar import Sidecar
 

@@ -27,7 +27,7 @@ from captioner.images.plan import Plan, check_missing, make_plan
 from captioner.images.records import Absent, FetchedSource, FileSource, Source, UrlSource, ZipSource
 from captioner.images.store import ImageStore, create_images
 from captioner.interrupts import StopSignal
-from captioner.parameters.schema import DownloadParameters, RuntimeParameters
+from captioner.parameters import DownloadParameters, RuntimeParameters
 from captioner.progress import Progress
 from captioner.sidecar import Sidecar, write_atomically
 

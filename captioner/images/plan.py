@@ -18,7 +18,7 @@ from captioner.images.manifests import Archive, Manifest, dataset_names, read_ma
 from captioner.images.records import Absent, Listing, digest
 from captioner.images.splits import SplitRecords, assign_splits, drop_shared_photos, karpathy_split, limit_images
 from captioner.interrupts import StopSignal
-from captioner.parameters.schema import DownloadParameters, RuntimeParameters
+from captioner.parameters import DownloadParameters, RuntimeParameters
 
 ID_STEP = 1_000_000  # in a merge, the ids of each further data set start at the next multiple
 

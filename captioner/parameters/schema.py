@@ -37,14 +37,3 @@ class Parameters:
     train: TrainParameters = field(default_factory=TrainParameters)
     evaluate: EvaluateParameters = field(default_factory=EvaluateParameters)
     runtime: RuntimeParameters = field(default_factory=RuntimeParameters)
-
-
-__all__ = [
-    "DownloadParameters",
-    "EvaluateParameters",
-    "ExtractParameters",
-    "Parameters",
-    "RuntimeParameters",
-    "TrainParameters",
-    "VocabParameters",
-]

@@ -15,7 +15,7 @@ import pytest
 
 from captioner.errors import CaptionerError
 from captioner.launch import Rank, launched_by_torchrun, process_count
-from captioner.parameters.schema import RuntimeParameters
+from captioner.parameters import RuntimeParameters
 from tests.data import ROOT
 
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")

@@ -17,7 +17,13 @@ from captioner.errors import CaptionerError
 from captioner.search import BeamStrategy, Constraints, Ensemble, beam_search, search
 from captioner.vocabulary.vocabulary import PAD, START
 from tests.decoder import examples
-from tests.decoder.comparing import TeacherForcing, assert_steps_are_teacher_forcing, by_caption, teacher_forced
+from tests.decoder.comparing import (
+    TeacherForcing,
+    assert_learns_by_heart,
+    assert_steps_are_teacher_forcing,
+    by_caption,
+    teacher_forced,
+)
 from tests.decoder.examples import CHANNELS, POSITIONS, VOCABULARY, make_features, make_tokens
 from tests.search.real_decoders import random_features, sharp_decoder, stepped_log_probabilities
 
@@ -301,16 +307,7 @@ def test_learns_eight_captions_by_heart() -> None:
     for layer in model.modules():  # torch's first weights, not the large ones of the comparisons
         if isinstance(layer, (nn.Linear, nn.LayerNorm)):
             layer.reset_parameters()
-    features, tokens = make_features(4), make_tokens([[3, 5], [6, 2], [4, 7], [1, 5]])
-    optimizer = torch.optim.Adam([parameter for parameter in model.parameters() if parameter.requires_grad], 0.003)
-    for _ in range(150):
-        outputs = teacher_forced(model, features, tokens)
-        loss = F.cross_entropy(outputs.logits, outputs.targets)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    # the first word of two captions of one image cannot be known: ln 2 a caption at least
-    assert loss.item() < 8 * 0.6931 / outputs.targets.numel() + 0.01
+    assert_learns_by_heart(model, 0.003)
 
 
 @pytest.mark.parametrize(

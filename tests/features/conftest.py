@@ -15,7 +15,7 @@ from PIL import Image
 
 from captioner.features.extract import extract
 from captioner.images.store import write_images
-from captioner.parameters.schema import ExtractParameters, RuntimeParameters
+from captioner.parameters import ExtractParameters, RuntimeParameters
 from tests.data import ROOT
 
 QUICK = {"weights": "random", "image_size": 64, "batch_size": 8, "precision": "fp32", "grid": "native"}
@@ -72,7 +72,7 @@ from captioner.errors import CaptionerError
 from captioner.features import syncing
 from captioner.features.extract import extract
 from captioner.launch import launch, launched_by_torchrun, process_count
-from captioner.parameters.schema import ExtractParameters, RuntimeParameters
+from captioner.parameters import ExtractParameters, RuntimeParameters
 task = json.loads(sys.argv[1])
 syncing._SYNC_SECONDS = task["sync"]
 parameters, runtime = ExtractParameters(**task["parameters"]), RuntimeParameters(**task["runtime"])

@@ -13,7 +13,7 @@ from captioner.features.encoders import Encoder, build_encoder, check_grid, torc
 from captioner.features.encoders.folding import fold_batch_norms
 from captioner.features.encoders.torchvision import build_classifier, cut
 from captioner.features.extract import _threads
-from captioner.parameters.schema import ExtractParameters
+from captioner.parameters import ExtractParameters
 
 
 def _pooled(head: str) -> Callable[[nn.Module, Tensor], Tensor]:

@@ -17,7 +17,7 @@ from captioner.features.preprocess import Preprocessing, square
 from captioner.features.store import FeatureStore
 from captioner.features.verify import verify_features
 from captioner.images.store import ImageStore, create_images
-from captioner.parameters.schema import ExtractParameters
+from captioner.parameters import ExtractParameters
 from tests.features.conftest import ENCODER, program, quick, run, runtime
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from captioner.images.download import download
-from captioner.parameters.schema import DownloadParameters, RuntimeParameters
+from captioner.parameters import DownloadParameters, RuntimeParameters
 
 SOURCES = Path(__file__).resolve().parents[2] / "sources"
 

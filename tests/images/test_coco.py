@@ -16,7 +16,7 @@ from captioner.images.datasets.coco import read_coco
 from captioner.images.manifests import read_manifest
 from captioner.images.records import Absent, UrlSource, ZipSource
 from captioner.images.store import ImageStore
-from captioner.parameters.schema import RuntimeParameters
+from captioner.parameters import RuntimeParameters
 from tests.data import real_data
 from tests.images.making import SOURCES, coco_json, coco_set, hashes, run, skipped
 

@@ -15,7 +15,7 @@ from captioner.images import blocks
 from captioner.images.captions import SPLITS, CaptionSet
 from captioner.images.store import ImageStore
 from captioner.images.verify import verify_images
-from captioner.parameters.schema import DownloadParameters, RuntimeParameters
+from captioner.parameters import DownloadParameters, RuntimeParameters
 from captioner.sidecar import Sidecar
 from tests.images.making import coco_set, custom_set, hashes, jpeg, run, skipped
 

@@ -24,7 +24,7 @@ PROGRAM = f"""
 import sys
 from captioner.errors import CaptionerError
 from captioner.images import blocks
-from captioner.parameters.schema import RuntimeParameters
+from captioner.parameters import RuntimeParameters
 from tests.images.making import run
 if __name__ == "__main__":
     blocks.BLOCK = 8

@@ -13,7 +13,7 @@ import pytest
 from captioner.errors import CaptionerError
 from captioner.images.captions import CaptionSet
 from captioner.images.store import ImageStore
-from captioner.parameters.schema import RuntimeParameters
+from captioner.parameters import RuntimeParameters
 from tests.http_server import Reset, Stall, Status, Truncate, http_server  # noqa: F401  a fixture
 from tests.images.making import SOURCES, coco_set, hashes, run, skipped
 
