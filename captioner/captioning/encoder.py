@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from captioner.errors import CaptionerError
-from captioner.features.encoders import Encoder, build_encoder
+from captioner.features.encoders import FINAL, LAST_STAGE, Encoder, build_encoder
 from captioner.features.forward import ImageEncoder, resolve_precision
 from captioner.model_io import CONFIG, ENCODER, Model
 
@@ -48,8 +48,10 @@ def _build(folder: Path, model: Model) -> Encoder:
         )
     weights = str(path) if kind == "file" else kind
     side = math.isqrt(model.decoder.config.positions)
+    layer = LAST_STAGE if config["layer"] == LAST_STAGE else FINAL
+    image_size = config["preprocessing"]["image_size"]
     try:
-        encoder = build_encoder(name, weights, config["weights_seed"], side, config["preprocessing"]["image_size"])
+        encoder = build_encoder(name, weights, config["weights_seed"], side, image_size, layer)
     except CaptionerError as error:
         if kind != "imagenet":  # of other families the message has the remedy
             raise

@@ -191,13 +191,15 @@ def preprocessing(parameters: ExtractParameters, spec: InputSpec) -> Preprocessi
         parameters.crop,
         parameters.crop_scale,
         spec.resample,
-        spec.crop_pct,
+        parameters.crop_pct or spec.crop_pct,
     )
 
 
 def _build(parameters: ExtractParameters, encoder: str) -> Encoder:
     check_grid(parameters.grid)
-    return build_encoder(encoder, parameters.weights, parameters.seed, parameters.grid, parameters.image_size)
+    return build_encoder(
+        encoder, parameters.weights, parameters.seed, parameters.grid, parameters.image_size, parameters.layer
+    )
 
 
 def _facts(parameters: ExtractParameters, model: Encoder, store: ImageStore, device: torch.device) -> dict[str, Any]:

@@ -45,6 +45,18 @@ class ExtractParameters:
     crop_scale: float = option(
         0.5, "augmented views: smallest fraction of the image's area that a resized crop keeps", low=0.05, high=1
     )
+    layer: str = option(
+        "final",
+        "which map of a timm encoder: final, or last_stage, before a CNN's 1x1 convolution that widens it "
+        "(EfficientNet, MobileNet: a smaller features file)",
+        choices=("final", "last_stage"),
+    )
+    crop_pct: float | None = option(
+        None,
+        "central part of an image that the encoder sees, of its width and height; null: 1, or a timm encoder's own",
+        low=0.1,
+        high=1,
+    )
     image_size: int | None = option(
         None, "side of the encoder's square input in pixels; null: 224, or a timm encoder's own", low=32, high=1024
     )

@@ -109,7 +109,7 @@ def test_a_model_without_a_map(monkeypatch: pytest.MonkeyPatch) -> None:
             return images.flatten(1)[:, :8]
 
     with pytest.raises(CaptionerError, match="encoder=timm/vectors: this model gives no spatial map.*another encoder"):
-        _cut("timm/vectors", Vectors(), 32, 32)
+        _cut("timm/vectors", Vectors(), 32, 32, "final")
 
 
 @pytest.mark.parametrize(
@@ -242,3 +242,40 @@ def test_the_central_part_is_timms() -> None:
     torch.testing.assert_close(ours, expected, rtol=0, atol=0.01)
     assert visible_box(320, 240, "crop", 0.875) == (55, 15, 265, 225)
     assert visible_box(320, 240, "squash", 0.875) == (20, 15, 300, 225)
+
+
+def test_last_stage_leaves_out_the_convolution_that_widens(tmp_path: Path) -> None:
+    """EfficientNet (Tan and Le 2019, table 1): its last stage has 320 channels, the convolution after it 1,280."""
+    name = "timm/tf_efficientnet_lite0"
+    final, stage = build_encoder(name, seed=3), build_encoder(name, seed=3, layer="last_stage")
+    assert (final.channels, stage.channels, stage.map) == (1280, 320, (7, 7))
+    # 320 * 1280 weights of the convolution and 2 * 1280 of its norm
+    count = [sum(parameter.numel() for parameter in model.parameters()) for model in (final, stage)]
+    assert count[0] - count[1] == 320 * 1280 + 2 * 1280
+    images = torch.rand(2, 3, 224, 224)
+    with torch.inference_mode():
+        head = final.body.bn2(final.body.conv_head(stage.feature_map(images)))
+        torch.testing.assert_close(head, final.feature_map(images))
+
+    images_file, out = make_images_file(tmp_path / "images.h5", 4), tmp_path / "x.h5"
+    extract(quick(image_size=None, grid=3, batch_size=4, layer="last_stage"), runtime(), name, images_file, out)
+    store = FeatureStore.open(out)
+    assert store.shape == (4, 1, 9, 320) and store.layer == "last_stage"
+    with pytest.raises(CaptionerError, match="extract.layer=last_stage: squeezenet1_1 .* use extract.layer=final"):
+        build_encoder("squeezenet1_1", layer="last_stage")
+
+
+def test_crop_pct_overrides_the_encoders_own(tmp_path: Path) -> None:
+    images, all_of_it, own = make_images_file(tmp_path / "images.h5", 4), tmp_path / "1.h5", tmp_path / "2.h5"
+    options = {"image_size": 64, "batch_size": 4}
+    extract(quick(**options, crop_pct=1.0), runtime(), "timm/efficientnet_b0", images, all_of_it)
+    extract(quick(**options), runtime(), "timm/efficientnet_b0", images, own)
+    stores = [FeatureStore.open(path) for path in (all_of_it, own)]
+    assert [store.preprocessing.get("crop_pct") for store in stores] == [None, 0.875]
+    stored = ImageStore.open(images)
+    plan = Preprocessing("squash", 64, resample="bicubic")  # sees all
+    again = ImageEncoder(build_encoder("timm/efficientnet_b0", image_size=64), torch.device("cpu"), "fp32")
+    torch.set_num_threads(1)
+    pixels = np.stack([square(stored.image(row), plan) for row in range(4)])
+    rows = [store.reader().read([0, 1, 2, 3]) for store in stores]
+    assert torch.equal(again(pixels), rows[0]) and not torch.equal(rows[0], rows[1])

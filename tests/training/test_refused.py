@@ -45,6 +45,9 @@ def test_refuses_what_does_not_belong_together(data: dict[str, Path], tmp_path: 
     )
     cropped = dataclasses.replace(usual, extract=dataclasses.replace(usual.extract, fit="crop"))
     refused(data, tmp_path, cropped, "fit=squash", "fit=crop")
+    for option, other in (("layer", "last_stage"), ("crop_pct", 0.5)):
+        changed = dataclasses.replace(usual, extract=dataclasses.replace(usual.extract, **{option: other}))
+        refused(data, tmp_path, changed, f"were made with {option}=", f"say {option}={other}")
     weights = dataclasses.replace(usual, extract=dataclasses.replace(usual.extract, weights="imagenet"))
     refused(data, tmp_path, weights, "weights=bundled", "weights=imagenet")
     fewer = make_data(tmp_path / "fewer", images=30)

@@ -13,11 +13,13 @@ import torch
 
 from captioner.errors import CaptionerError
 from captioner.features.encoders import timm, torchvision
-from captioner.features.encoders.encoder import Encoder, InputSpec, Published, check_grid
+from captioner.features.encoders.encoder import FINAL, LAST_STAGE, Encoder, InputSpec, Published, check_grid
 from captioner.features.encoders.weights import weights_name
 
 __all__ = [
     "FAMILIES",
+    "FINAL",
+    "LAST_STAGE",
     "Encoder",
     "Family",
     "InputSpec",
@@ -49,7 +51,7 @@ class Family(Protocol):
         """
         ...
 
-    def build(self, name: str, weights: str, seed: int, grid: int | str, image_size: int) -> Encoder:
+    def build(self, name: str, weights: str, seed: int, grid: int | str, image_size: int, layer: str) -> Encoder:
         """An encoder with its weights, their name, hash and licence, and ``spec``.
 
         ``build_encoder`` finds out map, grid and channels.
@@ -92,7 +94,12 @@ def published_weights(name: str) -> Published:
 
 
 def build_encoder(
-    name: str, weights: str = "random", seed: int = 1, grid: int | str = "native", image_size: int | None = None
+    name: str,
+    weights: str = "random",
+    seed: int = 1,
+    grid: int | str = "native",
+    image_size: int | None = None,
+    layer: str = FINAL,
 ) -> Encoder:
     """A frozen encoder by its name.
 
@@ -103,6 +110,7 @@ def build_encoder(
         grid: pool the map to ``grid x grid`` by adaptive averages; a map that is coarser keeps its size. ``native``: no
             pooling.
         image_size: side of the input in pixels; None: the encoder's own.
+        layer: ``final``, or ``last_stage`` of an encoder of timm, as in ``extract.layer``.
 
     Raises:
         CaptionerError: the name is unknown (the nearest is named), the weights do not load or do not fit, or the
@@ -112,7 +120,7 @@ def build_encoder(
     family = _family(name)
     own = family.image_size(name)
     side = image_size or own
-    encoder = family.build(name, weights, seed, grid, side)
+    encoder = family.build(name, weights, seed, grid, side, layer)
     try:
         with torch.inference_mode():
             features = encoder.feature_map(torch.zeros(1, 3, side, side))

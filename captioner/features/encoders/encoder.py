@@ -13,12 +13,16 @@ from torch.nn import functional as F
 from captioner.errors import CaptionerError
 from captioner.features.layout import MEAN, STD
 
+FINAL, LAST_STAGE = "final", "last_stage"
+"""Values of ``extract.layer``."""
+
 
 class Cut(NamedTuple):
-    """A network cut at its last map."""
+    """A network cut at one of its last maps."""
 
     body: nn.Module  # computes the map; its parameters keep the names they had in the whole network
-    layer: str  # the module of the network, or the operation in one of its modules, whose output is the map
+    # the module of the network, or the operation in one of its modules, whose output is the map; or LAST_STAGE
+    layer: str
     feature_map: Callable[[nn.Module, Tensor], Tensor]  # of the body and normalised images (B, 3, S, S): (B, C, H, W)
     activations: int  # numbers held at once for one image of 224x224, roughly
 

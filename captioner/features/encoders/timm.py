@@ -5,7 +5,8 @@ NAME is timm's, with or without the tag of the weights: ``timm/convnext_atto``,
 the part of the image that is seen (``crop_pct``) and the input's side are those of the model's ``pretrained_cfg``.
 
 The map is ``forward_features`` of a CNN. Of a transformer it is the last of ``forward_intermediates``, after the final
-norm; timm drops class and register tokens there by their count (``num_prefix_tokens``).
+norm; timm drops class and register tokens there by their count (``num_prefix_tokens``). ``extract.layer=last_stage``
+takes the last of ``forward_intermediates`` without norm: of an EfficientNet 320 channels instead of 1,280.
 
 timm is imported when it is first needed: the names of torchvision's encoders work without it.
 """
@@ -26,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from captioner.errors import CaptionerError
-from captioner.features.encoders.encoder import Cut, Encoder, InputSpec, Published
+from captioner.features.encoders.encoder import LAST_STAGE, Cut, Encoder, InputSpec, Published
 from captioner.features.encoders.packages import LICENSE, package_state
 from captioner.features.encoders.weights import content_sha256, load_weights, weights_name
 
@@ -55,8 +56,8 @@ def image_size(name: str) -> int:
     return int(_config(name).input_size[-1])
 
 
-def build(name: str, weights: str, seed: int, grid: int | str, image_size: int) -> Encoder:
-    """A model cut at its last map, with its weights."""
+def build(name: str, weights: str, seed: int, grid: int | str, image_size: int, layer: str) -> Encoder:
+    """A model cut at the map that ``layer`` names, with its weights."""
     config, weights = _config(name), weights_name(name, weights)
     model = _model(name, config, weights == "pretrained", seed, image_size)
     spec = InputSpec(
@@ -66,7 +67,7 @@ def build(name: str, weights: str, seed: int, grid: int | str, image_size: int) 
     if weights == "package":
         model.load_state_dict(package_state(name, model.state_dict()))
     convert = _converter(model)
-    encoder = Encoder(name, _cut(name, model, image_size, config.input_size[-1]), grid, spec)
+    encoder = Encoder(name, _cut(name, model, image_size, config.input_size[-1], layer), grid, spec)
     license = {"pretrained": config.license, "package": LICENSE}.get(weights)
     if weights not in ("random", "pretrained", "package"):
         weights = load_weights(encoder.body, name, weights, known, convert)
@@ -208,8 +209,8 @@ def _converter(model: nn.Module) -> Callable[[dict[str, Tensor]], dict[str, Tens
     return convert
 
 
-def _cut(name: str, model: nn.Module, image_size: int, own_size: int) -> Cut:
-    """Cut a model in eval mode at its last map.
+def _cut(name: str, model: nn.Module, image_size: int, own_size: int, wanted: str) -> Cut:
+    """Cut a model in eval mode at its final map, or at that of its last stage.
 
     Raises:
         CaptionerError: it has none, or takes no images of this size.
@@ -222,13 +223,9 @@ def _cut(name: str, model: nn.Module, image_size: int, own_size: int) -> Cut:
         sizes.append(sum(tensor.numel() for tensor in tensors))
 
     hooks = [module.register_forward_hook(note) for module in model.modules() if not list(module.children())]
-    layer, feature_map, fault = "", _features, "no spatial map"
+    fault = "no spatial map"
     with torch.inference_mode():
-        for layer, feature_map in (
-            ("forward_features", _features),
-            ("forward_intermediates, norm", _intermediate),
-            ("forward_intermediates", _intermediate_without_norm),
-        ):
+        for layer, feature_map in _LAST_STAGE if wanted == LAST_STAGE else _FINAL:
             try:
                 found = feature_map(model, images)
             except (RuntimeError, AssertionError, ValueError, TypeError, AttributeError) as error:
@@ -246,6 +243,8 @@ def _cut(name: str, model: nn.Module, image_size: int, own_size: int) -> Cut:
     for hook in hooks:
         hook.remove()
     _drop_head(model)
+    if wanted == LAST_STAGE:
+        model.prune_intermediate_layers(1, prune_norm=True)  # type: ignore[operator]
     activations = int(max(sizes) * (224 / image_size) ** 2)
     return Cut(model.eval(), layer, feature_map, activations)
 
@@ -280,3 +279,11 @@ def _intermediate(model: nn.Module, images: Tensor, norm: bool = True) -> Tensor
 def _intermediate_without_norm(model: nn.Module, images: Tensor) -> Tensor:
     """Of models whose last norm does not fit their maps (Hiera)."""
     return _intermediate(model, images, norm=False)
+
+
+_FINAL: tuple[tuple[str, Callable[[nn.Module, Tensor], Tensor]], ...] = (
+    ("forward_features", _features),
+    ("forward_intermediates, norm", _intermediate),
+    ("forward_intermediates", _intermediate_without_norm),
+)
+_LAST_STAGE = ((LAST_STAGE, _intermediate_without_norm),)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from captioner.errors import CaptionerError
-from captioner.features.encoders.encoder import Cut, Encoder, InputSpec, Published
+from captioner.features.encoders.encoder import FINAL, Cut, Encoder, InputSpec, Published
 from captioner.features.encoders.torchvision_compat import torchvision
 from captioner.features.encoders.weights import content_sha256, load_weights, weights_name
 
@@ -38,9 +38,11 @@ def image_size(name: str) -> int:
     return InputSpec.image_size
 
 
-def build(name: str, weights: str, seed: int, grid: int | str, image_size: int) -> Encoder:
+def build(name: str, weights: str, seed: int, grid: int | str, image_size: int, layer: str) -> Encoder:
     """A classifier cut at its last map, with its weights."""
     weights = weights_name(name, weights)
+    if layer != FINAL:
+        raise CaptionerError(f"extract.layer={layer}: {name} has its final map only; use extract.layer={FINAL}")
     if weights == "package":
         raise CaptionerError(
             f"extract.weights=package: no package holds weights of {name}; use encoder=timm/tf_efficientnet_lite0, "
