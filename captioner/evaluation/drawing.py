@@ -92,11 +92,26 @@ def attention_map(
     left, top, right, bottom = (
         round(share * side) for share, side in zip(box, (width, height, width, height), strict=True)
     )
-    # bilinear as in the page; bicubic would overshoot and colour cells without attention
-    smooth = Image.fromarray(cells).resize((max(1, right - left), max(1, bottom - top)), Image.Resampling.BILINEAR)
+    rows, columns = _between(grid[0], max(1, bottom - top)), _between(grid[1], max(1, right - left))
     whole = np.zeros((height, width), dtype=np.float32)
-    whole[top : top + smooth.height, left : left + smooth.width] = np.asarray(smooth)
+    whole[top : top + len(rows), left : left + len(columns)] = rows @ cells @ columns.T
     return whole
+
+
+def _between(cells: int, pixels: int) -> np.ndarray:
+    """(pixels, cells) float32: how much of each cell a pixel shows, by its way between the centres of two cells.
+
+    The way is smoothed (3w² - 2w³): linear interpolation draws diamonds, and bicubic overshoots, which colours cells
+    without attention. The page's script does the same.
+    """
+    at = np.clip((np.arange(pixels) + 0.5) / pixels * cells - 0.5, 0, cells - 1)
+    low = np.minimum(at.astype(int), max(cells - 2, 0))
+    way = at - low
+    way = way * way * (3 - 2 * way)
+    shares = np.zeros((pixels, cells), dtype=np.float32)
+    shares[np.arange(pixels), low] = 1 - way
+    shares[np.arange(pixels), np.minimum(low + 1, cells - 1)] += way
+    return shares
 
 
 def overlay(

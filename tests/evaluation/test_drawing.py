@@ -21,7 +21,7 @@ def test_the_brightest_spot_lies_in_the_cell_with_the_largest_weight(row, column
     weights[row * 4 + column] = 1 - 0.02 * 11
     found = attention_map(weights, (3, 4), WHOLE, (80, 60))  # cells of 20 x 20 pixels
     assert found.shape == (60, 80) and found.min() >= 0
-    assert 0.975**2 - 1e-6 <= found.max() <= 1  # the cell's centre lies between pixels, half of a 20th off each way
+    assert found.max() == pytest.approx(1, abs=0.01)  # the cell's centre lies between pixels
     y, x = np.unravel_index(found.argmax(), found.shape)
     assert (y // 20, x // 20) == (row, column)
     assert found[20 * row : 20 * row + 20, 20 * column : 20 * column + 20].mean() > 3 * found.mean()
@@ -30,6 +30,13 @@ def test_the_brightest_spot_lies_in_the_cell_with_the_largest_weight(row, column
 def test_a_cell_without_attention_stays_bare():
     """Interpolation that overshoots, as bicubic does, would colour the opposite corner."""
     assert attention_map(np.array([1.0, 0, 0, 0]), (2, 2), WHOLE, (40, 40))[30:, 30:].max() == 0
+
+
+def test_the_way_between_two_cells_is_smooth():
+    """Cells of 4 pixels, centres at 2 and 6: the pixel at 2.5 is an eighth of the way, and 3/64 - 2/512 = 11/256."""
+    found = attention_map(np.array([1.0, 0.0]), (1, 2), WHOLE, (8, 1))[0]
+    falling = 1 - np.array([11 / 256, 81 / 256, 175 / 256, 245 / 256])  # at 1/8, 3/8, 5/8 and 7/8 of the way
+    assert found == pytest.approx([1, 1, *falling, 0, 0], abs=1e-6)
 
 
 def test_even_weights_show_nothing():
