@@ -1,7 +1,7 @@
 """Trainable image captioning on cached CNN features.
 
 from captioner import Captioner
-captioner = Captioner.load("models")
+captioner = Captioner.load()  # a model of photos; Captioner.load("models") is the pipeline's
 print(captioner.caption("holiday.jpg")[0].text)
 """
 

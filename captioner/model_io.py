@@ -66,13 +66,19 @@ class Model:
     config: dict[str, Any]
 
 
-def save_model(folder: Path, decoder: Decoder, vocabulary: Vocabulary, facts: dict[str, Any]) -> None:
+def save_model(
+    folder: Path, decoder: Decoder, vocabulary: Vocabulary, facts: dict[str, Any], half: bool = False
+) -> None:
     """Write ``model.safetensors`` and ``config.json`` into ``folder``.
 
     Args:
         facts: the other keys of ``KEYS``. ``training``, the settings of training, may be left out.
+        half: store weights as float16.
     """
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in decoder.state_dict().items()}
+    weights = {
+        name: (tensor.half() if half and tensor.is_floating_point() else tensor).detach().cpu().contiguous()
+        for name, tensor in decoder.state_dict().items()
+    }
     write_atomically(folder / WEIGHTS, save(weights))
     config = {
         "training": {},
@@ -119,6 +125,28 @@ def save_encoder(folder: Path, store: FeatureStore, extract: ExtractParameters) 
             "train this encoder's weights again with weight decay"
         )
     write_atomically(folder / ENCODER, save(half))
+
+
+def copy_model(folder: Path, out: Path, half: bool = False) -> None:
+    """Copy a model, all that captioning needs of it, into the folder ``out``.
+
+    Args:
+        half: store the decoder's weights as float16: half the size, and captions that hardly differ.
+
+    Raises:
+        CaptionerError: as ``load_model``; or a weight is too large for float16.
+    """
+    model = load_model(folder)
+    weights = model.decoder.state_dict().values()
+    if half and not all(torch.isfinite(tensor.half()).all() for tensor in weights if tensor.is_floating_point()):
+        raise CaptionerError(f"{folder / WEIGHTS}: a weight is too large for half precision; copy it in full precision")
+    out.mkdir(parents=True, exist_ok=True)
+    if model.config["weights_name"] == "file":
+        write_atomically(out / ENCODER, (folder / ENCODER).read_bytes())
+    facts = {
+        key: value for key, value in model.config.items() if key not in ("format_version", "vocabulary", "decoder")
+    }
+    save_model(out, model.decoder, model.vocabulary, facts, half)
 
 
 def load_model(folder: str | Path) -> Model:
@@ -209,6 +237,8 @@ def _load_decoder(path: Path, settings: DecoderConfig) -> Decoder:
                 f"{settings.vocabulary_size} words) needs {expected.get(name, 'none')}; "
                 "these two files are not of one model, copy its folder again"
             )
+    # float16 weights are computed with in float32
+    weights = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in weights.items()}
     decoder.load_state_dict(weights, assign=True)
     return decoder.requires_grad_(False).eval()
 

@@ -24,6 +24,7 @@ ORDER = [
     "report",
     "evaluation",
     "captioning",
+    "demo",
     "cli",
 ]
 

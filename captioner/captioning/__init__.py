@@ -1,4 +1,4 @@
-"""Captions of any images by a trained model: ``Captioner.load("models").caption(["holiday.jpg"])``."""
+"""Captions of any images by a trained model: ``Captioner.load().caption(["holiday.jpg"])``."""
 
 from captioner.captioning.captioner import Captioner
 from captioner.captioning.results import Caption, ImageCaptions

@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 
 from captioner.captioning.encoder import load_encoder
+from captioner.captioning.hub import HubMixin
 from captioner.captioning.readers import ImageReaders
 from captioner.captioning.results import Caption, ImageCaptions
 from captioner.device import core_count, keep_freed_memory, resolve_device
@@ -28,6 +29,7 @@ from captioner.features.forward import CPU_BATCH, ImageEncoder
 from captioner.features.reading import ReadImage, Recipe
 from captioner.model_io import CONFIG, Model, load_model
 from captioner.parameters import EvaluateParameters
+from captioner.pretrained import FLICKR8K
 from captioner.search import Hypothesis, beam_search
 
 ImageSource = str | os.PathLike[str] | Image.Image
@@ -36,7 +38,7 @@ _MOST_BEAM = 100
 _MOST_READERS = 16
 
 
-class Captioner:
+class Captioner(HubMixin):
     """A model at work. A context manager: leaving it ends the processes that read images, which else end with the
     program.
 
@@ -44,17 +46,19 @@ class Captioner:
         model: decoder, vocabulary and configuration.
         encoder: makes its features.
         device: where the arithmetic runs.
+        folder: where the model came from.
     """
 
-    def __init__(self, model: Model, encoder: ImageEncoder, readers: ImageReaders) -> None:
-        self.model, self.device = model, encoder.device
+    def __init__(self, model: Model, encoder: ImageEncoder, readers: ImageReaders, folder: Path) -> None:
+        self.model, self.device, self.folder = model, encoder.device, folder
         self.encoder, self._readers = encoder, readers
         self._decoder = model.decoder.to(encoder.device)
         self._end = weakref.finalize(self, readers.close)
 
     @classmethod
-    def load(cls, folder: str | os.PathLike[str], device: str = "auto") -> Captioner:
-        """Read a folder that the stage ``train`` made.
+    def load(cls, folder: str | os.PathLike[str] = FLICKR8K, device: str = "auto") -> Captioner:
+        """Read a trained model: the one of photos that comes with the program, or a folder that the stage ``train``
+        made.
 
         Args:
             device: ``cpu``, ``cuda``, ``cuda:N``, or ``auto``: a GPU where there is one.
@@ -71,7 +75,7 @@ class Captioner:
         readers = ImageReaders(_recipe(folder, model), min(core_count(), _MOST_READERS))
         try:
             with _one_thread():
-                return cls(model, load_encoder(folder, model, chosen), readers)
+                return cls(model, load_encoder(folder, model, chosen), readers, folder)
         except BaseException:
             readers.close()
             raise

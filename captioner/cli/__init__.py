@@ -14,6 +14,7 @@ from captioner.errors import CaptionerError
 _COMMANDS = {
     "caption": ("caption", "Caption images with the model of photos, or with a trained one."),
     "compare": ("compare", "Compare experiments: confidence intervals, and whether they differ by more than chance."),
+    "demo": ("demo", "Caption images in the browser."),
     "doctor": ("doctor", "Show what is installed and what is missing, each with its remedy."),
     "report": ("report", "Make one page of one or several experiments: scores, curves, images, attention."),
     "score": ("score", "Score a COCO results file against a COCO captions file."),

@@ -24,9 +24,8 @@ _MANY = 100  # images from which on progress is shown, where it does not stand b
 @click.option(
     "--model",
     type=click.Path(path_type=Path),
-    default=paths.MODELS,
-    show_default=True,
-    help="Folder of a trained model.",
+    help=f"Folder of a trained model, `{paths.MODELS}` for the pipeline's; without it the model of photos that comes "
+    "with the program.",
 )
 @click.option(
     "--beam", type=click.IntRange(1, 100), default=5, show_default=True, help="Beam size; 1 is greedy search."
@@ -50,14 +49,14 @@ _MANY = 100  # images from which on progress is shown, where it does not stand b
 def command(
     context: click.Context,
     images: tuple[str, ...],
-    model: Path,
+    model: Path | None,
     beam: int,
     n_best: int,
     as_json: bool,
     attention: Path | None,
     device: str,
 ) -> None:
-    """Caption images with a trained model.
+    """Caption images.
 
     Every IMAGE, and every image in a FOLDER and below it, gets its captions with their log-probabilities (natural
     logarithms), in the order of log-probability per word: a sum over words alone would put the shortest first. An
@@ -67,14 +66,17 @@ def command(
     from captioner.captioning.overlays import Overlays
     from captioner.captioning.paths import find_images, printable
     from captioner.errors import CaptionerError
+    from captioner.pretrained import FLICKR8K
     from captioner.progress import Progress
 
     files, faults = find_images(images)
     failed = bool(faults)
     for path, reason in faults:
         click.echo(f"Error: {printable(path)}: {reason}", err=True)
-    with Captioner.load(model, device) as captioner:
+    with Captioner.load(model or FLICKR8K, device) as captioner:
         config = captioner.model.config
+        if config["dataset"] == "scenes":
+            click.echo(f"Note: {model} was trained on drawn scenes; it knows drawings only, no photos.", err=True)
         overlays = None
         if attention is not None:
             kind = f"{config['encoder']} + {captioner.model.decoder.config.decoder}, beam {beam}"

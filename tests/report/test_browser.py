@@ -14,7 +14,7 @@ from tests.report import making
 
 CHROMIUM = find_chromium()
 WRITTEN = 1_790_000_000  # 2026-09-21 14:13:20 UTC: when the page's file was written
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install '.[test]'")
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install '.[dev]'")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason=MISSING)
 
 
