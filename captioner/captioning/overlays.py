@@ -6,8 +6,8 @@ from pathlib import Path
 
 from captioner.captioning.paths import Names, printable
 from captioner.captioning.results import ImageCaptions
+from captioner.drawing import Example, attention_or_none, draw_sheet, to_bytes
 from captioner.errors import CaptionerError
-from captioner.evaluation.drawing import Example, attention_or_none, draw_sheet, to_bytes
 from captioner.sidecar import write_atomically
 
 

@@ -11,6 +11,7 @@ _COMMANDS = {
     "caption": ("caption", "Caption images with the trained model."),
     "compare": ("compare", "Compare experiments: confidence intervals, and whether they differ by more than chance."),
     "doctor": ("doctor", "Show what is installed and what is missing, each with its remedy."),
+    "export": ("export", "Export a trained model to ONNX, for captioning without torch."),
     "report": ("report", "Make one page of one or several experiments: scores, curves, images, attention."),
     "score": ("score", "Score a COCO results file against a COCO captions file."),
     "summary": ("summary", "Show the last run's scores and some captions."),

@@ -15,6 +15,7 @@ from captioner import paths
 
 if TYPE_CHECKING:
     from captioner.captioning import ImageCaptions
+    from captioner.captioning.base import BaseCaptioner
 
 _MANY = 100  # images from which on progress is shown, where it does not stand between captions
 
@@ -26,7 +27,14 @@ _MANY = 100  # images from which on progress is shown, where it does not stand b
     type=click.Path(path_type=Path),
     default=paths.MODELS,
     show_default=True,
-    help="Folder of a trained model.",
+    help="Folder of a trained model; with --runtime onnx, of its export.",
+)
+@click.option(
+    "--runtime",
+    type=click.Choice(["torch", "onnx"]),
+    default="torch",
+    show_default=True,
+    help="onnx: a folder that `captioner export` made, without torch, on the CPU.",
 )
 @click.option(
     "--beam", type=click.IntRange(1, 100), default=5, show_default=True, help="Beam size; 1 is greedy search."
@@ -51,6 +59,7 @@ def command(
     context: click.Context,
     images: tuple[str, ...],
     model: Path,
+    runtime: str,
     beam: int,
     n_best: int,
     as_json: bool,
@@ -63,7 +72,6 @@ def command(
     logarithms), in the order of log-probability per word: a sum over words alone would put the shortest first. An
     image that cannot be read gets a line on the standard error instead; the exit status is 1 then.
     """
-    from captioner.captioning import Captioner
     from captioner.captioning.overlays import Overlays
     from captioner.captioning.paths import find_images, printable
     from captioner.errors import CaptionerError
@@ -73,13 +81,11 @@ def command(
     failed = bool(faults)
     for path, reason in faults:
         click.echo(f"Error: {printable(path)}: {reason}", err=True)
-    with Captioner.load(model, device) as captioner:
-        config = captioner.model.config
+    with _load(model, runtime, device) as captioner:
         overlays = None
         if attention is not None:
-            kind = f"{config['encoder']} + {captioner.model.decoder.config.decoder}, beam {beam}"
-            title = f"{kind}: where the decoder looked for each word"
-            overlays = Overlays(attention, tuple(config["grid"]), title)
+            title = f"{captioner.title}, beam {beam}: where the decoder looked for each word"
+            overlays = Overlays(attention, captioner.grid, title)
         shown = len(files) >= _MANY and not sys.stdout.isatty()
         with _json_list(as_json) as add, Progress("caption", len(files), "images", shown=shown) as progress:
             for path, reason in faults if as_json else ():
@@ -113,6 +119,19 @@ def command(
                 progress.advance(1)
     if failed:
         context.exit(1)
+
+
+def _load(model: Path, runtime: str, device: str) -> BaseCaptioner:
+    if runtime == "torch":
+        from captioner.captioning import Captioner
+
+        return Captioner.load(model, device)
+    from captioner.captioning.onnx.captioner import OnnxCaptioner
+    from captioner.errors import CaptionerError
+
+    if device not in ("auto", "cpu"):
+        raise CaptionerError(f"--device={device}: --runtime onnx computes on the CPU; leave --device out")
+    return OnnxCaptioner.load(model)
 
 
 def _row(result: ImageCaptions) -> dict[str, object]:
