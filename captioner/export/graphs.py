@@ -6,8 +6,10 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -186,8 +188,7 @@ def _export(
             "torch, or a smaller model"
         )
     try:
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")  # of torch about its own code
+        with quiet(), torch.no_grad():
             program = torch.onnx.export(
                 module,
                 example,
@@ -213,6 +214,19 @@ def _export(
     graph = _without_traces(program.model_proto).SerializeToString()
     _check(module, graph, name, example, inputs)
     return graph
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No warnings of torch, onnxscript and onnxruntime about their own code: the user cannot act on them."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
 
 
 def _without_traces(model: Any) -> Any:
