@@ -64,8 +64,8 @@ def search_all(captioner: Captioner, features: torch.Tensor, beam: int) -> int:
     return len(features)
 
 
-def first_caption(image: Path, model: Path, device: str) -> float:
-    """Seconds from the start of the command to its first line."""
+def first_caption(image: Path, model: Path, device: str, *options: str) -> float:
+    """Seconds from the start of the command, with further ``options``, to its first line."""
     command = [
         sys.executable,
         "-c",
@@ -76,6 +76,7 @@ def first_caption(image: Path, model: Path, device: str) -> float:
         str(model),
         "--device",
         device,
+        *options,
     ]
     begin = time.perf_counter()
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:

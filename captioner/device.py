@@ -12,17 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from captioner.cores import core_count
 from captioner.errors import CaptionerError
 from captioner.launch import Rank
 
 Result = TypeVar("Result")
 capture_lock = threading.Lock()
 """Held while a training pass is recorded as a CUDA graph, and by other threads that use the GPU meanwhile."""
-
-
-def core_count() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0))
 
 
 def resolve_device(device: str, local_rank: int = 0) -> torch.device:

@@ -24,6 +24,7 @@ ORDER = [
     "report",
     "evaluation",
     "captioning",
+    "export",
     "demo",
     "cli",
 ]
@@ -64,7 +65,13 @@ def test_a_model_is_used_without_the_code_of_training(area: str) -> None:
 
 # METRICS and its entries beyond those that validation reports do not change a model
 LEFT_OUT = {"train": {"captioner.metrics", "captioner.metrics.registry"}, "evaluate": set()}
-SHARED = ("captioner.batches", "captioner.teacher_forcing", "captioner.cuda_graphs", "captioner.model_io")
+SHARED = (
+    "captioner.batches",
+    "captioner.teacher_forcing",
+    "captioner.cuda_graphs",
+    "captioner.drawing",
+    "captioner.model_io",
+)
 
 
 @pytest.mark.parametrize("stage", ["train", "evaluate"])

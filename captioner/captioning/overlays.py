@@ -6,8 +6,8 @@ from pathlib import Path
 
 from captioner.captioning.paths import Names, printable
 from captioner.captioning.results import ImageCaptions
+from captioner.drawing import Example, attention_or_none, draw_sheet, to_bytes
 from captioner.errors import CaptionerError
-from captioner.evaluation.drawing import Example, attention_or_none, draw_sheet, to_bytes
 from captioner.sidecar import write_atomically
 
 
@@ -38,16 +38,27 @@ class Overlays:
         Raises:
             CaptionerError: it cannot be written.
         """
-        best, name = result.captions[0], Path(result.name).name
-        assert result.image is not None  # asked for with attention
-        example = Example(
-            result.image, best.words, attention_or_none(best.attention), self._grid, result.box, None, printable(name)
-        )
-        path = self._folder / self._names.of(name)
-        try:
-            write_atomically(path, to_bytes(draw_sheet([example], self._title)))
-        except OSError as error:
-            raise CaptionerError(
-                f"{printable(str(path))}: cannot be written ({error.strerror}); free the disk or mend its permissions"
-            ) from error
+        path = self._folder / self._names.of(Path(result.name).name)
+        write_sheet(path, [example(result, self._grid)], self._title)
         return path
+
+
+def example(result: ImageCaptions, grid: tuple[int, int]) -> Example:
+    """An image with its best caption and attention, which were asked for."""
+    assert result.image is not None
+    best, name = result.captions[0], printable(Path(result.name).name)
+    return Example(result.image, best.words, attention_or_none(best.attention), grid, result.box, None, name)
+
+
+def write_sheet(path: Path, examples: list[Example], title: str) -> None:
+    """One PNG of some images, their captions, and where the decoder looked for each word.
+
+    Raises:
+        CaptionerError: it cannot be written.
+    """
+    try:
+        write_atomically(path, to_bytes(draw_sheet(examples, title)))
+    except OSError as error:
+        raise CaptionerError(
+            f"{printable(str(path))}: cannot be written ({error.strerror}); free the disk or mend its permissions"
+        ) from error

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from captioner.captioning import Captioner, ImageCaptions
+from captioner.drawing import attention_or_none, overlay
 from captioner.errors import CaptionerError
-from captioner.evaluation.drawing import attention_or_none, overlay
 
 HOST = "127.0.0.1"
 _FONT = ["system-ui", "sans-serif"]  # Gradio's own would be fetched

@@ -11,9 +11,9 @@ import click
 
 from captioner.comparison.repository import checkout
 from captioner.device import prepare_device
+from captioner.drawing import Example, attention_or_none, draw_sheet, to_bytes, visible_part
 from captioner.errors import CaptionerError
 from captioner.evaluation.decoding import SplitDecoder, check_search, teacher_forced_metrics
-from captioner.evaluation.drawing import Example, attention_or_none, draw_sheet, to_bytes, visible_part
 from captioner.evaluation.files import SEARCH_TITLES, Evaluation, write_evaluation
 from captioner.evaluation.inputs import EvaluationInputs, load_inputs
 from captioner.evaluation.page_data import page_data

@@ -16,8 +16,8 @@ from PIL import Image
 
 from captioner.comparison.bootstrap import interval, resample
 from captioner.comparison.repository import Checkout
+from captioner.drawing import Example, attention_weights, fit
 from captioner.errors import CaptionerError
-from captioner.evaluation.drawing import Example, attention_weights, fit
 from captioner.evaluation.files import Evaluation, metrics
 from captioner.evaluation.inputs import EvaluationInputs
 from captioner.images.captions import CaptionSet

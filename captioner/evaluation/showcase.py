@@ -15,9 +15,9 @@ from typing import Any
 import click
 
 from captioner.device import prepare_device
+from captioner.drawing import draw_sheet, to_bytes
 from captioner.errors import CaptionerError
 from captioner.evaluation.decoding import SplitDecoder
-from captioner.evaluation.drawing import draw_sheet, to_bytes
 from captioner.evaluation.evaluate import examples
 from captioner.evaluation.files import CAPTIONS, METRICS_FILE
 from captioner.evaluation.inputs import load_inputs

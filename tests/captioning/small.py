@@ -50,7 +50,13 @@ def files(folder: Path) -> list[Path]:
 
 
 def make_run(
-    folder: Path, weights: str = "bundled", fit: str = "squash", encoder: str = "squeezenet1_1", **facts: Any
+    folder: Path,
+    weights: str = "bundled",
+    fit: str = "squash",
+    encoder: str = "squeezenet1_1",
+    layer: str = "final",
+    decoder: str = "gru",
+    **facts: Any,
 ) -> dict[str, Path]:
     """Images, features, captions and a model; the keys are ``evaluate``'s arguments, and ``files``. ``facts`` go into
     the model."""
@@ -72,7 +78,7 @@ def make_run(
     paths = {name: folder / name for name in ("models", "features.h5", "captions.json", "images.h5")}
     write_images(paths["images.h5"], records)
     write_captions(paths["captions.json"], rows, annotations, {})
-    parameters = ExtractParameters(weights=weights, fit=fit, grid=4)
+    parameters = ExtractParameters(weights=weights, fit=fit, grid=4, layer=layer)
     extract(
         parameters,
         RuntimeParameters(device="cpu", workers=1, threads=1),
@@ -84,7 +90,7 @@ def make_run(
     store = FeatureStore.open(paths["features.h5"])
     vocabulary = Vocabulary([*SPECIALS, *WORDS], facts={"max_length": 12})
     config = DecoderConfig(
-        "gru",
+        decoder,
         "soft",
         len(vocabulary),
         6,
@@ -95,9 +101,9 @@ def make_run(
         attention_size=8,
         rows=store.grid[0],
     )
-    decoder = build_decoder(config)
-    fill(decoder, seed=1, end=12.0)
-    save_model(paths["models"], decoder.eval(), vocabulary, {**model_facts(store), **facts})
+    built = build_decoder(config)
+    fill(built, seed=1, end=12.0)
+    save_model(paths["models"], built.eval(), vocabulary, {**model_facts(store), **facts})
     return {name.split(".")[0]: path for name, path in paths.items()} | {"files": folder / "files"}
 
 

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from captioner.captioning import Captioner
-from captioner.captioning.captioner import _recipe
+from captioner.captioning.recipe import read_recipe
 from captioner.errors import CaptionerError
 from captioner.evaluation import evaluate
 from captioner.features.encoders import build_encoder
@@ -42,7 +42,7 @@ def test_features_are_those_of_extraction(tmp_path: Path, fit: str, encoder: str
     run = small.make_run(tmp_path / "run", weights, fit, encoder)
     stored = np.asarray(FeatureStore.open(run["features"]).reader("ram").read(np.arange(16)))
     with Captioner.load(run["models"], "cpu") as captioner:
-        recipe = _recipe(run["models"], captioner.model)
+        recipe = read_recipe(run["models"], captioner.model.config)
         pixels = np.stack([read_image(str(path), recipe, False).pixels for path in sorted(run["files"].iterdir())])
         torch.set_num_threads(1)
         assert np.array_equal(captioner.encoder(pixels).numpy(), stored)
@@ -159,7 +159,9 @@ def test_weights_of_the_users_own_come_with_the_model(tmp_path: Path) -> None:
     save_encoder(run["models"], FeatureStore.open(run["features"]), parameters.extract)
     with Captioner.load(run["models"], "cpu") as captioner:
         stored = np.asarray(FeatureStore.open(run["features"]).reader("ram").read(np.arange(1)), dtype=np.float32)
-        pixels = read_image(str(run["files"] / "00.jpg"), _recipe(run["models"], captioner.model), False).pixels
+        pixels = read_image(
+            str(run["files"] / "00.jpg"), read_recipe(run["models"], captioner.model.config), False
+        ).pixels
         assert np.allclose(
             captioner.encoder(pixels[None].copy()).float().numpy(), stored, atol=0.02 * np.abs(stored).max()
         )

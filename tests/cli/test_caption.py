@@ -135,3 +135,25 @@ def test_the_command_as_people_start_it(run: dict[str, Path]) -> None:
     ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0 and done.stderr == "" and len(json.loads(done.stdout)) == 1
+
+
+def test_a_sheet_of_all_images(run: dict[str, Path], folder: Path, tmp_path: Path) -> None:
+    done = caption(run, folder, "--sheet", tmp_path / "sheet.png")
+    assert done.exit_code == 1  # one image cannot be read; the sheet has the others
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.format == "PNG" and sheet.mode == "RGB" and sheet.width == 1200
+        both = sheet.height
+    caption(run, run["files"] / "00.jpg", "--sheet", tmp_path / "one.png")
+    with Image.open(tmp_path / "one.png") as sheet:
+        assert 100 < sheet.height < both
+    assert caption(run, run["files"] / "00.jpg", "--sheet", tmp_path / "none/sheet.png").exit_code == 1
+
+
+def test_a_model_of_scenes_says_what_it_knows(run: dict[str, Path], tmp_path: Path) -> None:
+    models = small.copy(run, tmp_path / "models")
+    config = json.loads((models / "config.json").read_text())
+    (models / "config.json").write_text(json.dumps({**config, "dataset": "scenes"}))
+    done = caption({"models": models}, run["files"] / "00.jpg")
+    assert done.exit_code == 0
+    [line] = done.stderr.splitlines()
+    assert line == f"Note: {models} was trained on drawn scenes; it knows drawings only, no photos."

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from captioner.evaluation.drawing import Example, attention_map, draw_sheet, overlay, to_bytes, visible_part
+from captioner.drawing import Example, attention_map, draw_sheet, overlay, to_bytes, visible_part
 from captioner.evaluation.sampling import sample_images
 from captioner.report.heat import heat_map
 

@@ -12,9 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
+from captioner.drawing import draw_sheet
 from captioner.errors import CaptionerError
 from captioner.evaluation import summary
-from captioner.evaluation.drawing import draw_sheet
 from captioner.evaluation.evaluate import choose_beam
 from captioner.features.store import FeatureStore
 from captioner.images.captions import CaptionSet

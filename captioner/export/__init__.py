@@ -1,0 +1,1 @@
+"""A trained model in another form: ``onnx`` writes ONNX graphs for captioning without torch."""

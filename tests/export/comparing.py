@@ -1,0 +1,64 @@
+"""An export's captions beside those of torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from captioner.captioning import Captioner, ImageCaptions
+from captioner.captioning.onnx.captioner import OnnxCaptioner, open_session
+from captioner.captioning.onnx.files import MEMORY, STEP
+from captioner.decoder import Decoder
+from captioner.export.graphs import flatten
+
+
+def both(models: Path, exported: Path, images: Sequence[Path], **options: object) -> list[list[ImageCaptions]]:
+    """What torch says, and what onnxruntime says."""
+    with Captioner.load(models, "cpu") as torch_captioner, OnnxCaptioner.load(exported) as onnx_captioner:
+        return [captioner.caption(images, **options) for captioner in (torch_captioner, onnx_captioner)]
+
+
+def assert_same(ours: list[ImageCaptions], theirs: list[ImageCaptions]) -> None:
+    for our, their in zip(ours, theirs, strict=True):
+        assert (our.name, our.error, our.box) == (their.name, their.error, their.box)
+        assert [caption.words for caption in our.captions] == [caption.words for caption in their.captions]
+        for one, other in zip(our.captions, their.captions, strict=True):
+            assert one.text == other.text
+            assert one.score == pytest.approx(other.score, abs=1e-4)  # the log-probability per word
+            assert one.log_probability == pytest.approx(other.log_probability, abs=1e-4, rel=1e-5)
+            assert (one.attention is None) == (other.attention is None)
+            if one.attention is not None:
+                assert one.attention.dtype == other.attention.dtype
+                assert np.allclose(one.attention, other.attention, atol=1e-4)
+
+
+@torch.no_grad()
+def step_differences(decoder: Decoder, graphs: dict[str, bytes], words: int, seed: int = 0) -> list[float]:
+    """Largest difference of log-probabilities from torch's for each of some steps, over 4 images with 3 beams of random
+    words; with the same shapes for one image and one beam."""
+    generator = torch.Generator().manual_seed(seed)
+    config, differences = decoder.config, []
+    memory_session, step_session = (open_session(graphs[name], name) for name in (MEMORY, STEP))
+    names = [tensor.name for tensor in step_session.get_inputs()]
+    for images, beams in ((4, 3), (1, 1)):
+        features = torch.randn(images, config.positions, config.channels, generator=generator).half()
+        memory = decoder.encode(features)
+        begun = memory_session.run(None, {"features": features.numpy()})
+        count = len(flatten(memory))
+        for ours, theirs in zip(begun[:count], flatten(memory), strict=True):
+            assert np.allclose(ours, theirs.numpy(), atol=1e-4)
+        ours = [np.repeat(array, beams, 1) if array.ndim else array for array in begun[count:]]
+        state = decoder.initial_state(memory, beams)
+        for _ in range(words):
+            tokens = torch.randint(0, config.vocabulary_size, (images, beams), generator=generator)
+            values = dict(zip(names, [tokens.numpy(), *begun[:count], *ours], strict=True))
+            logits, weights, *ours = step_session.run(None, values)
+            wanted, state, attention = decoder.step(tokens, state, memory)
+            assert np.allclose(weights, attention.numpy(), atol=0.02)
+            found = torch.from_numpy(logits).log_softmax(-1)
+            differences.append(float((found - wanted.log_softmax(-1)).abs().max()))
+    return differences
