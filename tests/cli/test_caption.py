@@ -146,7 +146,7 @@ def test_a_sheet_of_all_images(run: dict[str, Path], folder: Path, tmp_path: Pat
     caption(run, run["files"] / "00.jpg", "--sheet", tmp_path / "one.png")
     with Image.open(tmp_path / "one.png") as sheet:
         assert 100 < sheet.height < both
-    assert caption(run, run["files"] / "00.jpg", "--sheet", tmp_path / "none/sheet.png").exit_code == 1
+    assert caption(run, run["files"] / "00.jpg", "--sheet", tmp_path / "sheet.png/x.png").exit_code == 1
 
 
 def test_a_model_of_scenes_says_what_it_knows(run: dict[str, Path], tmp_path: Path) -> None:
