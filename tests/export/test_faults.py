@@ -186,10 +186,10 @@ def test_packages_that_are_missing(run: dict[str, Path], exported: Path, tmp_pat
 
     with monkeypatch.context() as patch:
         patch.setattr(importlib.metadata, "version", version)
-        with pytest.raises(CaptionerError, match=r"torch: not installed.*pip install 'captioner\[onnx\]'"):
+        with pytest.raises(CaptionerError, match=r"torch: not installed.*pip install '.\[onnx\]'"):
             exporting.export_onnx(run["models"], tmp_path / "out")
     monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
-    with pytest.raises(CaptionerError, match=r"onnxruntime: cannot be imported .*pip install 'captioner\[onnx\]'"):
+    with pytest.raises(CaptionerError, match=r"onnxruntime: cannot be imported .*pip install '.\[onnx\]'"):
         OnnxCaptioner.load(exported)
 
 
