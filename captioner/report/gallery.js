@@ -67,9 +67,9 @@ function gallery(section) {
     found = sought.length ? items.filter((item) => sought.every((word) => searched(item).some((other) => other.startsWith(word)))) : sample.length ? [...sample] : [...items];
     const keys = new Map(found.map((item) => [item, key(item, choices.metric)]));
     found.sort((a, b) => keys.get(b) - keys.get(a) || a.place - b.place);
-    const pictured = found.filter((item) => item.image.webp).length;
+    const sampled = found.filter((item) => item.image.webp).length;
     count.textContent = sought.length ? `${found.length.toLocaleString("en")} of ${items.length.toLocaleString("en")} images match`
-      + (pictured < found.length ? `, ${pictured.toLocaleString("en")} of them in the sample` : "") : "";
+      + (sampled < found.length ? `, ${sampled.toLocaleString("en")} of them in the sample` : "") : "";
   };
   const draw = () => {
     const sought = choices.q.toLowerCase().split(/\s+/).filter(Boolean);

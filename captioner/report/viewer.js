@@ -44,11 +44,11 @@ function makeViewer({ step, moved, closed }) {
       back.disabled = !step(item, -1);
       next.disabled = !step(item, 1);
       const shot = imageOf(item);
-      const picture = make("div", { class: "viewer-image" }, shot || make("p", { class: "hint" }, "This image is outside the sample, so the page has its text only."));
-      if (item.captions.some((caption) => caption.attention)) picture.append(heatLegend());
+      const panel = make("div", { class: "viewer-image" }, shot || make("p", { class: "hint" }, "This image is outside the sample, so the page has its text only."));
+      if (item.captions.some((caption) => caption.attention)) panel.append(heatLegend());
       const text = make("div", { class: "viewer-text" }, ...captionBlocks(item, shot, body), make("h3", {}, "References"), referenceList(item.image.references, "Reference captions"),
         make("h3", {}, "Scores"), scoreTable(item), make("p", { class: "file" }, `${item.image.name} (id ${item.image.id})`));
-      body.replaceChildren(picture, text);
+      body.replaceChildren(panel, text);
       body.scrollTop = 0;
       if (!dialog.open) {
         dialog.showModal();
