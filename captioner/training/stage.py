@@ -146,6 +146,9 @@ def _publish(
 ) -> None:
     draft = sidecar.path("models")
     shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir()
+    if sidecar.path(ENCODER).exists():
+        shutil.copyfile(sidecar.path(ENCODER), draft / ENCODER)
     store = inputs.store
     save_model(
         draft,
@@ -172,8 +175,6 @@ def _publish(
             **({} if store.weights_license is None else {"weights_license": store.weights_license}),
         },
     )
-    if sidecar.path(ENCODER).exists():
-        shutil.copyfile(sidecar.path(ENCODER), draft / ENCODER)
     trained = sum(parameter.numel() for parameter in decoder.parameters() if parameter.requires_grad)
     write_history(results, state.history, state.best_epoch, state.stopped, trained)
     write_timing(results, state.seconds, len(inputs.train))
