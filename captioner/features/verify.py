@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from captioner.errors import CaptionerError
-from captioner.features.layout import Layout
+from captioner.features.layout import Layout, is_constant
 from captioner.fingerprint import fingerprint
 
 _PIECE_BYTES = 64 << 20
@@ -18,7 +18,8 @@ def verify_features(path: str | Path) -> list[str]:
     """Everything that is wrong with a features file, one sentence each; an empty list for a sound file.
 
     All of the file is read, in pieces: its shape against what its attributes say, its size, the marks of finished rows,
-    that every feature is finite, and that its fingerprint is the one of its facts.
+    that every feature is finite, that no view of an image has one value for all its features, and that its fingerprint
+    is the one of its facts.
     """
     try:
         layout = Layout(path)
@@ -58,23 +59,37 @@ def verify_features(path: str | Path) -> list[str]:
         faults.append(
             f"{path}: {int((~layout.done).sum()):,} of {count:,} rows were never written; run the extract stage again"
         )
-    faults += _not_finite(layout)
+    faults += _bad_rows(layout)
     return faults
 
 
-def _not_finite(layout: Layout) -> list[str]:
-    """Names the first rows that are there and hold NaN or infinity."""
+def _bad_rows(layout: Layout) -> list[str]:
+    """Names the first rows that are there and hold NaN or infinity, or nothing but one value."""
     bad: list[int] = []
+    constant: list[int] = []
     step = max(1, _PIECE_BYTES // layout.row_size)
     with open(layout.path, "rb", buffering=0) as file:
         for first in range(0, layout.shape[0], step):
             last = min(first + step, layout.shape[0])
             data = os.pread(file.fileno(), (last - first) * layout.row_size, layout.offset + first * layout.row_size)
             whole = len(data) // layout.row_size  # fewer where the file ends early, which is reported already
+            if whole == 0:
+                break
             rows = np.frombuffer(data, dtype=np.uint16, count=whole * layout.row_size // 2).reshape(whole, -1)
             not_finite = ((rows & 0x7FFF) >= 0x7C00).any(axis=1)
             bad += (first + np.flatnonzero(not_finite & layout.done[first : first + whole])).tolist()
-    if not bad:
-        return []
-    named = ", ".join(str(layout.image_ids[row]) for row in bad[:3]) + (", ..." if len(bad) > 3 else "")
-    return [f"{layout.path}: {len(bad):,} images have non-finite features ({named})"]
+            one_value = is_constant(rows.reshape(whole * layout.shape[1], -1)).reshape(whole, -1).any(axis=1)
+            constant += (first + np.flatnonzero(one_value & layout.done[first : first + whole])).tolist()
+    faults = []
+    if bad:
+        faults.append(f"{layout.path}: {len(bad):,} images have non-finite features ({_named(layout, bad)})")
+    if constant:
+        faults.append(
+            f"{layout.path}: {len(constant):,} images have features that are all zero or one value "
+            f"({_named(layout, constant)}); if these images are not blank, run the extract stage again"
+        )
+    return faults
+
+
+def _named(layout: Layout, rows: list[int]) -> str:
+    return ", ".join(str(layout.image_ids[row]) for row in rows[:3]) + (", ..." if len(rows) > 3 else "")

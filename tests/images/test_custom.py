@@ -210,3 +210,11 @@ def test_all_missing_names_the_likely_cause(tmp_path):
     path = table(tmp_path / "t.csv", [("a.jpg", "x", ""), ("b.jpg", "y", "")])
     with pytest.raises(CaptionerError, match="2 of 2 .*check the names"):
         run(tmp_path / "out", captions=path)
+
+
+@pytest.mark.parametrize("count, warned", [(2, True), (20, False)])
+def test_one_validation_image_is_a_warning(tmp_path, capsys, count, warned):
+    run(tmp_path / "out", captions=custom_set(tmp_path / "own", count))
+    printed = capsys.readouterr().err
+    assert ("warning: download custom: one val image; CIDEr-D is 0" in printed) == warned
+    assert ("raise download.val_share" in printed) == warned
