@@ -85,7 +85,7 @@ def reads_avif() -> bool:
 def reads_heic() -> bool:
     """Whether HEIC is read, by the optional package pillow-heif."""
     try:
-        import pillow_heif  # type: ignore[import-untyped,unused-ignore]
+        import pillow_heif
     except ImportError:
         return False
     # the image alone, and not its thumbnail, which draft mode would take; several processes decode already
