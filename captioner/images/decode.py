@@ -200,7 +200,7 @@ def _decode(data: bytes, image_size: int) -> tuple[Image.Image, bool]:
         raise BadImage("empty file")
     if len(data) > MAX_BYTES:
         raise BadImage(f"file of {len(data):,} bytes; at most {MAX_BYTES:,} are read")
-    image: Image.Image = Image.open(io.BytesIO(data), formats=_formats(data))
+    image = _open(data)
     width, height = image.size
     limit = MAX_PIXELS_JPEG if image.format in ("JPEG", "MPO") else MAX_PIXELS
     if width * height > limit:
@@ -218,6 +218,16 @@ def _decode(data: bytes, image_size: int) -> tuple[Image.Image, bool]:
     if image.size != target:
         image = image.resize(target, Image.Resampling.LANCZOS)
     return image if rotation == 1 else _apply_orientation(image, rotation), False
+
+
+def _open(data: bytes) -> Image.Image:
+    formats = _formats(data)
+    try:
+        return Image.open(io.BytesIO(data), formats=formats)
+    except UnidentifiedImageError:
+        if formats is FORMATS:
+            raise
+        raise BadImage(f"begins like {formats[0]} and is damaged, or of a kind that is not read") from None
 
 
 def _target_size(size: tuple[int, int], image_size: int) -> tuple[int, int]:

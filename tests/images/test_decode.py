@@ -88,8 +88,8 @@ def test_turned_and_transparent_avif_and_heic(phone_format):
 
 def test_damaged_avif_and_heic_raise_nothing_else(phone_format):
     data, rng = encoded(make_image(60, 50), phone_format), np.random.default_rng(1)
-    for length in (12, 30, len(data) // 2, len(data) - 1):
-        with pytest.raises(BadImage):
+    for length in (30, len(data) // 2, len(data) - 1):
+        with pytest.raises(BadImage, match=f"{phone_format}|truncated|decoded"):
             to_jpeg(data[:length], 32, 90)
     for _ in range(100):
         damaged = bytearray(data)
