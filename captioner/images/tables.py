@@ -15,6 +15,7 @@ from pathlib import Path
 import click
 
 from captioner.errors import CaptionerError
+from captioner.images.containers import IMAGE_SUFFIXES
 
 _MANY_LINES = 5  # of one row; captions rarely have line breaks, so it is worth a warning
 # A cell and the comma or line break behind it. Text that follows a closing quote belongs to a cell of one line only.
@@ -26,6 +27,8 @@ _STRICT_CELL = re.compile(
     r"""(?: "[^"]*(?:""[^"]*)*" | (?!")[^,\r\n]* ) (?:,|\r\n|\r|\n|\Z)""",
     re.VERBOSE,
 )
+# the name of an image inside a cell that has line breaks: the cell has taken in other rows
+_IMAGE_NAME = re.compile(rf"(?:{'|'.join(map(re.escape, IMAGE_SUFFIXES))})\s*(?:[,\r\n]|\Z)", re.IGNORECASE)
 
 
 def read_text(path: Path, missing: str, remedy: str) -> str:
@@ -62,13 +65,19 @@ def csv_rows(path: Path, text: str, strict: bool) -> Iterator[tuple[int, list[st
     Raises:
         CaptionerError: a quote is never closed, or in the wrong place; the line where it opens is named.
     """
+    pattern = _STRICT_CELL if strict else _CELL
     if not strict:  # the reader itself would take all rows up to the next quote for one cell
-        _check_quotes(path, text, _CELL)
+        _check_quotes(path, text, pattern)
     reader = csv.reader(io.StringIO(text, newline=""), strict=strict)
     last = 0
     try:
         for cells in reader:
             first, last = last + 1, reader.line_num
+            if last > first and any(len(rows(cell)) > 1 and _IMAGE_NAME.search(cell) for cell in cells):
+                raise CaptionerError(
+                    f"{path}, line {first}: a quote that opens here is closed in line {last} only, and takes in other "
+                    "rows; close it at the end of its cell"
+                )
             if last - first >= _MANY_LINES:
                 click.echo(
                     f"{path}, line {first}: this row ends in line {last}; check that its quotes are closed", err=True
@@ -76,7 +85,7 @@ def csv_rows(path: Path, text: str, strict: bool) -> Iterator[tuple[int, list[st
             if any(cell.strip() for cell in cells):
                 yield first, cells
     except csv.Error as error:
-        _check_quotes(path, text, _STRICT_CELL)
+        _check_quotes(path, text, pattern)
         raise CaptionerError(f"{path}, line {last + 1}: not valid CSV ({error}); fix the row") from error
 
 
