@@ -1,4 +1,4 @@
-"""Extraction end to end against its parts: python -m benchmarks.extract [--device cuda --images 20480]
+"""Extraction end to end against its parts: python -m benchmarks.extract [--device cuda --count 20480]
 
 Measured in turn, in images a second:
   ours     JPEG bytes in images.h5 to rows synced on disk, by the pipeline's own code (the decoding processes are
@@ -35,9 +35,10 @@ from captioner.features.blocks import blocks_to_do, extract_blocks
 from captioner.features.decoding import JpegPipeline
 from captioner.features.encoders import build_encoder
 from captioner.features.forward import ImageEncoder, resolve_precision
-from captioner.features.layout import DEFAULT_FACTS, FeatureWriter, create_features
+from captioner.features.layout import DEFAULT_FACTS, create_features
 from captioner.features.preprocess import Preprocessing
 from captioner.features.syncing import SyncedWriter
+from captioner.features.writer import FeatureWriter
 from captioner.images.store import ImageStore, write_images
 
 
@@ -156,7 +157,7 @@ def peak_memory() -> int:
 
 @click.command(help=__doc__)
 @click.option("--encoders", default="squeezenet1_1,resnet50", show_default=True)
-@click.option("--images", "count", default=1280, show_default=True)
+@click.option("--count", default=1280, show_default=True, help="drawn images")
 @click.option("--repeats", default=5, show_default=True)
 @click.option("--device", default="auto", show_default=True)
 @click.option("--precision", default="auto", show_default=True)

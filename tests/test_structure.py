@@ -120,3 +120,14 @@ def test_files_have_one_purpose_and_about_300_lines() -> None:
 def test_the_readmes_parameter_table_is_the_codes() -> None:
     found = re.search(r"<!-- parameters: .*? -->\n(.*?)\n<!-- end", (ROOT / "README.md").read_text(), re.S)
     assert found and found.group(1) == table()
+
+
+def test_contributing_names_what_is_there() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    named = re.findall(r"`((?:captioner|stages|tests|benchmarks|docs)/[\w/.]*)`", text)
+    assert len(named) > 15
+    for name in named:
+        if "NAME" not in name:
+            assert (ROOT / name).exists(), name
+    for registry in re.findall(r"`([A-Z]{6,})`", text):
+        assert any(f"\n{registry}" in path.read_text() for path in (ROOT / "captioner").rglob("*.py")), registry

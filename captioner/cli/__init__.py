@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import importlib
+from typing import Any
 
 import click
 
+from captioner import __version__
+from captioner.errors import CaptionerError
+
 # name -> module of captioner.cli that has the click command ``command``, and its line of help
 _COMMANDS = {
-    "caption": ("caption", "Caption images with the trained model."),
+    "caption": ("caption", "Caption images with the model of photos, or with a trained one."),
     "compare": ("compare", "Compare experiments: confidence intervals, and whether they differ by more than chance."),
     "doctor": ("doctor", "Show what is installed and what is missing, each with its remedy."),
     "report": ("report", "Make one page of one or several experiments: scores, curves, images, attention."),
@@ -27,11 +31,22 @@ class _LazyGroup(click.Group):
             return None
         return importlib.import_module(f"captioner.cli.{_COMMANDS[name][0]}").command
 
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except ModuleNotFoundError as error:
+            if (error.name or "").startswith("captioner"):
+                raise
+            raise CaptionerError(
+                f"the package {error.name} is not installed; in the program's folder: pip install '.[pipeline]'"
+            ) from error
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, _COMMANDS[name][1]) for name in self.list_commands(ctx)])
 
 
 @click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="captioner")
 def main() -> None:
     """Captions of images: tools beside the pipeline that `dvc repro` runs."""

@@ -19,7 +19,7 @@ from captioner.errors import CaptionerError
 from captioner.parameters import Parameters, load_parameters
 
 OK, NOTE, MISSING = "ok", "note", "missing"
-_INSTALL = "run make install, or pip install --constraint constraints.txt --editable ."
+_INSTALL = "run make install, or pip install --constraint constraints.txt --editable '.[pipeline]'"
 # GB that a data set takes at most: its archives, stored images and features of 7x7x2048 (DVC's cache holds links to
 # the same)
 _ROOM = {"scenes": 1, "flickr8k": 4, "flickr30k": 12, "coco2014": 55, "coco2017": 55, "custom": 1}
@@ -104,7 +104,8 @@ def check_packages() -> Iterator[Finding]:
     except importlib.metadata.PackageNotFoundError:
         yield Finding(MISSING, "captioner", "not installed as a package", _INSTALL)
         return
-    names = [re.split(r"[^\w.-]", need, maxsplit=1)[0] for need in needs if "extra ==" not in need]
+    wanted = [need for need in needs if "extra ==" not in need or re.search(r"extra == .pipeline", need)]
+    names = [re.split(r"[^\w.-]", need, maxsplit=1)[0] for need in wanted]
     absent = [name for name in names if _version(name) is None]
     if absent:
         yield Finding(MISSING, "packages", f"without {', '.join(absent)}", _INSTALL)

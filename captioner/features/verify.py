@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from captioner.errors import CaptionerError
+from captioner.features.checksums import crc32
 from captioner.features.layout import Layout, is_constant
 from captioner.fingerprint import fingerprint
 
@@ -18,8 +19,8 @@ def verify_features(path: str | Path) -> list[str]:
     """Everything that is wrong with a features file, one sentence each; an empty list for a sound file.
 
     All of the file is read, in pieces: its shape against what its attributes say, its size, the marks of finished rows,
-    that every feature is finite, that no view of an image has one value for all its features, and that its fingerprint
-    is the one of its facts.
+    that every feature is finite and has its checksum, that no view of an image has one value for all its features, and
+    that its fingerprint is the one of its facts.
     """
     try:
         layout = Layout(path)
@@ -59,13 +60,15 @@ def verify_features(path: str | Path) -> list[str]:
         faults.append(
             f"{path}: {int((~layout.done).sum()):,} of {count:,} rows were never written; run the extract stage again"
         )
-    faults += _bad_rows(layout)
+    faults += _damaged_rows(layout)
     return faults
 
 
-def _bad_rows(layout: Layout) -> list[str]:
-    """Names the first rows that are there and hold NaN or infinity, or nothing but one value."""
+def _damaged_rows(layout: Layout) -> list[str]:
+    """Names the first rows that are there and hold NaN or infinity, other bytes than were written, or only one
+    value."""
     bad: list[int] = []
+    changed: list[int] = []
     constant: list[int] = []
     step = max(1, _PIECE_BYTES // layout.row_size)
     with open(layout.path, "rb", buffering=0) as file:
@@ -77,19 +80,24 @@ def _bad_rows(layout: Layout) -> list[str]:
                 break
             rows = np.frombuffer(data, dtype=np.uint16, count=whole * layout.row_size // 2).reshape(whole, -1)
             not_finite = ((rows & 0x7FFF) >= 0x7C00).any(axis=1)
-            bad += (first + np.flatnonzero(not_finite & layout.done[first : first + whole])).tolist()
-            one_value = is_constant(rows.reshape(whole * layout.shape[1], -1)).reshape(whole, -1).any(axis=1)
-            constant += (first + np.flatnonzero(one_value & layout.done[first : first + whole])).tolist()
-    faults = []
-    if bad:
-        faults.append(f"{layout.path}: {len(bad):,} images have non-finite features ({_named(layout, bad)})")
-    if constant:
-        faults.append(
-            f"{layout.path}: {len(constant):,} images have features that are all zero or one value "
-            f"({_named(layout, constant)}); if these images are not blank, run the extract stage again"
-        )
-    return faults
+            there = layout.done[first : first + whole]
+            bad += (first + np.flatnonzero(not_finite & there)).tolist()
+            views = rows.reshape(whole * layout.shape[1], -1)
+            if layout.checksums is not None:
+                differs = (crc32(views).reshape(whole, -1) != layout.checksums[first : first + whole]).any(axis=1)
+                changed += (first + np.flatnonzero(differs & there)).tolist()
+            constant += (first + np.flatnonzero(is_constant(views).reshape(whole, -1).any(axis=1) & there)).tolist()
+    faults = (
+        (bad, "non-finite features"),
+        (changed, "damaged features: their checksums differ"),
+        (constant, "features that are all zero or one value; if they are not blank, run the extract stage again"),
+    )
+    return [
+        f"{layout.path}: {len(found):,} images have {fault} ({_first_images(layout, found)})"
+        for found, fault in faults
+        if found
+    ]
 
 
-def _named(layout: Layout, rows: list[int]) -> str:
+def _first_images(layout: Layout, rows: list[int]) -> str:
     return ", ".join(str(layout.image_ids[row]) for row in rows[:3]) + (", ..." if len(rows) > 3 else "")

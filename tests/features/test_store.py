@@ -18,10 +18,12 @@ from click.testing import CliRunner
 
 from captioner.cli.verify import command as verify
 from captioner.errors import CaptionerError
-from captioner.features.layout import DEFAULT_FACTS, FeatureWriter, Layout, create_features
+from captioner.features.checksums import RowChecks
+from captioner.features.layout import DEFAULT_FACTS, Layout, create_features
 from captioner.features.readers import GpuReader
 from captioner.features.store import FeatureStore, write_features
 from captioner.features.verify import verify_features
+from captioner.features.writer import FeatureWriter
 from captioner.fingerprint import fingerprint
 from tests.data import case
 
@@ -42,7 +44,7 @@ def path(tmp_path: Path, features: np.ndarray) -> Path:
 
 def test_plain_h5py_reads_the_layout_of_the_design(path: Path, features: np.ndarray) -> None:
     with h5py.File(path, "r") as file:
-        assert sorted(file) == ["done", "features", "image_id"]
+        assert sorted(file) == ["crc32", "done", "features", "image_id"]
         assert file["features"].dtype == np.float16 and file["features"].chunks is None
         np.testing.assert_array_equal(file["features"][...], features)
         np.testing.assert_array_equal(file["image_id"][...], IDS)
@@ -118,7 +120,7 @@ def test_the_gpus_reader_holds_the_whole_file_in_whatever_parts_it_came(
 ) -> None:
     monkeypatch.setattr("captioner.features.readers._UPLOAD_BYTES", parts)
     store = FeatureStore.open(path)
-    with GpuReader.load(path, store.offset, store.shape, torch.device("cpu")) as reader:
+    with GpuReader.load(path, store.offset, store.shape, torch.device("cpu"), RowChecks(path, None)) as reader:
         assert reader.shape == features.shape
         np.testing.assert_array_equal(reader.read([3, 16, 3], [0, 1, 1]).numpy(), features[[3, 16, 3], [0, 1, 1]])
 
@@ -187,7 +189,7 @@ def test_features_of_one_value_are_found(tmp_path: Path) -> None:
     store = write_features(tmp_path / "f.h5", features, [10, 11, 12, 13, 14, 15])
     assert store.constant_images() == [11, 12, 14]  # view 0
     [fault] = verify_features(store.path)
-    assert "f.h5: 4 images have features that are all zero or one value (11, 12, 13, ...)" in fault
+    assert "f.h5: 4 images have features that are all zero or one value" in fault and "(11, 12, 13, ...)" in fault
     single = write_features(tmp_path / "single.h5", np.ones((2, 1, 1, 1), np.float16), [1, 2])
     assert single.constant_images() == [] and verify_features(single.path) == []
 
@@ -199,7 +201,8 @@ def test_case_of_zeroed_features(tmp_path: Path) -> None:
     subprocess.run([sys.executable, case("zeroed_features") / "zero.py", store.path], check=True)
     first = -(-(store.path.stat().st_size // 6 - store.offset) // store.row_size)
     assert store.constant_images()[:6] == list(range(first, first + 6)) and len(store.constant_images()) <= 7
-    assert f"images have features that are all zero or one value ({first}, " in "".join(verify_features(store.path))
+    fault = verify_features(store.path)[-1]
+    assert "images have features that are all zero or one value" in fault and f"({first}, " in fault
 
 
 def test_a_damaged_bit_is_refused_or_named_and_never_crashes(path: Path) -> None:
