@@ -1,7 +1,8 @@
 """Save and load a trained model, ``models/``: weights as safetensors, everything else as JSON. No pickles, no paths.
 
 * ``model.safetensors``: weights of the caption decoder.
-* ``config.json``: decoder settings, vocabulary, encoder, preprocessing, training settings, fingerprint.
+* ``config.json``: decoder settings, vocabulary, encoder, preprocessing, training settings, fingerprint, and the
+  SHA-256 of the other files.
 * ``encoder.safetensors``: weights of the encoder, where they came from a file of the user.
 """
 
@@ -20,7 +21,7 @@ from safetensors.torch import load_file, save
 from captioner.decoder import Decoder, DecoderConfig, build_decoder
 from captioner.errors import CaptionerError
 from captioner.features.store import FeatureStore
-from captioner.fingerprint import fingerprint
+from captioner.fingerprint import fingerprint, sha256_of_file
 from captioner.parameters import ExtractParameters
 from captioner.sidecar import write_atomically
 from captioner.vocabulary.vocabulary import Vocabulary
@@ -48,7 +49,12 @@ KEYS = frozenset(
         "fingerprint",
     )
 )
-OPTIONAL_KEYS = frozenset(("weights_license",))  # of the encoder's weights, where their publisher states it
+OPTIONAL_KEYS = frozenset(
+    (
+        "weights_license",  # of the encoder's weights, where their publisher states it
+        "sha256",  # file name -> SHA-256 (hex) of its bytes; models of older versions do not have it
+    )
+)
 
 
 @dataclass(frozen=True)
@@ -71,6 +77,8 @@ def save_model(
 ) -> None:
     """Write ``model.safetensors`` and ``config.json`` into ``folder``.
 
+    The config has the SHA-256 of the weights, and of ``encoder.safetensors`` if that is in the folder already.
+
     Args:
         facts: the other keys of ``KEYS``. ``training``, the settings of training, may be left out.
         half: store weights as float16.
@@ -86,6 +94,7 @@ def save_model(
         "format_version": FORMAT_VERSION,
         "vocabulary": vocabulary.to_json(),
         "decoder": decoder.config.to_json(),
+        "sha256": {name: sha256_of_file(folder / name) for name in (WEIGHTS, ENCODER) if (folder / name).exists()},
     }
     if set(config) - OPTIONAL_KEYS != KEYS:
         raise ValueError(
@@ -127,28 +136,6 @@ def save_encoder(folder: Path, store: FeatureStore, extract: ExtractParameters) 
     write_atomically(folder / ENCODER, save(half))
 
 
-def copy_model(folder: Path, out: Path, half: bool = False) -> None:
-    """Copy a model, all that captioning needs of it, into the folder ``out``.
-
-    Args:
-        half: store the decoder's weights as float16: half the size, and captions that hardly differ.
-
-    Raises:
-        CaptionerError: as ``load_model``; or a weight is too large for float16.
-    """
-    model = load_model(folder)
-    weights = model.decoder.state_dict().values()
-    if half and not all(torch.isfinite(tensor.half()).all() for tensor in weights if tensor.is_floating_point()):
-        raise CaptionerError(f"{folder / WEIGHTS}: a weight is too large for half precision; copy it in full precision")
-    out.mkdir(parents=True, exist_ok=True)
-    if model.config["weights_name"] == "file":
-        write_atomically(out / ENCODER, (folder / ENCODER).read_bytes())
-    facts = {
-        key: value for key, value in model.config.items() if key not in ("format_version", "vocabulary", "decoder")
-    }
-    save_model(out, model.decoder, model.vocabulary, facts, half)
-
-
 def load_model(folder: str | Path) -> Model:
     """Read a trained model.
 
@@ -160,6 +147,7 @@ def load_model(folder: str | Path) -> Model:
     vocabulary = Vocabulary.from_json(config["vocabulary"], str(path))
     settings = DecoderConfig.from_json(config["decoder"], str(path))
     _check(path, settings, vocabulary, config)
+    check_sha256(Path(folder) / WEIGHTS, config)
     return Model(_load_decoder(Path(folder) / WEIGHTS, settings), vocabulary, config)
 
 
@@ -190,7 +178,31 @@ def read_config(folder: str | Path) -> dict[str, Any]:
         raise CaptionerError(f"{path}: the key {key!r} is {state}; train again or copy the model's folder again")
     if not isinstance(config["training"], dict):
         raise CaptionerError(f"{path}: training={config['training']!r} is no mapping; copy the model's folder again")
+    if not isinstance(config.get("sha256", {}), dict):
+        raise CaptionerError(f"{path}: sha256={config['sha256']!r} is no mapping; copy the model's folder again")
     return config
+
+
+def check_sha256(path: Path, config: dict[str, Any]) -> None:
+    """Raise if a file of a model's folder has other bytes than when it was written.
+
+    A file whose hash the config does not have passes, and so does a missing one: reading it is the error.
+
+    Raises:
+        CaptionerError: the hashes differ, or the file cannot be read. The message has both hashes.
+    """
+    wanted = config.get("sha256", {}).get(path.name)
+    if wanted is None or not path.exists():
+        return
+    try:
+        found = sha256_of_file(path)
+    except OSError as error:
+        raise CaptionerError(f"{path}: cannot be read ({error.strerror}); copy the model's folder again") from error
+    if found != wanted:
+        raise CaptionerError(
+            f"{path}: damaged or of another model, its SHA-256 is {found[:12]} and not {str(wanted)[:12]} as in "
+            f"{CONFIG}; copy the model's folder again"
+        )
 
 
 def _check(path: Path, settings: DecoderConfig, vocabulary: Vocabulary, config: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ import torch
 from captioner.errors import CaptionerError
 from captioner.features.encoders import FINAL, LAST_STAGE, Encoder, build_encoder
 from captioner.features.forward import ImageEncoder, resolve_precision
-from captioner.model_io import CONFIG, ENCODER, Model
+from captioner.model_io import CONFIG, ENCODER, Model, check_sha256
 
 
 def load_encoder(folder: Path, model: Model, device: torch.device) -> ImageEncoder:
@@ -46,6 +46,8 @@ def _build(folder: Path, model: Model) -> Encoder:
         raise CaptionerError(
             f"{path}: the encoder's weights are not there; copy the model's folder as a whole, or train again"
         )
+    if kind == "file":
+        check_sha256(path, config)
     weights = str(path) if kind == "file" else kind
     side = math.isqrt(model.decoder.config.positions)
     layer = LAST_STAGE if config["layer"] == LAST_STAGE else FINAL

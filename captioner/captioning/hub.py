@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import ModelCard, ModelHubMixin, snapshot_download
 
+from captioner.captioning.copy import copy_model
 from captioner.errors import CaptionerError
-from captioner.model_io import CONFIG, ENCODER, WEIGHTS, copy_model
+from captioner.model_io import CONFIG, ENCODER, WEIGHTS
 
 if TYPE_CHECKING:
     from captioner.captioning.captioner import Captioner

@@ -78,7 +78,8 @@ def command(
 
     Every IMAGE, and every image in a FOLDER and below it, gets its captions with their log-probabilities (natural
     logarithms), in the order of log-probability per word: a sum over words alone would put the shortest first. An
-    image that cannot be read gets a line on the standard error instead; the exit status is 1 then.
+    image that cannot be read gets a line on the standard error instead; the exit status is 1 then. Other files in a
+    FOLDER are named there too, or counted by kind if there are many.
     """
     from captioner.captioning.overlays import Overlays, example, write_sheet
     from captioner.captioning.paths import find_images, printable
@@ -86,8 +87,11 @@ def command(
     from captioner.pretrained import FLICKR8K
     from captioner.progress import Progress
 
-    files, faults = find_images(images)
+    found = find_images(images)
+    files, faults = found.images, found.faults
     failed = bool(faults)
+    for line in found.passed_over_lines():
+        click.echo(line, err=True)
     for path, reason in faults:
         click.echo(f"Error: {printable(path)}: {reason}", err=True)
     if runtime == "onnx" and model is None:

@@ -70,6 +70,7 @@ def findings() -> Iterator[Finding]:
         check_programs,
         check_gpu,
         check_java,
+        check_images,
         lambda: [read],
     ]
     if parameters is not None:
@@ -173,6 +174,16 @@ def check_java() -> list[Finding]:
             )
         ]
     return [Finding(OK, "Java", f"{java.version}, {java.program}")]
+
+
+def check_images() -> Iterator[Finding]:
+    """The formats of images that need a library which may be absent."""
+    from captioner.images.decode import reads_avif, reads_heic
+
+    if not reads_avif():
+        yield Finding(NOTE, "AVIF", "images in this format are not read", "pip install --upgrade pillow")
+    if not reads_heic():
+        yield Finding(NOTE, "HEIC", "images in this format are not read", "pip install pillow-heif")
 
 
 def check_weights(parameters: Parameters) -> list[Finding]:

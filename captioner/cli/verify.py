@@ -14,7 +14,7 @@ from captioner.errors import CaptionerError
 @click.argument("file", type=click.Path(path_type=Path))
 @click.pass_context
 def command(context: click.Context, file: Path) -> None:
-    """Check FILE, an images file (images.h5) or a features file: shape, completeness, finiteness, fingerprint.
+    """Check FILE, an images file (images.h5) or a features file: shape, completeness, values, fingerprint.
 
     Prints "ok" and what the file holds, or each thing that is wrong and exits with status 1.
     """

@@ -18,6 +18,7 @@ from captioner.evaluation.files import SEARCH_TITLES, Evaluation, write_evaluati
 from captioner.evaluation.inputs import EvaluationInputs, load_inputs
 from captioner.evaluation.page_data import page_data
 from captioner.evaluation.sampling import sample_images
+from captioner.images.captions import ONE_IMAGE
 from captioner.metrics import Scorer, Scores
 from captioner.metrics.diversity import TrainingCaptions, diversity
 from captioner.metrics.scores import with_slow_metrics
@@ -66,6 +67,9 @@ def evaluate(
     splits, headline = inputs.splits, inputs.splits[-1]
     if options.split == "auto" and headline == "val":
         click.echo(f"warning: {captions} has no test images; {_VALIDATION_ONLY}", err=True)
+    for split in splits:
+        if len(inputs.captions.image_ids(split)) == 1:
+            click.echo(f"warning: {captions} has one {split} image; {ONE_IMAGE}", err=True)
     vocabulary, longest, kind = (
         inputs.model.vocabulary,
         int(inputs.model.config["max_length"]),
@@ -165,6 +169,8 @@ def _variety(inputs: EvaluationInputs, found: Mapping[int, Mapping[int, Hypothes
 def _warnings(parameters: Parameters, inputs: EvaluationInputs, evaluation: Evaluation) -> list[str]:
     """What the reader of the scores must know."""
     found = []
+    if len(inputs.captions.image_ids(evaluation.split)) == 1:
+        found.append(f"There is one image in the split {evaluation.split}; {ONE_IMAGE}.")
     if evaluation.split == "val":
         found.append(f"There are no held-out test images here: {_VALIDATION_ONLY}.")
     if inputs.store.weights_name == "bundled" and parameters.dataset != "scenes":

@@ -7,8 +7,9 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from captioner.captioning.copy import copy_model
 from captioner.errors import CaptionerError
-from captioner.model_io import CONFIG, ENCODER, WEIGHTS, copy_model
+from captioner.model_io import CONFIG, ENCODER, WEIGHTS
 
 
 def export_half(model: Path, out: Path) -> list[Path]:

@@ -255,5 +255,20 @@ class Layout:
         return max(self.offset + self.row_size * self.shape[0], self.done_offset + self.shape[0], checksums_end)
 
 
+def is_constant(rows: np.ndarray) -> np.ndarray:
+    """Which rows hold one value only, as after a lost block of the disk or from an encoder that gives nothing.
+
+    Args:
+        rows: ``(K, F)`` uint16, the bits of float16 features.
+
+    Returns:
+        ``(K,)`` bool; all False where F is 1.
+    """
+    if rows.shape[1] < 2:
+        return np.zeros(len(rows), bool)
+    zero = (rows & 0x7FFF == 0).all(axis=1)  # 0 and -0
+    return zero | (rows == rows[:, :1]).all(axis=1)
+
+
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

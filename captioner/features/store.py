@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,13 @@ import numpy as np
 import torch
 
 from captioner.errors import CaptionerError
-from captioner.features.layout import DEFAULT_FACTS, Layout, create_features
+from captioner.features.layout import DEFAULT_FACTS, Layout, create_features, is_constant
 from captioner.features.readers import FeatureReader, open_reader
 from captioner.features.writer import FeatureWriter
 
 __all__ = ["FeatureReader", "FeatureStore", "FeatureWriter", "create_features", "write_features"]
+
+_PROBE_BYTES = 128
 
 
 class FeatureStore:
@@ -101,6 +104,30 @@ class FeatureStore:
                 "run the extract stage again"
             )
         return self._order[positions]
+
+    def constant_images(self) -> list[int]:
+        """Ids of the images whose features (view 0) are all zero or one value, in the file's order.
+
+        Reads a few numbers of each row, and all of a row whose first numbers are alike.
+
+        Raises:
+            CaptionerError: the file cannot be read.
+        """
+        size = self.row_size // self.views
+        found = []
+        try:
+            with open(self.path, "rb", buffering=0) as file:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
+                for row in range(len(self)):
+                    for count in (min(size, _PROBE_BYTES), size):
+                        data = os.pread(file.fileno(), count, self.offset + row * self.row_size)
+                        if not is_constant(np.frombuffer(data, np.uint16)[None])[0]:
+                            break
+                    else:
+                        found.append(int(self.image_ids[row]))
+        except OSError as error:
+            raise CaptionerError(f"{self.path}: cannot be read ({error.strerror}); check the disk") from error
+        return found
 
     def reader(self, where: str = "auto", device: str | torch.device = "cpu") -> FeatureReader:
         """A reader of random rows; ``where`` and ``device`` as in ``readers.open_reader``."""

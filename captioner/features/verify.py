@@ -9,7 +9,7 @@ import numpy as np
 
 from captioner.errors import CaptionerError
 from captioner.features.checksums import crc32
-from captioner.features.layout import Layout
+from captioner.features.layout import Layout, is_constant
 from captioner.fingerprint import fingerprint
 
 _PIECE_BYTES = 64 << 20
@@ -19,7 +19,8 @@ def verify_features(path: str | Path) -> list[str]:
     """Everything that is wrong with a features file, one sentence each; an empty list for a sound file.
 
     All of the file is read, in pieces: its shape against what its attributes say, its size, the marks of finished rows,
-    that every feature is finite and has its checksum, and that its fingerprint is the one of its facts.
+    that every feature is finite and has its checksum, that no view of an image has one value for all its features, and
+    that its fingerprint is the one of its facts.
     """
     try:
         layout = Layout(path)
@@ -64,26 +65,36 @@ def verify_features(path: str | Path) -> list[str]:
 
 
 def _damaged_rows(layout: Layout) -> list[str]:
-    """Names the first rows that are there and hold NaN or infinity, or other bytes than were written."""
+    """Names the first rows that are there and hold NaN or infinity, other bytes than were written, or only one
+    value."""
     bad: list[int] = []
     changed: list[int] = []
+    constant: list[int] = []
     step = max(1, _PIECE_BYTES // layout.row_size)
     with open(layout.path, "rb", buffering=0) as file:
         for first in range(0, layout.shape[0], step):
             last = min(first + step, layout.shape[0])
             data = os.pread(file.fileno(), (last - first) * layout.row_size, layout.offset + first * layout.row_size)
             whole = len(data) // layout.row_size  # fewer where the file ends early, which is reported already
+            if whole == 0:
+                break
             rows = np.frombuffer(data, dtype=np.uint16, count=whole * layout.row_size // 2).reshape(whole, -1)
             not_finite = ((rows & 0x7FFF) >= 0x7C00).any(axis=1)
             there = layout.done[first : first + whole]
             bad += (first + np.flatnonzero(not_finite & there)).tolist()
+            views = rows.reshape(whole * layout.shape[1], -1)
             if layout.checksums is not None:
-                sums = crc32(rows.reshape(whole * layout.shape[1], -1)).reshape(whole, -1)
-                differs = (sums != layout.checksums[first : first + whole]).any(axis=1)
+                differs = (crc32(views).reshape(whole, -1) != layout.checksums[first : first + whole]).any(axis=1)
                 changed += (first + np.flatnonzero(differs & there)).tolist()
+            constant += (first + np.flatnonzero(is_constant(views).reshape(whole, -1).any(axis=1) & there)).tolist()
+    faults = (
+        (bad, "non-finite features"),
+        (changed, "damaged features: their checksums differ"),
+        (constant, "features that are all zero or one value; if they are not blank, run the extract stage again"),
+    )
     return [
         f"{layout.path}: {len(found):,} images have {fault} ({_first_images(layout, found)})"
-        for found, fault in ((bad, "non-finite features"), (changed, "damaged features: their checksums differ"))
+        for found, fault in faults
         if found
     ]
 

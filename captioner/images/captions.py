@@ -13,6 +13,10 @@ from captioner.fingerprint import fingerprint
 from captioner.sidecar import write_atomically
 
 SPLITS = ("train", "val", "test")
+ONE_IMAGE = (
+    "CIDEr-D is 0 for a single image (a word that is in all images has no weight) and other scores say little; give "
+    "more images this split, or, without a split of your own, raise download.val_share"
+)
 
 
 class CaptionSet:

@@ -3,26 +3,52 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import cache, cached_property
 from pathlib import Path
 
 from captioner.errors import CaptionerError
 from captioner.images.records import Absent, Source, ZipSource, file_source, inside
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
+# of the formats that captioner.images.decode reads
+IMAGE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
+    *(".png", ".apng", ".bmp", ".gif", ".webp", ".tif", ".tiff"),
+    *(".pbm", ".pgm", ".ppm", ".pnm"),
+    *(".avif", ".heic", ".heif"),
+)
 _MAX_MEMBER_BYTES = 2 << 30
 
 
 class Folder:
-    """Image files in a folder."""
+    """Image files in a folder.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    Args:
+        missing: the reason that is given for an image that is not there.
+    """
+
+    def __init__(self, path: Path, missing: str = "") -> None:
+        self.path, self._missing = path, missing or f"not in {path.name}"
+        self._listed = cache(_spellings_in)  # a folder is listed once, at the first image that is missing from it
 
     def source(self, name: str, where: str) -> Source:
         """The image ``name``, or ``Absent``; CaptionerError with ``where`` if the path leaves the folder."""
-        return file_source(self.path / inside(name, where), f"not in {self.path.name}")
+        name = inside(name, where)
+        source = file_source(self.path / name, "")
+        return source if not isinstance(source, Absent) else _absent(self._missing, self._other_case(name))
+
+    def _other_case(self, name: str) -> str | None:
+        """The path of a file whose name differs from ``name`` in letter case alone."""
+        found: list[str] = []
+        for part in name.split("/"):
+            spelling = self._listed(self.path.joinpath(*found)).get(_folded(part))
+            if spelling is None:
+                return None
+            found.append(spelling)
+        other = "/".join(found)
+        return None if unicodedata.normalize("NFC", other) == unicodedata.normalize("NFC", name) else other
 
     def names(self) -> list[str]:
         """Sorted names of the image files directly in the folder."""
@@ -57,7 +83,12 @@ class Zip:
 
     def source(self, name: str, where: str) -> Source:
         """The image ``name``, or ``Absent``."""
-        return self._entries.get(inside(name, where).rsplit("/", 1)[-1]) or Absent(f"not in {self.path.name}")
+        name = inside(name, where).rsplit("/", 1)[-1]
+        return self._entries.get(name) or _absent(f"not in {self.path.name}", self._folded.get(_folded(name)))
+
+    @cached_property
+    def _folded(self) -> dict[str, str]:
+        return _spellings(self._entries)
 
     def names(self) -> list[str]:
         """Sorted names of the image files."""
@@ -112,3 +143,22 @@ def read_member(path: Path, member: str) -> bytes | None:
 
 def _is_image(name: str) -> bool:
     return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith("._")
+
+
+def _absent(reason: str, other_case: str | None) -> Absent:
+    return Absent(f"{reason}, but {other_case} exists: the letter case differs" if other_case else reason)
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def _spellings(names: Iterable[str]) -> dict[str, str]:
+    return {_folded(name): name for name in sorted(names, reverse=True)}
+
+
+def _spellings_in(folder: Path) -> dict[str, str]:
+    try:
+        return _spellings(os.listdir(folder))
+    except (OSError, ValueError):
+        return {}

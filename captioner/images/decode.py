@@ -13,6 +13,7 @@ import stat
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 
 import numpy as np
 
@@ -24,10 +25,13 @@ from PIL import (
     TiffImagePlugin,  # noqa: F401
     UnidentifiedImageError,
     WebPImagePlugin,  # noqa: F401
+    features,
 )
 
-# Formats of the web and of cameras; every further format would expose another decoder to untrusted bytes.
+# Formats of the web and of cameras; every further format would expose another decoder to untrusted bytes. AVIF and HEIC
+# are added for the files that say that they are.
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
+_HEIC_BRANDS = frozenset((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"))
 MAX_BYTES = 256 << 20
 # A JPEG is decoded at reduced size (draft mode); other formats need several bytes per pixel at full size.
 MAX_PIXELS_JPEG = 178_000_000
@@ -65,6 +69,51 @@ def read_regular(path: str) -> bytes | None:
             return file.read(MAX_BYTES + 1)
     finally:
         os.close(descriptor)
+
+
+@cache
+def reads_avif() -> bool:
+    """Whether this Pillow reads AVIF; 11.3 and later do, unless they were built without it."""
+    if not features.check("avif"):
+        return False
+    from PIL import AvifImagePlugin  # noqa: F401  # registers the format
+
+    return True
+
+
+@cache
+def reads_heic() -> bool:
+    """Whether HEIC is read, by the optional package pillow-heif."""
+    try:
+        import pillow_heif
+    except ImportError:
+        return False
+    # the image alone, and not its thumbnail, which draft mode would take; several processes decode already
+    pillow_heif.register_heif_opener(thumbnails=False, depth_images=False, aux_images=False, decode_threads=1)
+    return True
+
+
+def _formats(data: bytes) -> tuple[str, ...]:
+    """Pillow's names of the formats that ``data`` may have.
+
+    AVIF and HEIC begin with a box ``ftyp`` of brands (ISO/IEC 14496-12, section 4.3; 23008-12, annex B).
+
+    Raises:
+        BadImage: AVIF or HEIC, and nothing is installed that reads it.
+    """
+    if data[4:8] != b"ftyp":
+        return FORMATS
+    box = data[: min(int.from_bytes(data[:4], "big"), 1024)]
+    brands = {box[at : at + 4] for at in (8, *range(16, len(box), 4))}
+    if brands & {b"avif", b"avis"}:
+        if not reads_avif():
+            raise BadImage("AVIF, which this Pillow does not read: pip install --upgrade pillow, or convert it to JPEG")
+        return ("AVIF",)
+    if brands & _HEIC_BRANDS:
+        if not reads_heic():
+            raise BadImage("HEIC, which needs another package: pip install pillow-heif, or convert it to JPEG")
+        return ("HEIF",)
+    return FORMATS
 
 
 def to_jpeg(data: bytes, image_size: int, quality: int) -> tuple[bytes, int, int]:
@@ -151,7 +200,7 @@ def _decode(data: bytes, image_size: int) -> tuple[Image.Image, bool]:
         raise BadImage("empty file")
     if len(data) > MAX_BYTES:
         raise BadImage(f"file of {len(data):,} bytes; at most {MAX_BYTES:,} are read")
-    image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
+    image = _open(data)
     width, height = image.size
     limit = MAX_PIXELS_JPEG if image.format in ("JPEG", "MPO") else MAX_PIXELS
     if width * height > limit:
@@ -169,6 +218,16 @@ def _decode(data: bytes, image_size: int) -> tuple[Image.Image, bool]:
     if image.size != target:
         image = image.resize(target, Image.Resampling.LANCZOS)
     return image if rotation == 1 else _apply_orientation(image, rotation), False
+
+
+def _open(data: bytes) -> Image.Image:
+    formats = _formats(data)
+    try:
+        return Image.open(io.BytesIO(data), formats=formats)
+    except UnidentifiedImageError:
+        if formats is FORMATS:
+            raise
+        raise BadImage(f"begins like {formats[0]} and is damaged, or of a kind that is not read") from None
 
 
 def _target_size(size: tuple[int, int], image_size: int) -> tuple[int, int]:

@@ -22,7 +22,7 @@ import numpy as np
 
 from captioner.errors import CaptionerError
 from captioner.images import blocks
-from captioner.images.captions import SPLITS, CaptionSet, write_captions
+from captioner.images.captions import ONE_IMAGE, SPLITS, CaptionSet, write_captions
 from captioner.images.plan import Plan, check_missing, make_plan
 from captioner.images.records import Absent, FetchedSource, FileSource, Source, UrlSource, ZipSource
 from captioner.images.store import ImageStore, create_images
@@ -260,6 +260,9 @@ def _report(dataset: str, kept: list, skipped: int, folder: Path) -> None:
             " evaluate.split=val",
             err=True,
         )
+    for split in ("val", "test"):
+        if counts[split] == 1:
+            click.echo(f"warning: download {dataset}: one {split} image; {ONE_IMAGE}", err=True)
     if not counts["val"]:
         click.echo(
             f"download {dataset}: no validation images; set download.val_share, or give some the split val", err=True

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import click
 import PIL
 
 from captioner.errors import CaptionerError
@@ -14,8 +15,9 @@ from captioner.images.datasets.coco import read_coco
 from captioner.images.datasets.custom import read_custom
 from captioner.images.datasets.flickr import read_flickr
 from captioner.images.datasets.scenes import read_scenes
+from captioner.images.decode import reads_avif, reads_heic
 from captioner.images.manifests import Archive, Manifest, dataset_names, read_manifest
-from captioner.images.records import Absent, Listing, digest
+from captioner.images.records import Absent, Listing, digest, valid_unicode
 from captioner.images.splits import SplitRecords, assign_splits, drop_shared_photos, karpathy_split, limit_images
 from captioner.interrupts import StopSignal
 from captioner.parameters import DownloadParameters, RuntimeParameters
@@ -57,7 +59,7 @@ def make_plan(
     for name in names:
         manifest = read_manifest(name, sources)
         root = _root(parameters.root, name, len(names) > 1)
-        listing = _read(parameters, runtime, manifest, root, stop)
+        listing = _with_valid_unicode(_read(parameters, runtime, manifest, root, stop))
         check_missing(
             listing.uncaptioned,
             len(listing.records) + listing.uncaptioned,
@@ -110,6 +112,8 @@ def make_plan(
         "image_size": parameters.image_size,
         "jpeg_quality": parameters.jpeg_quality,
         "pillow": PIL.__version__,
+        "avif": reads_avif(),
+        "heic": reads_heic(),
         "images": digest(images),
         "skipped": hashlib.sha256(repr(skipped).encode("utf-8", "backslashreplace")).hexdigest(),
     }
@@ -156,6 +160,31 @@ def _read(
     if manifest.layout == "flickr":
         return read_flickr(manifest, root)
     return read_coco(manifest, root, parameters.from_ == "urls", lambda archive: _fetch(archive, runtime, stop))
+
+
+def _with_valid_unicode(listing: Listing) -> Listing:
+    """The listing with captions and names that can be written as UTF-8; says how many were changed."""
+    records = [
+        replace(
+            record,
+            file_name=valid_unicode(record.file_name),
+            captions=tuple(map(valid_unicode, record.captions)),
+        )
+        for record in listing.records
+    ]
+    changed = [
+        new.file_name
+        for old, new in zip(listing.records, records)
+        for before, after in zip((old.file_name, *old.captions), (new.file_name, *new.captions))
+        if before != after
+    ]
+    if changed:
+        click.echo(
+            f"{listing.table}: {len(changed):,} captions or names have characters that are no valid Unicode (unpaired "
+            f"surrogates); replaced by U+FFFD (the first: image {changed[0]}); correct the table if they matter",
+            err=True,
+        )
+    return replace(listing, records=records)
 
 
 def _fetch(archive: Archive, runtime: RuntimeParameters, stop: StopSignal) -> Path:

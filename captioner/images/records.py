@@ -180,6 +180,11 @@ def clean(caption: object) -> str:
     return " ".join(caption.split()) if isinstance(caption, str) else ""
 
 
+def valid_unicode(text: str) -> str:
+    """The text with U+FFFD for unpaired surrogates, which JSON may contain and UTF-8 cannot encode."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
 def inside(name: str, where: str) -> str:
     """``name`` as a normalised relative POSIX path; ``where`` (file and line) appears in the error.
 

@@ -18,7 +18,8 @@ class DownloadParameters:
     )
     captions: str = option(
         "sources/custom.csv",
-        "dataset=custom only: CSV or JSONL of image,caption[,split]; image paths are relative to root or to this file",
+        "dataset=custom only: CSV or JSON of image,caption[,split], or COCO captions; image paths are relative to root "
+        "or to this file",
     )
     from_: str = option(
         "archives",

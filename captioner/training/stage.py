@@ -23,6 +23,7 @@ from captioner.model_io import ENCODER, save_encoder, save_model
 from captioner.parameters import DownloadParameters, EvaluateParameters, Parameters
 from captioner.sidecar import Sidecar
 from captioner.training.checkpoint import TrainState
+from captioner.training.data_warnings import warn_about_data
 from captioner.training.distributed import Group, process_group, rank_seed
 from captioner.training.history import write_history, write_timing
 from captioner.training.initial import Initial, load_initial
@@ -66,7 +67,9 @@ def train(
         process_group(rank, device) as group,
     ):
         _check_same(facts, group)
-        if rank.is_main:  # before the work, so that other weights are refused at once
+        if rank.is_main:
+            warn_about_data(inputs)
+            # before the work, so that other weights are refused at once
             save_encoder(sidecar.folder, inputs.store, parameters.extract)
         decoder, state = _run(parameters, inputs, initial, group, sidecar.folder, stop)
         if not rank.is_main:
@@ -146,6 +149,9 @@ def _publish(
 ) -> None:
     draft = sidecar.path("models")
     shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir()
+    if sidecar.path(ENCODER).exists():
+        shutil.copyfile(sidecar.path(ENCODER), draft / ENCODER)
     store = inputs.store
     save_model(
         draft,
@@ -172,8 +178,6 @@ def _publish(
             **({} if store.weights_license is None else {"weights_license": store.weights_license}),
         },
     )
-    if sidecar.path(ENCODER).exists():
-        shutil.copyfile(sidecar.path(ENCODER), draft / ENCODER)
     trained = sum(parameter.numel() for parameter in decoder.parameters() if parameter.requires_grad)
     write_history(results, state.history, state.best_epoch, state.stopped, trained)
     write_timing(results, state.seconds, len(inputs.train))

@@ -19,6 +19,8 @@ from captioner.vocabulary.vocabulary import PAD, SPECIALS, Vocabulary, vocabular
 
 # Standard deviation of random vectors if there are no pre-trained ones to match: about that of GloVe 6B.
 _STD = 0.7
+# Below either the default vocab.min_count, meant for thousands of captions, leaves out words that matter.
+_LOW_COVERAGE, _FEW_IMAGES = 0.5, 50
 
 
 def build(
@@ -32,7 +34,8 @@ def build(
         CaptionerError: no training caption, no word frequent enough, unknown vectors, another dimension, or a file that
             cannot be written.
     """
-    vocabulary = read_words(parameters, CaptionSet.load(captions))
+    caption_set = CaptionSet.load(captions)
+    vocabulary = read_words(parameters, caption_set)
     words = vocabulary.words[len(SPECIALS) :]
     vectors, known = load_vectors(
         parameters.vectors,
@@ -62,6 +65,7 @@ def build(
     except OSError as error:
         raise _unwritable(vocab, error) from error
     _report(vocabulary, vocab)
+    _warn_about_coverage(vocabulary, len(caption_set.image_ids("train")), vocab)
 
 
 def read_words(parameters: VocabParameters, captions: CaptionSet) -> Vocabulary:
@@ -174,5 +178,15 @@ def _report(vocabulary: Vocabulary, path: Path) -> None:
         click.echo(
             f"{facts['captions_cut']:,} captions are longer than {facts['max_length']} tokens (the longest: "
             f"{facts['longest']}) and will be truncated",
+            err=True,
+        )
+
+
+def _warn_about_coverage(vocabulary: Vocabulary, images: int, path: Path) -> None:
+    covered, min_count = vocabulary.facts["coverage"]["tokens_in_vocabulary"], vocabulary.facts["min_count"]
+    if covered < _LOW_COVERAGE or (images < _FEW_IMAGES and min_count > 1 and covered < 1):
+        click.echo(
+            f"warning: {path}: with vocab.min_count={min_count}, {1 - covered:.1%} of the words of {images:,} training "
+            "images are unknown to the model; lower it: -S vocab.min_count=1, or add captions",
             err=True,
         )

@@ -59,7 +59,8 @@ _NORMAL = {
     ord("£"): "#",
     ord("€"): "$",
 }
-_BEYOND_BASIC_PLANE = re.compile("[\ud800-\udfff\U00010000-\U0010ffff]")  # emoji, which the Java tokenizer drops
+# emoji, and the replacement character of damaged text; the Java tokenizer drops both
+_DROPPED = re.compile("[\ud800-\udfff\ufffd\U00010000-\U0010ffff]")
 _ENTITIES = {"&amp;": "&", "&lt;": "<", "&gt;": ">", "&quot;": '"', "&apos;": "'", "&nbsp;": " "}
 _ENTITY = re.compile("|".join(_ENTITIES), re.IGNORECASE)
 
@@ -125,7 +126,7 @@ def _chunk_tokens(chunk: str) -> tuple[str, ...]:
     """Tokens of text without white space. No rule crosses white space, so repeated chunks are tokenized only
     once."""
     text = _ENTITY.sub(lambda match: _ENTITIES[match[0].lower()], chunk)
-    text = _BEYOND_BASIC_PLANE.sub(" ", text.translate(_NORMAL))
+    text = _DROPPED.sub(" ", text.translate(_NORMAL))
     tokens = []
     for match in _TOKEN.finditer(text):
         token = match[0].lower()

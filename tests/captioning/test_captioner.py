@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import re
 import subprocess
@@ -165,6 +166,14 @@ def test_weights_of_the_users_own_come_with_the_model(tmp_path: Path) -> None:
         assert np.allclose(
             captioner.encoder(pixels[None].copy()).float().numpy(), stored, atol=0.02 * np.abs(stored).max()
         )
+    weights, config = run["models"] / "encoder.safetensors", run["models"] / "config.json"
+    content = json.loads(config.read_text())
+    content["sha256"]["encoder.safetensors"] = hashlib.sha256(weights.read_bytes()).hexdigest()
+    config.write_text(json.dumps(content))
+    Captioner.load(run["models"], "cpu").close()
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    with pytest.raises(CaptionerError, match="encoder.safetensors: damaged.*copy the model's folder again"):
+        Captioner.load(run["models"], "cpu")
 
 
 def test_random_weights_are_drawn_again(tmp_path: Path) -> None:

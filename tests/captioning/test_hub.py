@@ -14,12 +14,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from captioner.captioning import Captioner
+from captioner.captioning.copy import copy_model
 from captioner.errors import CaptionerError
-from captioner.model_io import CONFIG, ENCODER, WEIGHTS, copy_model
+from captioner.model_io import CONFIG, ENCODER, WEIGHTS
 from tests.captioning import small
+from tests.model_files import replace_weights
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 SCRIPT = """
@@ -125,7 +127,7 @@ def test_a_model_comes_from_the_hub_without_its_other_files(
     ("damage", "words"),
     [
         ("nothing", "no config.json, so it is no model of this program"),  # a pickle alone
-        ("torn weights", "model.safetensors: no readable weights"),
+        ("torn weights", "model.safetensors: damaged or of another model"),
         ("torn config", "neither a folder nor a model that could be fetched"),
         ("no such repository", "ann/nothing: neither a folder nor a model that could be fetched"),
     ],
@@ -160,7 +162,7 @@ def test_half_precision_halves_the_file_and_rounds_each_weight(run: dict[str, Pa
     name = next(iter(weights))
     weights[name] = weights[name] + 1e6
     large = small.copy(run, tmp_path / "large")
-    save_file(weights, large / WEIGHTS)
+    replace_weights(large, weights)
     with pytest.raises(CaptionerError, match="too large for half precision"):
         copy_model(large, tmp_path / "never", half=True)
     assert not (tmp_path / "never").exists()

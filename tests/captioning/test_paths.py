@@ -12,10 +12,11 @@ def test_folders_and_files(tmp_path: Path) -> None:
     for name in ("b/z.JPG", "b/a.png", "a/x.webp", "a/notes.txt", "c.jpeg", ".hidden.jpg", "empty/notes.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"")
-    found, faults = find_images(
+    (tmp_path / "a/link").symlink_to(tmp_path / "b")
+    found = find_images(
         [str(tmp_path / "a/notes.txt"), str(tmp_path), str(tmp_path / "none.jpg"), str(tmp_path / "empty")]
     )
-    assert [os.path.relpath(path, tmp_path) for path in found] == [
+    assert [os.path.relpath(path, tmp_path) for path in found.images] == [
         "a/notes.txt",
         "c.jpeg",
         "a/x.webp",
@@ -23,7 +24,26 @@ def test_folders_and_files(tmp_path: Path) -> None:
         "b/z.JPG",
         "none.jpg",
     ]
-    assert [(os.path.relpath(path, tmp_path), reason[:8]) for path, reason in faults] == [("empty", "no image")]
+    assert [(os.path.relpath(path, tmp_path), reason[:8]) for path, reason in found.faults] == [("empty", "no image")]
+    assert found.passed_over_lines() == [
+        f"{tmp_path}/.hidden.jpg: passed over (hidden file)",
+        f"{tmp_path}/a/link: passed over (link to a folder)",
+        f"{tmp_path}/a/notes.txt: passed over (.txt is no image)",
+        f"{tmp_path}/empty/notes.txt: passed over (.txt is no image)",
+        f"{tmp_path}/empty/notes.txt: passed over (.txt is no image)",
+    ]
+
+
+def test_many_files_that_are_passed_over_are_counted_by_kind(tmp_path: Path) -> None:
+    for name in [*(f"{number}.txt" for number in range(1999)), "a.PDF", "b.pdf", "README", "x.jfif", "y.heic"]:
+        (tmp_path / name).write_bytes(b"")
+    found = find_images([str(tmp_path)])
+    assert [os.path.basename(path) for path in found.images] == ["x.jfif", "y.heic"] and not found.faults
+    assert found.passed_over_lines() == [
+        "1,999 passed over (.txt is no image)",
+        "2 passed over (.pdf is no image)",
+        "1 passed over (no suffix of an image)",
+    ]
 
 
 def test_names_on_a_terminal() -> None:

@@ -14,7 +14,9 @@ from PIL import Image
 
 from captioner.captioning import Captioner
 from captioner.cli import main
+from captioner.images.decode import reads_avif, reads_heic
 from tests.captioning import small
+from tests.data import case
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +108,26 @@ def test_no_image(run: dict[str, Path], tmp_path: Path) -> None:
     [row] = json.loads(done.stdout)
     assert done.exit_code == 1 and row["image"] == str(tmp_path) and "no image in this folder" in row["error"]
     assert done.stderr.count("\n") == 1
+
+
+def test_files_that_are_passed_over(run: dict[str, Path], tmp_path: Path) -> None:
+    for name, source in (("a.jfif", "00.jpg"), ("b.txt", "00.jpg")):
+        (tmp_path / name).write_bytes((run["files"] / source).read_bytes())
+    done = caption(run, tmp_path, "--json")
+    assert [row["image"] for row in json.loads(done.stdout)] == [str(tmp_path / "a.jfif")]
+    assert done.exit_code == 0 and done.stderr == f"{tmp_path}/b.txt: passed over (.txt is no image)\n"
+
+
+def test_case_of_a_folder_of_a_phone(run: dict[str, Path]) -> None:
+    """d.HEIC has the first bytes of such a file and no image."""
+    folder = case("phone_folder")
+    done = caption(run, folder, "--json")
+    rows = {Path(row["image"]).name: row for row in json.loads(done.stdout)}
+    assert sorted(rows) == ["a.jpg", "b.jfif", "c.avif", "d.HEIC"]
+    assert {name for name, row in rows.items() if "captions" in row} >= {"a.jpg", "b.jfif"}
+    assert ("captions" in rows["c.avif"]) == reads_avif()
+    assert ("begins like HEIF" if reads_heic() else "pip install pillow-heif") in rows["d.HEIC"]["error"]
+    assert done.exit_code == 1 and f"{folder}/README: passed over (no suffix of an image)" in done.stderr
 
 
 def test_a_model_of_another_version_or_none(run: dict[str, Path], tmp_path: Path) -> None:

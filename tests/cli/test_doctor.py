@@ -11,6 +11,7 @@ from click.testing import CliRunner
 
 from captioner.cli import doctor, main
 from captioner.cli.doctor import MISSING, NOTE, OK, Finding
+from captioner.images import decode
 from captioner.parameters import parse_parameters
 from tests.captioning import small
 from tests.data import ROOT
@@ -59,6 +60,17 @@ def test_what_the_stages_made(project: Path, tmp_path_factory: pytest.TempPathFa
     )
     (project / "models/model.safetensors").write_bytes(b"")
     assert named("model").state == MISSING and CliRunner().invoke(main, ["doctor"]).exit_code == 1
+
+
+def test_formats_of_images(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, read, remedy in (
+        ("HEIC", "reads_heic", "pip install pillow-heif"),
+        ("AVIF", "reads_avif", "pip install --upgrade pillow"),
+    ):
+        for there in (True, False):
+            monkeypatch.setattr(decode, read, lambda there=there: there)
+            found = [finding for finding in doctor.check_images() if finding.name == name]
+            assert found == ([] if there else [Finding(NOTE, name, "images in this format are not read", remedy)])
 
 
 @pytest.mark.parametrize(

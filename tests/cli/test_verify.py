@@ -30,10 +30,14 @@ def _images(path: Path) -> Path:
     return path
 
 
+def _features() -> np.ndarray:
+    return np.arange(60, dtype=np.float16).reshape(3, 1, 4, 5)
+
+
 def test_good_files(tmp_path: Path) -> None:
     run = _verify(_images(tmp_path / "images.h5"))
     assert run.exit_code == 0 and "images.h5: ok, 3 images" in run.output
-    write_features(tmp_path / "features.h5", np.ones((3, 1, 4, 5), np.float16), [1, 2, 3])
+    write_features(tmp_path / "features.h5", _features(), [1, 2, 3])
     run = _verify(tmp_path / "features.h5")
     assert run.exit_code == 0 and "features.h5: ok, features 3 x 1 x 4 x 5" in run.output
 
@@ -50,8 +54,7 @@ def test_a_changed_byte_of_an_image(tmp_path: Path) -> None:
 
 
 def test_a_feature_that_is_not_finite(tmp_path: Path) -> None:
-    features = np.ones((3, 1, 4, 5), np.float16)
-    write_features(tmp_path / "features.h5", features, [1, 2, 3])
+    write_features(tmp_path / "features.h5", _features(), [1, 2, 3])
     with h5py.File(tmp_path / "features.h5", "r+") as file:
         file["features"][1, 0, 2, 3] = np.nan
     run = _verify(tmp_path / "features.h5")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from captioner.decoder import build_decoder
 from captioner.decoder.positions import sinusoidal_positions
@@ -19,6 +20,7 @@ from captioner.errors import CaptionerError
 from captioner.features.store import FeatureStore
 from captioner.model_io import FORMAT_VERSION, load_model, save_model
 from tests.evaluation import small
+from tests.model_files import replace_weights
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +41,7 @@ def weights_change(change: Callable[[dict[str, torch.Tensor]], None]) -> Callabl
     def apply(folder: Path) -> None:
         tensors = load_file(folder / "model.safetensors")
         change(tensors)
-        save_file(tensors, folder / "model.safetensors")
+        replace_weights(folder, tensors)
 
     return apply
 
@@ -50,9 +52,10 @@ FAULTS = {
     "no json": (lambda folder: (folder / "config.json").write_text("{"), "no valid JSON"),
     "a list": (lambda folder: (folder / "config.json").write_text("[]"), "no mapping"),
     "truncated": (
-        lambda folder: (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:-9]),
+        lambda folder: replace_weights(folder, (folder / "model.safetensors").read_bytes()[:-9]),
         "no readable weights",
     ),
+    "hashes are a list": (config_change(lambda content: content.update(sha256=[])), r"sha256=\[\] is no mapping"),
     "other version": (
         config_change(lambda content: content.update(format_version=99)),
         f"model format 99, this program reads format {FORMAT_VERSION}; train again: dvc repro",
@@ -157,3 +160,24 @@ def test_a_model_with_sinusoidal_positions_is_loaded(folder: Path, tmp_path: Pat
     features = torch.rand(1, decoder.config.positions, decoder.config.channels)
     found = load_model(tmp_path).decoder.encode(features).values
     assert torch.equal(found, decoder.eval().encode(features).values)
+
+
+@pytest.mark.parametrize("position", [0, 100, 5000, -1])
+def test_one_damaged_byte_is_refused(folder: Path, tmp_path: Path, position: int) -> None:
+    """safetensors itself notices only a damaged header."""
+    copy = Path(shutil.copytree(folder, tmp_path / "models"))
+    data = bytearray((copy / "model.safetensors").read_bytes())
+    original = hashlib.sha256(data).hexdigest()
+    data[position] ^= 1
+    (copy / "model.safetensors").write_bytes(data)
+    damaged = hashlib.sha256(data).hexdigest()
+    message = f"model.safetensors: damaged.* its SHA-256 is {damaged[:12]} and not {original[:12]}.*; copy the model's"
+    with pytest.raises(CaptionerError, match=message):
+        load_model(copy)
+
+
+def test_a_model_without_hashes_is_loaded(folder: Path, tmp_path: Path) -> None:
+    """Those of older versions have none."""
+    copy = Path(shutil.copytree(folder, tmp_path / "models"))
+    config_change(lambda content: content.pop("sha256"))(copy)
+    assert "sha256" not in load_model(copy).config

@@ -193,6 +193,16 @@ def test_split(no_java, paths, tmp_path):
     assert metrics["cider_d"] == metrics["val_cider_d"] and metrics["cross_entropy"] == metrics["val_cross_entropy"]
 
 
+def test_one_image_in_a_split_is_pointed_out(no_java, tmp_path, capsys):
+    """CIDEr-D weighs words by log(images / images with the word), which is log(1) = 0."""
+    paths = small.make_run(tmp_path, {**small.SPLITS, "test": range(14, 15)})
+    results = small.run(paths, tmp_path / "results")
+    assert read_metrics(results)["cider_d"] == 0
+    printed = capsys.readouterr().err
+    assert "has one test image; CIDEr-D is 0 for a single image" in printed and "one val image" not in printed
+    assert "There is one image in the split test; CIDEr-D is 0" in (results / "report.html").read_text()
+
+
 def test_without_test_images_the_scores_are_for_validation(no_java, tmp_path, capsys):
     paths = small.make_run(tmp_path, {split: numbers for split, numbers in small.SPLITS.items() if split != "test"})
     results = small.run(paths, tmp_path / "results")

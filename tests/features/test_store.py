@@ -7,6 +7,7 @@ import hashlib
 import os
 import pickle
 import subprocess
+import sys
 from pathlib import Path
 
 import h5py
@@ -24,6 +25,7 @@ from captioner.features.store import FeatureStore, write_features
 from captioner.features.verify import verify_features
 from captioner.features.writer import FeatureWriter
 from captioner.fingerprint import fingerprint
+from tests.data import case
 
 SHAPE = (17, 2, 6, 40)
 IDS = np.array([900, 5, 77, -3, 2**40, *range(10, 22)])
@@ -174,6 +176,33 @@ def test_verify_names_every_fault(path: Path) -> None:
     assert "encoder is 'resnet18'" in text
     with pytest.raises(CaptionerError, match="1 of 17 rows"):
         FeatureStore.open(path)
+
+
+def test_features_of_one_value_are_found(tmp_path: Path) -> None:
+    features = np.random.default_rng(0).normal(size=(6, 2, 4, 40)).astype(np.float16)
+    features[1] = 0
+    features[2] = 0.75
+    features[3, 1] = 0  # the second view
+    features[4] *= 0
+    features[5, 0, 0] = 0  # a position
+    assert np.signbit(features[4]).any() and not np.signbit(features[4]).all()
+    store = write_features(tmp_path / "f.h5", features, [10, 11, 12, 13, 14, 15])
+    assert store.constant_images() == [11, 12, 14]  # view 0
+    [fault] = verify_features(store.path)
+    assert "f.h5: 4 images have features that are all zero or one value" in fault and "(11, 12, 13, ...)" in fault
+    single = write_features(tmp_path / "single.h5", np.ones((2, 1, 1, 1), np.float16), [1, 2])
+    assert single.constant_images() == [] and verify_features(single.path) == []
+
+
+def test_case_of_zeroed_features(tmp_path: Path) -> None:
+    """400 kB of zeros from a sixth of the file on; a row has 50,176 bytes, so 6 or 7 of them are all zero."""
+    features = np.random.default_rng(0).normal(size=(60, 1, 49, 512)).astype(np.float16)
+    store = write_features(tmp_path / "f.h5", features, range(60))
+    subprocess.run([sys.executable, case("zeroed_features") / "zero.py", store.path], check=True)
+    first = -(-(store.path.stat().st_size // 6 - store.offset) // store.row_size)
+    assert store.constant_images()[:6] == list(range(first, first + 6)) and len(store.constant_images()) <= 7
+    fault = verify_features(store.path)[-1]
+    assert "images have features that are all zero or one value" in fault and f"({first}, " in fault
 
 
 def test_a_damaged_bit_is_refused_or_named_and_never_crashes(path: Path) -> None:

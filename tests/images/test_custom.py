@@ -121,7 +121,8 @@ def test_path_that_leaves_the_folder(folder, name):
             "line 3: image a.jpg is in train and in test",
         ),
         ("t.jsonl", '{"image": "a.jpg"\n', "line 1: not valid JSON"),
-        ("t.jsonl", '["a.jpg", "x"]\n', "line 1: not a JSON object"),
+        ("t.jsonl", '["a.jpg", "x"]\n', "entry 1: not a JSON object"),
+        ("t.jsonl", '{}\n["a.jpg", "x"]\n', "line 2: not a JSON object"),
         ("t.jsonl", '{"image": "a.jpg", "caption": "x", "split": 3}\n', "line 1: split 3 is unknown"),
         ("t.json", '{"images": [], "annotations": []}', "no image is listed"),
     ],
@@ -209,3 +210,11 @@ def test_all_missing_names_the_likely_cause(tmp_path):
     path = table(tmp_path / "t.csv", [("a.jpg", "x", ""), ("b.jpg", "y", "")])
     with pytest.raises(CaptionerError, match="2 of 2 .*check the names"):
         run(tmp_path / "out", captions=path)
+
+
+@pytest.mark.parametrize("count, warned", [(2, True), (20, False)])
+def test_one_validation_image_is_a_warning(tmp_path, capsys, count, warned):
+    run(tmp_path / "out", captions=custom_set(tmp_path / "own", count))
+    printed = capsys.readouterr().err
+    assert ("warning: download custom: one val image; CIDEr-D is 0" in printed) == warned
+    assert ("raise download.val_share" in printed) == warned

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import io
 import struct
+import sys
 import zlib
 
 import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
+from captioner.images import decode
 from captioner.images.decode import BadImage, to_jpeg
 from tests.images.making import encoded, jpeg, make_image
 
@@ -54,6 +56,77 @@ def test_shorter_side_and_aspect(size, expected):
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "BMP", "WEBP", "TIFF", "PPM"])
 def test_formats(kind):
     assert near(decoded(encoded(Image.new("RGB", (40, 30), (200, 100, 50)), kind)), (200, 100, 50))
+
+
+@pytest.fixture(params=["AVIF", "HEIF"])
+def phone_format(request):
+    """Formats of phones, where the libraries here read and write them."""
+    if not {"AVIF": decode.reads_avif, "HEIF": decode.reads_heic}[request.param]():
+        pytest.skip(f"nothing here reads {request.param}")
+    if request.param not in Image.SAVE:
+        pytest.skip(f"nothing here writes {request.param}")
+    return request.param
+
+
+def test_avif_and_heic(phone_format):
+    assert near(decoded(encoded(Image.new("RGB", (64, 48), (200, 100, 50)), phone_format)), (200, 100, 50))
+    assert decoded(encoded(make_image(640, 480), phone_format)).size == (341, 256)
+
+
+def test_turned_and_transparent_avif_and_heic(phone_format):
+    image = Image.new("RGB", (60, 40), (0, 0, 255))
+    image.paste((255, 0, 0), (0, 0, 20, 40))
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6  # the left side is shown at the top
+    image.info["exif"] = exif.tobytes()  # where pillow-heif looks: what turns a HEIC is not its EXIF, but made from it
+    options = {"exif": exif} if phone_format == "AVIF" else {}
+    shown = decoded(encoded(image, phone_format, quality=95, **options))
+    assert shown.size == (40, 60)
+    assert near(shown, (255, 0, 0), (20, 5), by=12) and near(shown, (0, 0, 255), (20, 55), by=12)
+    assert near(decoded(encoded(Image.new("RGBA", (64, 48), (200, 0, 0, 0)), phone_format)), (255, 255, 255))
+
+
+def test_damaged_avif_and_heic_raise_nothing_else(phone_format):
+    data, rng = encoded(make_image(60, 50), phone_format), np.random.default_rng(1)
+    for length in (30, len(data) // 2, len(data) - 1):
+        with pytest.raises(BadImage, match=f"{phone_format}|truncated|decoded"):
+            to_jpeg(data[:length], 32, 90)
+    for _ in range(100):
+        damaged = bytearray(data)
+        for position in rng.integers(0, len(data), 4):
+            damaged[position] = rng.integers(0, 256)
+        with contextlib.suppress(BadImage):
+            to_jpeg(bytes(damaged), 32, 90)
+
+
+def ftyp(major: bytes, *compatible: bytes) -> bytes:
+    """The first box of a file of these brands (ISO/IEC 14496-12, section 4.3), and other bytes."""
+    return (16 + 4 * len(compatible)).to_bytes(4, "big") + b"ftyp" + major + bytes(4) + b"".join(compatible) + bytes(99)
+
+
+@pytest.mark.parametrize(
+    "name, data, remedy",
+    [
+        (
+            "reads_heic",
+            ftyp(b"heic", b"mif1", b"heic"),
+            "HEIC, which .* pip install pillow-heif, or convert it to JPEG",
+        ),
+        ("reads_heic", ftyp(b"mif1", b"heic"), "HEIC, which .* pip install pillow-heif"),
+        ("reads_avif", ftyp(b"avif", b"mif1"), "AVIF, which .* pip install --upgrade pillow, or convert it to JPEG"),
+        ("reads_avif", ftyp(b"mif1", b"avif"), "AVIF, which .* pip install --upgrade pillow"),
+        ("reads_avif", ftyp(b"mp42", b"isom"), "not an image of a known format"),
+    ],
+)
+def test_avif_and_heic_that_cannot_be_read_are_named(monkeypatch, name, data, remedy):
+    monkeypatch.setattr(decode, name, lambda: False)
+    with pytest.raises(BadImage, match=remedy):
+        to_jpeg(data, 256, 90)
+
+
+def test_heic_without_its_package(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    assert decode.reads_heic.__wrapped__() is False
 
 
 def test_animated_gif_gives_its_first_frame():

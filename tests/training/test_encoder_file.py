@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 from pathlib import Path
 
 import pytest
@@ -27,6 +29,11 @@ def test_weights_from_a_file_are_stored_in_half_precision(tmp_path: Path) -> Non
     run(tmp_path, data, with_weights(tmp_path / "own.pth"))
     stored = load_file(tmp_path / "models/encoder.safetensors")
     assert {tensor.dtype for tensor in stored.values()} == {torch.float16}
+    hashes = json.loads((tmp_path / "models/config.json").read_text())["sha256"]
+    assert hashes == {
+        name: hashlib.sha256((tmp_path / "models" / name).read_bytes()).hexdigest()
+        for name in ("encoder.safetensors", "model.safetensors")
+    }
     again = build_encoder("squeezenet1_1", str(tmp_path / "models/encoder.safetensors"), 0)
     images = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(again(images), own(images), rtol=0.01, atol=0.01)

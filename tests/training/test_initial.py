@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from captioner import teacher_forcing
 from captioner.errors import CaptionerError, Interrupted
@@ -20,6 +20,7 @@ from captioner.model_io import load_model
 from captioner.training import validation
 from captioner.training.checkpoint import read_state
 from captioner.vocabulary.vocabulary import Vocabulary
+from tests.model_files import replace_weights
 from tests.training.cuts import power_cut
 from tests.training.runs import Runs, torchrun_environments
 from tests.training.small import history, make_data, metrics, result_bytes, run, small_parameters, with_runtime
@@ -234,9 +235,9 @@ def test_a_folder_without_a_usable_model_is_refused(data: dict[str, Path], base:
     shutil.copytree(base / "models", copy)
     tensors = load_file(copy / "model.safetensors")
     tensors["word.weight"][0, 0] = float("nan")
-    save_file(tensors, copy / "model.safetensors")
+    replace_weights(copy, tensors)
     refused(data, tmp_path, beginning(copy.parent), "its tensor word.weight is not finite")
-    (copy / "model.safetensors").write_bytes(b"x" * 100)
+    replace_weights(copy, b"x" * 100)
     refused(data, tmp_path, beginning(copy.parent), "no readable weights")
 
 
@@ -293,7 +294,7 @@ def test_another_models_bytes_begin_afresh_and_the_same_elsewhere_go_on(
     capsys.readouterr()
     tensors = load_file(copied / "model.safetensors")
     tensors["vocabulary.bias"] += 0.25
-    save_file(tensors, copied / "model.safetensors")
+    replace_weights(copied, tensors)
     other = run(tmp_path / "cut", data, beginning(copied.parent))
     assert "unfinished work was for other init_from; starting afresh" in capsys.readouterr().err
     assert result_bytes(other) == result_bytes(run(tmp_path / "other", data, beginning(copied.parent)))

@@ -169,3 +169,24 @@ def test_random_rows_have_the_known_rows_spread() -> None:
     assert np.abs(unknown.mean(0) - centre).max() < 0.05
     assert abs((unknown - centre).std() - 0.3) < 0.01
     assert (table[4:][known] == vectors[known]).all()
+
+
+@pytest.mark.parametrize(
+    ("captions", "min_count", "warning"),
+    [
+        (TRAIN, 1, None),
+        (TRAIN, 2, "with vocab.min_count=2, 46.2% of the words of 3 training images are unknown"),  # 6 of 13 words
+        (["a dog runs"] * 49, 2, None),  # few images, but nothing is left out
+        ([f"a w{number} x{number}" for number in range(60)], 2, "66.7% of the words of 60 training images"),
+        ([f"a dog w{number}" for number in range(60)], 2, None),
+        (["a dog w1"] * 5, 5, None),
+        ([f"a dog w{number}" for number in range(5)], 5, "with vocab.min_count=5, 33.3% of the words of 5 training"),
+    ],
+)
+def test_low_coverage_is_a_warning_with_the_remedy(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], captions: list[str], min_count: int, warning: str | None
+) -> None:
+    _build(tmp_path, _captions(tmp_path, captions), min_count=min_count)
+    printed = capsys.readouterr().err
+    assert ("warning: " in printed) == (warning is not None)
+    assert warning is None or (warning in printed and "-S vocab.min_count=1" in printed)

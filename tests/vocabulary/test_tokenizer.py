@@ -27,6 +27,7 @@ from tests.data import real_data
         ("£5, €5, $5, 5%, 5¢, ½ cup", "# 5 $ 5 $ 5 5 % 5 cents 1/2 cup"),
         ("café, Ñandú, 日本語, re\u0301", "café ñandú 日本語 re\u0301"),
         ("a 😀 dog😀cat", "a dog cat"),
+        ("a \ufffd dog\ufffdcat", "a dog cat"),
         ("wow!! what?! no... well.... end--of -- it", "wow !! what ?! no well end of it"),
         ("line one\nline\ttwo\u2028three\x0bfour", "line one line two three four"),
         ("", ""),

@@ -74,6 +74,7 @@ def test_text_file(text_file):
         lambda text: "5 3\n" + text,  # word2vec's header
         lambda text: text.replace("\n", " \n"),  # fastText ends lines with a space
         lambda text: text.replace("\n", "\r\n"),
+        lambda text: text.replace("\n", "\r"),
         lambda text: text.rstrip("\n"),
         lambda text: "\ufeff" + text,
         lambda text: text.replace("of 1", "\nof 1") + "\n\n",

@@ -45,7 +45,7 @@ def read_coco(manifest: Manifest, root: Path | None, from_urls: bool, fetch: Fet
         if content is None or (files is None and not from_urls):
             absent.append((name, f"no {member}" if content is None else "no images"))
             continue
-        images, captions = _check(content, table, listing)
+        images, captions = check_annotations(content, table, listing)
         for number, image in images.items():
             if number in found:
                 listing.skipped.append(
@@ -120,8 +120,18 @@ def _image_files(
     return None if from_urls else Zip(fetch(manifest.archives[part]))
 
 
-def _check(content: Any, table: str, listing: Listing) -> tuple[dict[int, dict[str, Any]], dict[int, list[str]]]:
-    """Images by id and their captions in order; invalid entries go to ``listing.skipped``."""
+def check_annotations(
+    content: Any, table: str, listing: Listing
+) -> tuple[dict[int, dict[str, Any]], dict[int, list[str]]]:
+    """Images by id and their captions in order; invalid entries go to ``listing.skipped``.
+
+    Args:
+        content: a file in COCO's captions format, as JSON values.
+        table: its name, for messages.
+
+    Raises:
+        CaptionerError: it is another kind of file, or one of its ids or names is invalid.
+    """
     rows: list[Any] = [content.get(key) if isinstance(content, dict) else None for key in ("images", "annotations")]
     if not all(isinstance(part, list) and all(isinstance(row, dict) for row in part) for part in rows):
         raise CaptionerError(

@@ -1,11 +1,11 @@
-"""The user's own images: a CSV or JSONL table of ``image,caption[,split]`` with one row per caption.
+"""The user's own images: a table of ``image,caption[,split]`` with one row per caption, or COCO's captions format.
 
-Image ids count from 1, in the order of first appearance in the table.
+The table is CSV, JSONL or a JSON list of objects. Image ids are those of the COCO file; else they count from 1, in the
+order of first appearance.
 """
 
 from __future__ import annotations
 
-import csv
 import json
 import unicodedata
 from collections.abc import Iterator
@@ -13,7 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from captioner.errors import CaptionerError
-from captioner.images.records import Absent, ImageRecord, Listing, Source, clean, file_source, inside
+from captioner.images.containers import Folder
+from captioner.images.datasets.coco import check_annotations
+from captioner.images.records import Absent, ImageRecord, Listing, Source, clean, inside
+from captioner.images.tables import csv_rows, read_text, rows
 
 # names of the three splits in other data sets
 SPLIT_NAMES = {
@@ -33,7 +36,7 @@ _REMEDY = "the table needs the columns image and caption, and may have split"
 def read_custom(table: Path, root: Path | None) -> Listing:
     """The images of a table; paths are relative to ``root``, or without it to the table's folder.
 
-    A ``caption`` in JSONL may also be a list of captions. Repeated captions of an image count once.
+    A ``caption`` in JSON may also be a list of captions. Repeated captions of an image count once.
 
     Raises:
         CaptionerError: the table is missing, invalid or empty; a path leaves the folder; a split is unknown, or a
@@ -47,22 +50,25 @@ def read_custom(table: Path, root: Path | None) -> Listing:
         )
     captions: dict[str, dict[str, None]] = {}
     splits: dict[str, str] = {}
-    skipped: list[tuple[str, str]] = []
-    for line, row in _rows(table):
-        where = f"{table}, line {line}"
+    ids: dict[str, int] = {}
+    listing = Listing([], table=str(table))
+    skipped = listing.skipped
+    for place, row, image_id in _rows(table, listing):
+        where = f"{table}, {place}"
         name = row.get("image")
         if not isinstance(name, str) or not name.strip():
-            skipped.append((f"line {line}", "no image named"))
+            skipped.append((place, "no image named"))
             continue
         name = inside(name.strip(), where)
         texts = row.get("caption")
         texts = [clean(text) for text in (texts if isinstance(texts, list) else [texts])]
         kept = captions.setdefault(name, {})
+        ids.setdefault(name, len(captions) if image_id is None else image_id)
         for text in texts or [""]:
             if text:
                 kept[text] = None
             else:
-                skipped.append((name, f"line {line}: empty caption"))
+                skipped.append((name, f"{place}: empty caption"))
         split = _split(row.get("split"), where)
         if split is not None and splits.setdefault(name, split) != split:
             raise CaptionerError(
@@ -70,25 +76,25 @@ def read_custom(table: Path, root: Path | None) -> Listing:
             )
     if not captions:
         raise CaptionerError(f"{table}: no image is listed; {_REMEDY}, one row per caption")
-    records, uncaptioned = [], 0
-    for number, (name, texts) in enumerate(captions.items(), 1):
+    images = Folder(folder, "file not found")
+    for name, texts in captions.items():
         if not texts:
-            uncaptioned += 1
+            listing.uncaptioned += 1
             skipped.append((name, "no captions"))
         else:
-            records.append(
-                ImageRecord(number, name, tuple(texts), splits.get(name), _find(folder, name), f"custom {name}")
+            source = _find(images, name, str(table))
+            listing.records.append(
+                ImageRecord(ids[name], name, tuple(texts), splits.get(name), source, f"custom {name}")
             )
-    return Listing(records, skipped, uncaptioned, str(table))
+    listing.records.sort(key=lambda record: record.image_id)
+    return listing
 
 
-def _find(folder: Path, name: str) -> Source:
+def _find(images: Folder, name: str, where: str) -> Source:
     """The image file; table and file system may use different Unicode forms of accents."""
-    sources = (
-        file_source(folder / form, "file not found")
-        for form in (name, unicodedata.normalize("NFC", name), unicodedata.normalize("NFD", name))
-    )
-    return next((source for source in sources if not isinstance(source, Absent)), Absent("file not found"))
+    forms = (name, unicodedata.normalize("NFC", name), unicodedata.normalize("NFD", name))
+    sources = [images.source(form, where) for form in dict.fromkeys(forms)]
+    return next((source for source in sources if not isinstance(source, Absent)), sources[0])
 
 
 def _split(value: Any, where: str) -> str | None:
@@ -100,43 +106,69 @@ def _split(value: Any, where: str) -> str | None:
     return SPLIT_NAMES[name]
 
 
-def _rows(table: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    try:
-        text = table.read_bytes().decode("utf-8-sig")
-    except FileNotFoundError as error:
-        raise CaptionerError(
-            f"{table}: not found; set download.captions to your CSV or JSONL of image,caption[,split]"
-        ) from error
-    except OSError as error:
-        raise CaptionerError(f"{table}: cannot be read ({error.strerror}); check download.captions") from error
-    except UnicodeDecodeError as error:
-        raise CaptionerError(f"{table}: not UTF-8 text (byte {error.start}); save it as UTF-8") from error
-    yield from _jsonl(table, text) if table.suffix.lower() in (".jsonl", ".ndjson", ".json") else _csv(table, text)
+_Row = tuple[str, dict[str, Any], int | None]  # place in the table, cells, image id where the table has one
 
 
-def _csv(table: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    reader = csv.reader(text.splitlines(keepends=True), strict=True)
-    try:
-        header = [name.strip().lower() for name in next(reader, [])]
-        if "image" not in header or "caption" not in header:
+def _rows(table: Path, listing: Listing) -> Iterator[_Row]:
+    """The rows of a table of any format; what a COCO file has in excess goes to ``listing.skipped``."""
+    text = read_text(
+        table,
+        "set download.captions to your CSV or JSON of image,caption[,split]",
+        "save it as UTF-8 (in a spreadsheet: CSV UTF-8)",
+    )
+    first = text.lstrip()[:1]  # tells a JSON document, whatever the file's name
+    if first == "[":
+        yield from _json_list(table, text)
+    elif first == "{" and (coco := _coco_captions(text)) is not None:
+        images, captions = check_annotations(coco, str(table), listing)
+        for number, image in images.items():
+            row = {"image": image["file_name"], "caption": captions[number], "split": image.get("split")}
+            yield f"image {number}", row, number
+    elif first == "{" or table.suffix.lower() in (".jsonl", ".ndjson", ".json"):
+        yield from _jsonl(table, text)
+    else:
+        yield from _csv(table, text)
+
+
+def _csv(table: Path, text: str) -> Iterator[_Row]:
+    lines = csv_rows(table, text, strict=True)
+    _, header = next(lines, (1, []))
+    header = [name.strip().lower() for name in header]
+    if "image" not in header or "caption" not in header:
+        raise CaptionerError(f"{table}: its first line is {','.join(header)[:80]!r}; {_REMEDY}, separated by commas")
+    for line, cells in lines:
+        while len(cells) > len(header) and not cells[-1].strip():  # spreadsheets fill rows up with empty cells
+            cells.pop()
+        if len(cells) > len(header):
             raise CaptionerError(
-                f"{table}: its first line is {','.join(header)[:80]!r}; {_REMEDY}, separated by commas"
+                f"{table}, line {line}: {len(cells)} columns instead of {len(header)}; put captions with commas in "
+                "double quotes"
             )
-        for cells in reader:
-            if cells:
-                if len(cells) > len(header):
-                    raise CaptionerError(
-                        f"{table}, line {reader.line_num}: {len(cells)} columns instead of {len(header)}; put "
-                        "captions with commas in"
-                        " double quotes"
-                    )
-                yield reader.line_num, dict(zip(header, cells))
-    except csv.Error as error:
-        raise CaptionerError(f"{table}, line {reader.line_num}: not valid CSV ({error}); fix the line") from error
+        yield f"line {line}", dict(zip(header, cells)), None
 
 
-def _jsonl(table: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    for number, line in enumerate(text.split("\n"), 1):
+def _coco_captions(text: str) -> dict[str, Any] | None:
+    """The JSON object of a file in COCO's captions format; None for JSONL."""
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return content if "annotations" in content else None
+
+
+def _json_list(table: Path, text: str) -> Iterator[_Row]:
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise CaptionerError(f"{table}: not valid JSON ({error}); correct it, or export the list again") from error
+    for number, row in enumerate(content, 1):
+        if not isinstance(row, dict):
+            raise CaptionerError(f"{table}, entry {number}: not a JSON object; {_REMEDY}")
+        yield f"entry {number}", row, None
+
+
+def _jsonl(table: Path, text: str) -> Iterator[_Row]:
+    for number, line in enumerate(rows(text), 1):
         if not line.strip():
             continue
         try:
@@ -147,4 +179,4 @@ def _jsonl(table: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
             ) from error
         if not isinstance(row, dict):
             raise CaptionerError(f"{table}, line {number}: not a JSON object; {_REMEDY}")
-        yield number, row
+        yield f"line {number}", row, None

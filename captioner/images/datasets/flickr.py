@@ -6,7 +6,6 @@ With other file names, ids are positions in the sorted list of names, from 1.
 
 from __future__ import annotations
 
-import csv
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ from captioner.errors import CaptionerError
 from captioner.images.containers import find_images
 from captioner.images.manifests import Manifest
 from captioner.images.records import ImageRecord, Listing, clean
+from captioner.images.tables import csv_rows, read_text, rows
 
 _PHOTO = re.compile(r"(\d+)(?:_\w+)?\.jpe?g", re.IGNORECASE)
 # the official Flickr8k tokens call one image 2258277193_586949ec62.jpg.1
@@ -125,23 +125,19 @@ def _splits(manifest: Manifest, root: Path) -> dict[str, str]:
 
 
 def _text(path: Path) -> str:
-    try:
-        return path.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise CaptionerError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
-    except UnicodeDecodeError as error:
-        raise CaptionerError(f"{path}: not UTF-8 text (byte {error.start}); download the file again") from error
+    return read_text(path, "check download.root", "download the file again")
 
 
 def _rows(table: Path) -> Iterator[tuple[int, str | None, str]]:
     """(line number, image or None if the line is invalid, caption)."""
-    lines = _text(table).splitlines()
+    text = _text(table)
+    lines = rows(text)
     if table.name.endswith((".token", ".token.txt")):
         yield from _tokens(lines)
     elif lines and "|" in lines[0]:
         yield from _bars(lines)
     else:
-        yield from _commas(table, lines)
+        yield from _commas(table, text)
 
 
 def _tokens(lines: list[str]) -> Iterator[tuple[int, str | None, str]]:
@@ -161,22 +157,25 @@ def _bars(lines: list[str]) -> Iterator[tuple[int, str | None, str]]:
         yield (number, cells[0].strip(), clean(rest[1])) if rest and cells[0].strip() else (number, None, "")
 
 
-def _commas(table: Path, lines: list[str]) -> Iterator[tuple[int, str | None, str]]:
+def _commas(table: Path, text: str) -> Iterator[tuple[int, str | None, str]]:
     """CSV with a header; captions at the end of a row may contain unquoted commas."""
-    reader = csv.reader(lines)
-    try:
-        header = [name.strip().lower() for name in next(reader, [])]
-        image = next((header.index(name) for name in ("image", "image_name") if name in header), None)
-        caption = next((header.index(name) for name in ("caption", "comment") if name in header), None)
-        if image is None or caption is None or caption != len(header) - 1:
-            raise CaptionerError(
-                f"{table}: its first line is {','.join(header)[:80]!r} instead of image,caption; download the file "
-                "again"
-            )
-        for cells in reader:
-            if len(cells) > caption and cells[image].strip():
-                yield reader.line_num, cells[image].strip(), clean(",".join(cells[caption:]))
-            elif any(cell.strip() for cell in cells):
-                yield reader.line_num, None, ""
-    except csv.Error as error:
-        raise CaptionerError(f"{table}, line {reader.line_num}: not valid CSV ({error}); fix the line") from error
+    lines = csv_rows(table, text, strict=False)
+    _, cells = next(lines, (1, []))
+    header = [name.strip().lower() for name in cells]
+    while header and not header[-1]:
+        header.pop()
+    padding = len(cells) - len(header)  # a spreadsheet fills all rows up with as many empty cells
+    image = next((header.index(name) for name in ("image", "image_name") if name in header), None)
+    caption = next((header.index(name) for name in ("caption", "comment") if name in header), None)
+    if image is None or caption is None or caption != len(header) - 1:
+        raise CaptionerError(
+            f"{table}: its first line is {','.join(header)[:80]!r} instead of image,caption; download the file again"
+        )
+    for line, cells in lines:
+        for _ in range(padding):
+            if len(cells) > len(header) and not cells[-1].strip():
+                cells.pop()
+        if len(cells) > caption and cells[image].strip():
+            yield line, cells[image].strip(), clean(",".join(cells[caption:]))
+        else:
+            yield line, None, ""

@@ -1,0 +1,33 @@
+"""Copy a model to pass it on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from captioner.errors import CaptionerError
+from captioner.model_io import ENCODER, WEIGHTS, load_model, save_model
+from captioner.sidecar import write_atomically
+
+
+def copy_model(folder: Path, out: Path, half: bool = False) -> None:
+    """Copy a model, all that captioning needs of it, into the folder ``out``.
+
+    Args:
+        half: store the decoder's weights as float16: half the size, and captions that hardly differ.
+
+    Raises:
+        CaptionerError: as ``load_model``; or a weight is too large for float16.
+    """
+    model = load_model(folder)
+    weights = model.decoder.state_dict().values()
+    if half and not all(torch.isfinite(tensor.half()).all() for tensor in weights if tensor.is_floating_point()):
+        raise CaptionerError(f"{folder / WEIGHTS}: a weight is too large for half precision; copy it in full precision")
+    out.mkdir(parents=True, exist_ok=True)
+    if model.config["weights_name"] == "file":
+        write_atomically(out / ENCODER, (folder / ENCODER).read_bytes())
+    facts = {
+        key: value for key, value in model.config.items() if key not in ("format_version", "vocabulary", "decoder")
+    }
+    save_model(out, model.decoder, model.vocabulary, facts, half)
