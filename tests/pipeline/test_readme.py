@@ -1,4 +1,5 @@
-"""Every command of the README runs: in a repository of its own, with tiny data sets in the place of the reader's."""
+"""Every command of the README and of docs/ runs: in a repository of its own, with tiny data sets in the place of the
+reader's."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ from tests.pipeline import tiny_data
 from tests.pipeline.workspace import Workspace
 
 README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.S)
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCKS = [block for page in PAGES for block in re.findall(r"```bash\n(.*?)```", page.read_text(), re.S)]
 
 
 def test_the_two_commands_are_targets_of_the_makefile() -> None:
@@ -25,7 +27,7 @@ def test_the_two_commands_are_targets_of_the_makefile() -> None:
 
 
 def test_links_lead_to_files() -> None:
-    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), ROOT / "data" / "README.md"]:
+    for page in [*PAGES, ROOT / "data/README.md", ROOT / "CONTRIBUTING.md", ROOT / "samples/README.md"]:
         for link in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text()):
             assert (page.parent / link).exists(), f"{page.name}: {link}"
 

@@ -27,6 +27,7 @@ _KEPT = (
     "sources",
     "benchmarks",
     "recipes",
+    "samples",
     "dvc.yaml",
     "params.yaml",
     "Makefile",
