@@ -91,7 +91,7 @@ function gallery(section, data) {
       visible += found;
       card.figures.forEach((figure, number) => {
         const caption = card.captions[number];
-        const parts = [`${titles[metric.value]} ${fixed(caption.scores[metric.value])}`];
+        const parts = [`${titles[metric.value]} ${fixed(caption.scores[metric.value], 1)}`];
         if (sort.value === "novel") parts.push(`${Math.round(caption.novelty * 100)} % new phrases`);
         if (sort.value === "longest") parts.push(`${caption.words.length} words`);
         figure.textContent = parts.join(" · ");

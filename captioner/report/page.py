@@ -17,9 +17,9 @@ from typing import Any
 
 from captioner.errors import CaptionerError
 from captioner.metrics.diversity import DIVERSITY
-from captioner.metrics.registry import titles
+from captioner.metrics.registry import percentages, titles
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3  # 3: percentages
 _FOLDER = Path(__file__).parent
 _SCRIPTS = ("charts.js", "words.js", "gallery.js", "page.js")
 _BLOCK = re.compile(r'<script type="application/json" id="data">(.*?)</script>', re.S)
@@ -39,7 +39,12 @@ def render(data: dict[str, Any]) -> str:
     script = "\n".join((_FOLDER / name).read_text(encoding="utf-8") for name in _SCRIPTS)
     script = f'"use strict";\n(() => {{\n{script}}})();\n'
     text = json.dumps(
-        {"format_version": FORMAT_VERSION, **data, "titles": {"scores": titles(), "diversity": DIVERSITY}},
+        {
+            "format_version": FORMAT_VERSION,
+            **data,
+            "titles": {"scores": titles(), "diversity": DIVERSITY},
+            "percent": percentages(),
+        },
         ensure_ascii=False,
         allow_nan=False,
         separators=(",", ":"),
@@ -74,7 +79,8 @@ def read_page(page: str, name: str) -> dict[str, Any]:
         data = None
     if not isinstance(data, dict):
         raise CaptionerError(f"{name}: no report; run the evaluate stage again")
-    data.pop("titles", None)  # those of the page that is made now count
+    for name in ("titles", "percent"):  # those of the page that is made now count
+        data.pop(name, None)
     if data.pop("format_version", None) != FORMAT_VERSION:
         raise CaptionerError(f"{name}: a report of another version of this program; run the evaluate stage again")
     return data
