@@ -79,8 +79,9 @@ def fit(
         learner = Learner(phases[state.phase], decoder, options, group)
         learner.restore(parts, schedules)
         best = {name: tensor.to(device) for name, tensor in parts.get("best", {}).items()}
-    for row in state.history if context.log else ():
-        context.log.add(row)
+    if context.log:
+        for row in state.history:
+            context.log.add(row)
     clock = time.monotonic()
 
     def save() -> None:

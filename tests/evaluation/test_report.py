@@ -129,7 +129,7 @@ def test_settings_are_those_stored_with_the_model(paths, tmp_path, monkeypatch):
         "seed": 7,
         "train": {"epochs": 3},
     }
-    signature = json.loads((folder / "evaluate/metrics.json").read_text())["signature"]
+    signature = json.loads((folder / "evaluate/signature.json").read_text())
     assert [signature[name] for name in ("encoder", "decoder", "attention")] == ["squeezenet1_1", "gru", "soft"]
     text = summary(folder / "evaluate", paths["captions"], small.REPORT, other["models"])
     assert "training: epochs=3 seed=7" in text and "hidden_size=64" in text and "fingerprint 000000000000" in text

@@ -145,8 +145,9 @@ def test_ensemble(paths, tmp_path):
                         count + 1,
                     )
     assert metrics["cross_entropy"] == pytest.approx(total / count, abs=1e-4)
-    assert metrics["token_accuracy"] == pytest.approx(correct / count, abs=1e-6)
-    assert metrics["signature"]["models"] == 3 and alone["signature"]["models"] == 1
+    assert metrics["token_accuracy"] == pytest.approx(100 * correct / count, abs=1e-4)
+    models = [json.loads((folder / "signature.json").read_text())["models"] for folder in (results, tmp_path / "alone")]
+    assert models == [3, 1] and alone["cross_entropy"] != metrics["cross_entropy"]
     assert (results / "captions.json").read_text() != (tmp_path / "alone" / "captions.json").read_text()
     assert (results / "plots/examples.png").exists()
 
@@ -180,7 +181,7 @@ def test_models_that_do_not_fit_are_refused(paths, tmp_path):
 )
 def test_the_search_stands_in_signature_and_summary(paths, tmp_path, search, title):
     results = small.run(paths, tmp_path / "results", beam_sizes=[2], search=search)
-    assert json.loads((results / "metrics.json").read_text())["signature"]["search"] == search
+    assert json.loads((results / "signature.json").read_text())["search"] == search
     assert f"images, {title}, chosen on validation" in summary(results, paths["captions"], small.REPORT)
 
 

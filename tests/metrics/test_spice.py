@@ -75,7 +75,7 @@ def test_the_mean_of_the_captions_f1(installed) -> None:
 
 def test_its_statistics_are_kept_and_resampled(installed) -> None:
     statistics = with_slow_metrics(score(REFERENCES, CAPTIONS, meteor=False), REFERENCES, CAPTIONS).statistics
-    back = Statistics.from_csv(statistics.to_csv(), "statistics.csv")
+    back = Statistics.from_json(statistics.to_json(), "statistics.json")
     assert back.columns == statistics.columns and back.overall()["spice"] == pytest.approx((4 / 5 + 2 / 6) / 3)
     [drawn] = resample([back], 50)
     assert {round(3 * value, 6) for value in drawn["spice"]} <= {
