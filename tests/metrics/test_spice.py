@@ -128,7 +128,7 @@ def test_command_line(installed, tmp_path) -> None:
     (tmp_path / "references.json").write_text(json.dumps({"images": images, "annotations": captions}))
     (tmp_path / "results.json").write_text(json.dumps([{"image_id": number, "caption": "a dog"} for number in (1, 2)]))
     result = CliRunner().invoke(main, ["score", str(tmp_path / "references.json"), str(tmp_path / "results.json")])
-    assert "SPICE    0.8000" in result.output, result.output
+    assert "SPICE    80.0" in result.output, result.output
 
 
 def test_a_comparison_of_runs_with_and_without_it_leaves_it_out(installed) -> None:
