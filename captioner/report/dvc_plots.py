@@ -54,7 +54,7 @@ def plots_page() -> str:
         raise CaptionerError(
             "vl-convert is not installed; pip install vl-convert-python, or look at DVC's plots with a network"
         ) from error
-    scripts = javascript_bundle(None, vl_version=_VEGA_LITE)
+    scripts = javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=_VEGA_LITE)
     # neither the browser nor DVC may find the end of the script or a placeholder within it
     found = [text for text in ("</script", "<!--", "{plot_divs}", "{refresh_tag}", "{scripts}") if text in scripts]
     if found:
