@@ -26,7 +26,8 @@ from captioner.features.decoding import JpegPipeline
 from captioner.features.encoders import build_encoder
 from captioner.features.extract import preprocessing
 from captioner.features.forward import ImageEncoder, resolve_precision
-from captioner.features.layout import DEFAULT_FACTS, FeatureWriter, create_features
+from captioner.features.layout import DEFAULT_FACTS, create_features
+from captioner.features.writer import FeatureWriter
 from captioner.images.store import ImageStore
 from captioner.parameters import ExtractParameters
 

@@ -35,9 +35,10 @@ from captioner.features.blocks import blocks_to_do, extract_blocks
 from captioner.features.decoding import JpegPipeline
 from captioner.features.encoders import build_encoder
 from captioner.features.forward import ImageEncoder, resolve_precision
-from captioner.features.layout import DEFAULT_FACTS, FeatureWriter, create_features
+from captioner.features.layout import DEFAULT_FACTS, create_features
 from captioner.features.preprocess import Preprocessing
 from captioner.features.syncing import SyncedWriter
+from captioner.features.writer import FeatureWriter
 from captioner.images.store import ImageStore, write_images
 
 

@@ -17,8 +17,9 @@ import numpy as np
 import torch
 
 from benchmarks.report import compare, print_results
-from captioner.features.layout import DEFAULT_FACTS, FeatureWriter, create_features
+from captioner.features.layout import DEFAULT_FACTS, create_features
 from captioner.features.store import FeatureStore
+from captioner.features.writer import FeatureWriter
 
 
 def write_rows(path: Path, count: int, positions: int, channels: int) -> FeatureStore:

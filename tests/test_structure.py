@@ -124,10 +124,10 @@ def test_the_readmes_parameter_table_is_the_codes() -> None:
 
 def test_contributing_names_what_is_there() -> None:
     text = (ROOT / "CONTRIBUTING.md").read_text()
-    named = [name for name in re.findall(r"`((?:captioner|stages|tests|benchmarks|docs)/[\w/.]*)`", text)]
+    named = re.findall(r"`((?:captioner|stages|tests|benchmarks|docs)/[\w/.]*)`", text)
     assert len(named) > 15
     for name in named:
         if "NAME" not in name:
             assert (ROOT / name).exists(), name
-    for table in re.findall(r"`([A-Z]{6,})`", text):
-        assert any(f"\n{table}" in path.read_text() for path in (ROOT / "captioner").rglob("*.py")), table
+    for registry in re.findall(r"`([A-Z]{6,})`", text):
+        assert any(f"\n{registry}" in path.read_text() for path in (ROOT / "captioner").rglob("*.py")), registry

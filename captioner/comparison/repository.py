@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from captioner import paths
 from captioner.errors import CaptionerError
 
 WORKSPACE = "workspace"
@@ -31,6 +32,35 @@ class Revision:
     commit: str | None
 
 
+@dataclass(frozen=True)
+class Checkout:
+    """The code of the working directory.
+
+    Attributes:
+        hash: of the commit that is checked out.
+        date: of that commit, YYYY-MM-DD.
+        changed: tracked files that differ from it, but for those that the pipeline itself writes.
+    """
+
+    hash: str
+    date: str
+    changed: list[str]
+
+
+def checkout() -> Checkout | None:
+    """The commit of the working directory; None where git is not installed or there is no repository with a commit."""
+    try:
+        found = _git("log", "-1", "--format=%H %cs")
+        written = (f":(exclude){name}" for name in ("dvc.lock", paths.RESULTS.as_posix()))
+        changed = _git("diff", "--name-only", "--relative", "-z", "HEAD", "--", ".", *written)
+    except FileNotFoundError:
+        return None
+    if found is None or changed is None:
+        return None
+    commit, date = found.split()[-2:]
+    return Checkout(commit, date, [name for name in changed.split("\0") if name])
+
+
 class Missing(Exception):
     """A file that a revision lacks; the message says why and what helps."""
 
@@ -45,7 +75,7 @@ class Repository:
     def __init__(self) -> None:
         self._cache: Any = None
         try:
-            self._head = self._git("rev-parse", "--verify", "--quiet", "HEAD")
+            self._head = _git("rev-parse", "--verify", "--quiet", "HEAD")
         except FileNotFoundError:
             raise CaptionerError("git: it is not on the PATH; install it") from None
         if self._head is None:
@@ -56,7 +86,7 @@ class Repository:
     def listed(self) -> list[Revision]:
         """What ``dvc exp show`` lists: the workspace, the current commit, and the experiments that began from it,
         newest first."""
-        branch = self._git("symbolic-ref", "--quiet", "--short", "HEAD")
+        branch = _git("symbolic-ref", "--quiet", "--short", "HEAD")
         head = Revision(branch or (self._head or "")[:7], self._head)
         return [Revision(WORKSPACE, None), head, *(found for found, base in self._experiments() if base == self._head)]
 
@@ -76,10 +106,10 @@ class Repository:
             raise CaptionerError(f"{name}: several experiments have this name; give one by its commit: {commits}")
         if same:
             return same[0][0]
-        commit = None if name.startswith("-") else self._git("rev-parse", "--verify", "--quiet", f"{name}^{{commit}}")
+        commit = None if name.startswith("-") else _git("rev-parse", "--verify", "--quiet", f"{name}^{{commit}}")
         if commit:
             return Revision(name, commit)
-        heads = (self._git("for-each-ref", "--format=%(refname:short)", "refs/heads", "refs/tags") or "").splitlines()
+        heads = (_git("for-each-ref", "--format=%(refname:short)", "refs/heads", "refs/tags") or "").splitlines()
         names = list(dict.fromkeys([*(found.name for found, _ in known), *heads, WORKSPACE]))
         near = difflib.get_close_matches(name, names, n=3, cutoff=0.5) or names[:5]
         raise CaptionerError(
@@ -97,7 +127,7 @@ class Repository:
         if revision.commit is None:
             content = Path(path).read_bytes() if Path(path).is_file() else None
         else:
-            content = self._run("cat-file", "blob", f"{revision.commit}:./{path}")
+            content = _run("cat-file", "blob", f"{revision.commit}:./{path}")
         if content is None:
             raise Missing(
                 f"it has no {path}; " + ("run dvc repro" if revision.commit is None else "no run is committed")
@@ -130,7 +160,7 @@ class Repository:
     def _experiments(self) -> list[tuple[Revision, str]]:
         """Every experiment that ran and the commit that it began from, newest first."""
         lines = (
-            self._git("for-each-ref", "--sort=-creatordate", "--format=%(objectname) %(refname)", "refs/exps") or ""
+            _git("for-each-ref", "--sort=-creatordate", "--format=%(objectname) %(refname)", "refs/exps") or ""
         ).splitlines()
         found = []
         for line in lines:
@@ -139,11 +169,13 @@ class Repository:
                 found.append((Revision(match[3], commit), match[1] + match[2]))
         return found
 
-    def _git(self, *arguments: str) -> str | None:
-        found = self._run(*arguments)
-        return None if found is None else found.decode(errors="replace").strip()
 
-    def _run(self, *arguments: str) -> bytes | None:
-        """What git says; None where it fails."""
-        done = subprocess.run(["git", *arguments], capture_output=True, stdin=subprocess.DEVNULL)
-        return done.stdout if done.returncode == 0 else None
+def _git(*arguments: str) -> str | None:
+    found = _run(*arguments)
+    return None if found is None else found.decode(errors="replace").strip()
+
+
+def _run(*arguments: str) -> bytes | None:
+    """What git says; None where it fails."""
+    done = subprocess.run(["git", *arguments], capture_output=True, stdin=subprocess.DEVNULL)
+    return done.stdout if done.returncode == 0 else None

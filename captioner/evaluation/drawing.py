@@ -10,10 +10,12 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from captioner.features.preprocess import visible_box
+from captioner.report.heat import heat_map
 
 _WIDTH, _MARGIN, _GAP = 1200, 28, 8
-_IMAGE = 212  # longest side of an image
-_PANEL = 92  # longest side of a word's panel
+_IMAGE = 248  # longest side of an image
+_PANEL = 115  # longest side of a word's panel; seven stand in a row
+_LEGEND = (160, 14)  # size of the heat map's scale
 _INK, _GREY, _PAPER, _RULE = (24, 26, 31), (112, 117, 128), (255, 255, 255), (226, 229, 234)
 
 
@@ -90,20 +92,39 @@ def attention_map(
     left, top, right, bottom = (
         round(share * side) for share, side in zip(box, (width, height, width, height), strict=True)
     )
-    smooth = Image.fromarray(cells).resize((max(1, right - left), max(1, bottom - top)), Image.Resampling.BICUBIC)
+    rows, columns = _between(grid[0], max(1, bottom - top)), _between(grid[1], max(1, right - left))
     whole = np.zeros((height, width), dtype=np.float32)
-    whole[top : top + smooth.height, left : left + smooth.width] = np.clip(np.asarray(smooth), 0.0, 1.0)
+    whole[top : top + len(rows), left : left + len(columns)] = rows @ cells @ columns.T
     return whole
+
+
+def _between(cells: int, pixels: int) -> np.ndarray:
+    """(pixels, cells) float32: how much of each cell a pixel shows, by its way between the centres of two cells.
+
+    The way is smoothed (3w² - 2w³): linear interpolation draws diamonds, and bicubic overshoots, which colours cells
+    without attention. The page's script does the same.
+    """
+    at = np.clip((np.arange(pixels) + 0.5) / pixels * cells - 0.5, 0, cells - 1)
+    low = np.minimum(at.astype(int), max(cells - 2, 0))
+    way = at - low
+    way = way * way * (3 - 2 * way)
+    shares = np.zeros((pixels, cells), dtype=np.float32)
+    shares[np.arange(pixels), low] = 1 - way
+    shares[np.arange(pixels), np.minimum(low + 1, cells - 1)] += way
+    return shares
 
 
 def overlay(
     image: Image.Image, weights: np.ndarray, grid: tuple[int, int], box: tuple[float, float, float, float]
 ) -> Image.Image:
-    """The image in colour where the decoder looked, dark grey where it did not."""
-    colour = np.asarray(image, dtype=np.float32)
-    grey = np.repeat(np.asarray(image.convert("L"), dtype=np.float32)[..., None], 3, axis=-1) * 0.4 + 18
-    strength = attention_map(weights, grid, box, image.size)[..., None] ** 0.8
-    return Image.fromarray((grey + (colour - grey) * strength).round().astype(np.uint8))
+    """The image under a heat map of the attention (``captioner.report.heat``); untouched where there is none."""
+    return _blend(image, attention_map(weights, grid, box, image.size))
+
+
+def _blend(image: Image.Image, strength: np.ndarray) -> Image.Image:
+    pixels = np.asarray(image.convert("RGB"), dtype=np.float32)
+    colour, opacity = heat_map(strength)
+    return Image.fromarray((pixels + (colour - pixels) * opacity).round().astype(np.uint8))
 
 
 def attention_or_none(weights: np.ndarray | None) -> np.ndarray | None:
@@ -113,14 +134,17 @@ def attention_or_none(weights: np.ndarray | None) -> np.ndarray | None:
 
 
 def draw_sheet(examples: list[Example], title: str) -> Image.Image:
-    """One sheet: of each image its caption, a reference, the image and a panel a word. Width 1,200 pixels, any
-    height."""
+    """One sheet: of each image its caption, a reference, the image and a panel a word; and what the colours mean. Width
+    1,200 pixels, any height."""
     blocks = [_draw_example(example) for example in examples]
-    height = _MARGIN + 30 + sum(block.height + 2 * _MARGIN for block in blocks)
-    sheet = Image.new("RGB", (_WIDTH, height), _PAPER)
+    legend = any(example.attention is not None for example in examples)
+    begin = _MARGIN + (58 if legend else 30)
+    sheet = Image.new("RGB", (_WIDTH, begin + sum(block.height + 2 * _MARGIN for block in blocks)), _PAPER)
     pen = ImageDraw.Draw(sheet)
     pen.text((_MARGIN, _MARGIN - 8), title, font=_font(16), fill=_GREY)
-    top = _MARGIN + 30
+    if legend:
+        _draw_legend(sheet, (_MARGIN, _MARGIN + 22))
+    top = begin
     for block in blocks:
         pen.line([(_MARGIN, top), (_WIDTH - _MARGIN, top)], fill=_RULE, width=1)
         sheet.paste(block, (_MARGIN, top + _MARGIN - 8))
@@ -128,12 +152,22 @@ def draw_sheet(examples: list[Example], title: str) -> Image.Image:
     return sheet
 
 
+def _draw_legend(sheet: Image.Image, corner: tuple[int, int]) -> None:
+    """The heat map's scale between its two ends in words."""
+    pen, font, (x, y) = ImageDraw.Draw(sheet), _font(14), corner
+    low, high = "attention of a word: an even share or less", "its largest"
+    pen.text((x, y), low, font=font, fill=_GREY)
+    left = x + round(font.getlength(low)) + 10
+    scale = _blend(Image.new("RGB", _LEGEND, _PAPER), np.tile(np.linspace(0, 1, _LEGEND[0]), (_LEGEND[1], 1)))
+    sheet.paste(scale, (left, y + 2))
+    pen.rectangle((left - 1, y + 1, left + _LEGEND[0], y + 2 + _LEGEND[1]), outline=_RULE)
+    pen.text((left + _LEGEND[0] + 10, y), high, font=font, fill=_GREY)
+
+
 def to_bytes(image: Image.Image) -> bytes:
-    """PNG with at most 256 colours: a third of the bytes, and the same bytes for the same image."""
+    """PNG in full colour; the same bytes for the same image."""
     stream = io.BytesIO()
-    image.quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.FLOYDSTEINBERG).save(
-        stream, "PNG", optimize=True
-    )
+    image.save(stream, "PNG", optimize=True)
     return stream.getvalue()
 
 

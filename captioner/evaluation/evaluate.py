@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from captioner.comparison.repository import checkout
 from captioner.device import prepare_device
 from captioner.errors import CaptionerError
 from captioner.evaluation.decoding import SplitDecoder, check_search, teacher_forced_metrics
@@ -116,7 +117,15 @@ def evaluate(
     )
     gallery_examples = dict(zip(gallery, examples(inputs, {image: shown[image] for image in gallery}), strict=True))
     page = render(
-        page_data(parameters, inputs, evaluation, gallery_examples, history, _warnings(parameters, inputs, evaluation))
+        page_data(
+            parameters,
+            inputs,
+            evaluation,
+            gallery_examples,
+            history,
+            _warnings(parameters, inputs, evaluation),
+            checkout(),
+        )
     )
     write_evaluation(
         Path(results), evaluation, to_bytes(sheet), Path(report), page, {"seconds": round(time.monotonic() - begin, 3)}

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from captioner.comparison.bootstrap import interval, resample
+from captioner.comparison.repository import Checkout
 from captioner.errors import CaptionerError
 from captioner.evaluation.drawing import Example, attention_weights, fit
 from captioner.evaluation.files import Evaluation, display, metrics, signature
@@ -26,7 +27,7 @@ from captioner.metrics.registry import TEACHER_FORCING
 from captioner.parameters import Parameters
 from captioner.vocabulary.tokenizer import tokenize
 
-_SIDE, _QUALITY = 288, 70  # of an image in the page: some 15 KB
+_SIDE, _QUALITY = 400, 75  # of an image in the page: a photo has some 13 KB
 _NOVEL = 4  # words of a phrase that is looked for in the training captions
 
 
@@ -37,6 +38,7 @@ def page_data(
     shown: Mapping[int, Example],
     history: Path | None,
     warnings: Sequence[str],
+    commit: Checkout | None,
 ) -> dict[str, Any]:
     """Everything on the page of one experiment, scores in percent; no time and no path, so that the same run gives
     the same bytes.
@@ -45,16 +47,16 @@ def page_data(
         shown: image id -> what to show of it, in the order they were sampled.
         history: training's folder of curves; None: no learning curves.
         warnings: what the reader of the scores must know.
+        commit: of the code that evaluates; None where there is no repository.
 
     Raises:
         CaptionerError: ``history`` cannot be read.
     """
     model, config = inputs.model, inputs.model.config
     scores = evaluation.scores[evaluation.split][evaluation.beam]
-    novel = novelty(
-        {image: [model.vocabulary.words[word] for word in evaluation.hypotheses[image].tokens] for image in shown},
-        inputs.captions,
-    )
+    ids = [*shown, *(image for image in evaluation.hypotheses if image not in shown)]
+    words = {image: [model.vocabulary.words[word] for word in evaluation.hypotheses[image].tokens] for image in ids}
+    novel = novelty(words, inputs.captions)
     experiment = {
         "name": f"{config['encoder']} + {config['decoder']['decoder']}, {config['decoder']['attention']} attention",
         "signature": signature(evaluation),
@@ -77,21 +79,27 @@ def page_data(
         },
         "warnings": list(warnings),
         "seconds": None,
+        "commit": None if commit is None else dataclasses.asdict(commit),
         "grid": list(inputs.store.grid),
         "captions": [
             {
-                "words": list(example.words),
-                "attention": _attention(example),
+                "words": words[image],
+                "attention": _attention(shown[image]) if image in shown else None,
                 "scores": {name: round(display(name, scores.per_image[image][name]), 2) for name in scores.overall},
                 "log_probability": round(float(evaluation.hypotheses[image].log_probability), 4),
                 "novelty": novel[image],
             }
-            for image, example in shown.items()
+            for image in ids
         ],
     }
     images = [
-        {"id": image, "name": example.name, **_jpeg(example), "references": inputs.captions.captions(image)}
-        for image, example in shown.items()
+        {
+            "id": image,
+            "name": inputs.captions.file_name(image),
+            "references": inputs.captions.captions(image),
+            **(_webp(shown[image].image) if image in shown else {}),
+        }
+        for image in ids
     ]
     title = f"{parameters.dataset}: {experiment['name']}"
     return {
@@ -195,11 +203,10 @@ def _attention(example: Example) -> dict[str, Any] | None:
     }
 
 
-def _jpeg(example: Example) -> dict[str, Any]:
-    image, stream = example.image, io.BytesIO()
-    small: Image.Image = fit(image, _SIDE) if max(image.size) > _SIDE else image.convert("RGB")
-    small.save(stream, "JPEG", quality=_QUALITY, optimize=True)
-    return {"jpeg": base64.b64encode(stream.getvalue()).decode("ascii"), "width": small.width, "height": small.height}
+def _webp(image: Image.Image) -> dict[str, Any]:
+    small, stream = fit(image, _SIDE) if max(image.size) > _SIDE else image.convert("RGB"), io.BytesIO()
+    small.save(stream, "WEBP", quality=_QUALITY)
+    return {"webp": base64.b64encode(stream.getvalue()).decode("ascii"), "width": small.width, "height": small.height}
 
 
 def read_curves(folder: Path) -> dict[str, list[float | None]]:

@@ -22,8 +22,8 @@ import torch
 from captioner.errors import CaptionerError
 from captioner.features.decoding import JpegPipeline
 from captioner.features.forward import ImageEncoder
-from captioner.features.layout import FeatureWriter
 from captioner.features.syncing import SyncedWriter
+from captioner.features.writer import FeatureWriter
 
 _QUEUE = 3
 

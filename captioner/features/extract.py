@@ -24,11 +24,12 @@ from captioner.features.encoders import Encoder, InputSpec, build_encoder, check
 from captioner.features.encoders.torchvision_compat import torchvision
 from captioner.features.encoders.weights import BUNDLED_DATASET
 from captioner.features.forward import CPU_BATCH, ImageEncoder, resolve_precision
-from captioner.features.layout import FORMAT_VERSION, FeatureWriter, Layout, create_features, storage_size
+from captioner.features.layout import FORMAT_VERSION, Layout, create_features, storage_size
 from captioner.features.preprocess import Preprocessing
 from captioner.features.ranks import barrier, broadcast, process_group
 from captioner.features.readers import available_memory
 from captioner.features.store import FeatureStore
+from captioner.features.writer import FeatureWriter
 from captioner.fingerprint import fingerprint
 from captioner.images.store import ImageStore
 from captioner.interrupts import StopSignal

@@ -11,7 +11,6 @@ import errno
 import json
 import os
 import shutil
-import threading
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -52,7 +51,7 @@ images, and the licence of the encoder's weights. Older files lack them."""
 
 def storage_size(shape: tuple[int, int, int, int]) -> int:
     """Bytes of the file for ``(N, V, P, C)`` float16 features, to within its few kilobytes of metadata."""
-    return int(np.prod(shape, dtype=np.int64)) * 2 + shape[0] * 9 + _ROOM_FOR_METADATA
+    return int(np.prod(shape, dtype=np.int64)) * 2 + shape[0] * (9 + 4 * shape[1]) + _ROOM_FOR_METADATA
 
 
 def require_space(path: Path, shape: tuple[int, int, int, int]) -> None:
@@ -128,10 +127,11 @@ def _lay_out(
     # alignment: the rows begin on a page, which direct and memory-mapped reads like; only the large data set is
     # affected
     with h5py.File(path, "w", alignment_threshold=PAGE, alignment_interval=PAGE) as file:
-        for name, dtype, _size in (
+        for name, dtype, size in (
             ("features", "<f2", shape),
             ("image_id", "<i8", shape[:1]),
             ("done", "u1", shape[:1]),
+            ("crc32", "<u4", shape[:2]),
         ):
             properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
             properties.set_layout(h5py.h5d.CONTIGUOUS)
@@ -143,11 +143,12 @@ def _lay_out(
                 file.id,
                 name.encode(),
                 kind,
-                h5py.h5s.create_simple(shape if name == "features" else shape[:1]),
+                h5py.h5s.create_simple(size),
                 properties,
             )
         file["image_id"][...] = ids
         file["done"][...] = 0
+        file["crc32"][...] = 0
         attributes = {
             "format_version": FORMAT_VERSION,
             "fingerprint": fingerprint(facts),
@@ -179,7 +180,9 @@ class Layout:
         shape: ``(N, V, P, C)``.
         image_ids: ``(N,)`` int64.
         done: ``(N,)`` bool, as it was when the file was opened.
-        offset, done_offset: bytes from the start of the file to the features and to the done marks.
+        checksums: ``(N, V)`` uint32, CRC-32 of each view of an image; None in files of older versions.
+        offset, done_offset, checksum_offset: bytes from the start of the file to the features, the done marks and the
+            checksums (-1 without these).
         facts, attributes: what determines the features, and the attributes as they stand.
 
     Raises:
@@ -200,7 +203,8 @@ class Layout:
         self.size = os.stat(self.path).st_size
 
     def _read(self, file: h5py.File) -> None:
-        for name in ("features", "image_id", "done"):  # a link could lead to a file elsewhere
+        names = ["features", "image_id", "done"] + (["crc32"] if "crc32" in file else [])
+        for name in names:  # a link could lead to a file elsewhere
             if not isinstance(file.get(name, getlink=True), h5py.HardLink) or not isinstance(file[name], h5py.Dataset):
                 raise ValueError(f"{name} is no data set of this file")
         features, done = file["features"], file["done"]
@@ -217,6 +221,12 @@ class Layout:
         if features.external or features.is_virtual or features.id.get_offset() is None or done.id.get_offset() is None:
             raise ValueError("features are not stored contiguously in this file")
         self.offset, self.done_offset = int(features.id.get_offset()), int(done.id.get_offset())
+        self.checksums, self.checksum_offset = None, -1
+        if "crc32" in file:
+            stored = file["crc32"]
+            if stored.shape != self.shape[:2] or stored.dtype != np.dtype("<u4") or stored.id.get_offset() is None:
+                raise ValueError(f"its checksums are {stored.dtype} of the shape {stored.shape}")
+            self.checksums, self.checksum_offset = stored[...], int(stored.id.get_offset())
         self.attributes = {
             key: value.decode() if isinstance(value, bytes) else value for key, value in file.attrs.items()
         }
@@ -241,72 +251,9 @@ class Layout:
     @property
     def expected_size(self) -> int:
         """Bytes that the file must have at least to hold all its rows and marks."""
-        return max(self.offset + self.row_size * self.shape[0], self.done_offset + self.shape[0])
+        checksums_end = self.checksum_offset + 4 * self.shape[0] * self.shape[1]
+        return max(self.offset + self.row_size * self.shape[0], self.done_offset + self.shape[0], checksums_end)
 
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-class FeatureWriter:
-    """Writes rows of a file made by ``create_features``; safe in any number of processes at once.
-
-    A row counts as done only once its bytes are on the disk: call ``write`` for some rows, then ``finish`` for them.
-    """
-
-    def __init__(self, path: str | Path) -> None:
-        self.layout = Layout(path)
-        self._descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-        self._written: list[tuple[int, int]] = []
-        self._lock = threading.Lock()  # of the list
-
-    def __enter__(self) -> FeatureWriter:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        os.close(self._descriptor)
-
-    def write(self, first: int, features: np.ndarray) -> None:
-        """Write ``features`` (K, V, P, C) float16 to the rows from ``first`` on.
-
-        Raises:
-            CaptionerError: the disk is full or fails.
-        """
-        if (
-            features.dtype != np.float16
-            or features.shape[1:] != self.layout.shape[1:]
-            or not 0 <= first <= self.layout.shape[0] - len(features)
-        ):
-            raise ValueError(
-                f"{features.dtype} {features.shape} at row {first} does not fit features of shape {self.layout.shape}"
-            )
-        data = np.ascontiguousarray(features).data.cast("B")
-        self._pwrite(data, self.layout.offset + first * self.layout.row_size)
-        with self._lock:
-            self._written.append((first, len(features)))
-
-    def sync(self) -> None:
-        """Bring everything written so far to the disk, then mark its rows as done. Another thread may write further
-        rows meanwhile."""
-        with self._lock:
-            written, self._written = self._written, []
-        if not written:
-            return
-        try:
-            os.fdatasync(self._descriptor)
-        except OSError as error:
-            raise CaptionerError(
-                f"{self.layout.path}: cannot be written ({error.strerror}); mend the disk and run again"
-            ) from error
-        for first, count in written:
-            self._pwrite(memoryview(b"\x01" * count), self.layout.done_offset + first)
-
-    def _pwrite(self, data: memoryview, position: int) -> None:
-        while len(data):
-            try:
-                count = os.pwrite(self._descriptor, data, position)
-            except OSError as error:
-                raise CaptionerError(
-                    f"{self.layout.path}: cannot be written ({error.strerror}); free the disk and run again"
-                ) from error
-            data, position = data[count:], position + count

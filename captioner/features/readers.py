@@ -17,6 +17,7 @@ import torch
 
 from captioner.device import to_device
 from captioner.errors import CaptionerError
+from captioner.features.checksums import RowChecks, row_checks
 
 _READING_THREADS = 4
 _UPLOAD_BYTES = 256 << 20
@@ -93,8 +94,9 @@ class RamReader(FeatureReader):
 
     where = "ram"
 
-    def __init__(self, path: Path, offset: int, shape: tuple[int, int, int, int], pin: bool) -> None:
+    def __init__(self, path: Path, offset: int, shape: tuple[int, int, int, int], pin: bool, checks: RowChecks) -> None:
         super().__init__(shape, torch.device("cpu"))
+        self._checks = checks
         size = 2 * int(np.prod(shape, dtype=np.int64))
         with open(path, "rb") as file:
             base = offset - offset % mmap.ALLOCATIONGRANULARITY
@@ -108,6 +110,8 @@ class RamReader(FeatureReader):
         batch = torch.empty((len(flat), self._features.shape[1]), dtype=torch.float16, pin_memory=self._pin)
         # one thread saturates the memory bandwidth; mode="clip" writes without an intermediate buffer
         np.take(self._features, flat, axis=0, out=batch.numpy(), mode="clip")
+        for place in self._checks.unchecked(flat):
+            self._checks.check(int(flat[place]), batch[place].numpy().data)
         return batch.view(-1, *self.shape[2:])
 
     def close(self) -> None:
@@ -123,8 +127,9 @@ class DiskReader(FeatureReader):
 
     where = "disk"
 
-    def __init__(self, path: Path, offset: int, shape: tuple[int, int, int, int], pin: bool) -> None:
+    def __init__(self, path: Path, offset: int, shape: tuple[int, int, int, int], pin: bool, checks: RowChecks) -> None:
         super().__init__(shape, torch.device("cpu"))
+        self._checks = checks
         self._path, self._offset, self._pin = path, offset, pin
         self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_RANDOM)  # no read-ahead: the next row is somewhere else
@@ -143,7 +148,9 @@ class DiskReader(FeatureReader):
 
         def fill(first: int) -> None:
             for place in range(first, len(flat), threads):
-                self._read(target[place * size : (place + 1) * size], self._offset + int(flat[place]) * size)
+                row = target[place * size : (place + 1) * size]
+                self._read(row, self._offset + int(flat[place]) * size)
+                self._checks.check(int(flat[place]), row)
 
         list(self._pool.map(fill, range(threads)))
         return batch.view(-1, *self.shape[2:])
@@ -177,11 +184,13 @@ class GpuReader(FeatureReader):
         self._features = features.view(features.shape[0] * features.shape[1], -1)  # (N * V, P * C)
 
     @classmethod
-    def load(cls, path: Path, offset: int, shape: tuple[int, int, int, int], device: torch.device) -> GpuReader:
+    def load(
+        cls, path: Path, offset: int, shape: tuple[int, int, int, int], device: torch.device, checks: RowChecks
+    ) -> GpuReader:
         """Copy the whole file to ``device``, some rows at a time."""
         features = torch.empty(shape, dtype=torch.float16, device=device)
         rows = features.view(shape[0] * shape[1], *shape[2:])
-        with DiskReader(path, offset, shape, pin=device.type == "cuda") as disk:
+        with DiskReader(path, offset, shape, device.type == "cuda", checks) as disk:
             step = max(1, _UPLOAD_BYTES // (2 * shape[2] * shape[3]))
             for first in range(0, len(rows), step):
                 part = disk._gather(np.arange(first, min(first + step, len(rows))))
@@ -196,7 +205,12 @@ class GpuReader(FeatureReader):
 
 
 def open_reader(
-    path: Path, offset: int, shape: tuple[int, int, int, int], where: str = "auto", device: str | torch.device = "cpu"
+    path: Path,
+    offset: int,
+    shape: tuple[int, int, int, int],
+    where: str = "auto",
+    device: str | torch.device = "cpu",
+    checksums: np.ndarray | None = None,
 ) -> FeatureReader:
     """A reader of the features that lie at ``offset`` of ``path``.
 
@@ -205,10 +219,13 @@ def open_reader(
         where: ``gpu`` (the whole file in the memory of ``device``), ``ram`` (memory map), ``disk``, or ``auto``: the
             first that the file fits into.
         device: where the batches are used.
+        checksums: (N, V) uint32; rows are compared with them when they are first read. None: they are not.
 
     Raises:
-        CaptionerError: ``gpu`` without a GPU, or with one that is too small.
+        CaptionerError: ``gpu`` without a GPU, or with one that is too small; or it finds a damaged row, as the other
+            readers do when they read it.
     """
+    checks = row_checks(path, checksums)
     device = torch.device(device)
     size = 2 * int(np.prod(shape, dtype=np.int64))
     if where == "auto":
@@ -221,7 +238,7 @@ def open_reader(
         if device.type == "cpu":
             raise CaptionerError("runtime.features_on=gpu needs a GPU and runtime.device is cpu; use ram, disk or auto")
         try:
-            return GpuReader.load(path, offset, shape, device)
+            return GpuReader.load(path, offset, shape, device, checks)
         except torch.cuda.OutOfMemoryError as error:
             raise CaptionerError(
                 f"{path}: {size / 1e9:.1f} GB of features do not fit into the memory of {device}; "
@@ -229,7 +246,7 @@ def open_reader(
             ) from error
     if where not in ("ram", "disk"):
         raise CaptionerError(f"runtime.features_on={where}: it must be one of auto, gpu, ram, disk")
-    return (RamReader if where == "ram" else DiskReader)(path, offset, shape, pin=device.type == "cuda")
+    return (RamReader if where == "ram" else DiskReader)(path, offset, shape, device.type == "cuda", checks)
 
 
 def available_memory() -> int:

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 
 from captioner.errors import CaptionerError
-from captioner.features.layout import DEFAULT_FACTS, FeatureWriter, Layout, create_features
+from captioner.features.layout import DEFAULT_FACTS, Layout, create_features
 from captioner.features.readers import FeatureReader, open_reader
+from captioner.features.writer import FeatureWriter
 
 __all__ = ["FeatureReader", "FeatureStore", "FeatureWriter", "create_features", "write_features"]
 
@@ -55,7 +56,7 @@ class FeatureStore:
         self.image_size, self.jpeg_quality = (
             None if (value := attributes.get(key)) is None else int(value) for key in ("image_size", "jpeg_quality")
         )
-        self.offset, self.row_size = layout.offset, layout.row_size
+        self.offset, self.row_size, self._checksums = layout.offset, layout.row_size, layout.checksums
         self._order = np.argsort(self.image_ids, kind="stable")
         self._sorted = self.image_ids[self._order]
 
@@ -103,7 +104,7 @@ class FeatureStore:
 
     def reader(self, where: str = "auto", device: str | torch.device = "cpu") -> FeatureReader:
         """A reader of random rows; ``where`` and ``device`` as in ``readers.open_reader``."""
-        return open_reader(self.path, self.offset, self.shape, where, device)
+        return open_reader(self.path, self.offset, self.shape, where, device, self._checksums)
 
 
 def write_features(

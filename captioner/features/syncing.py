@@ -6,7 +6,7 @@ import threading
 
 import numpy as np
 
-from captioner.features.layout import FeatureWriter
+from captioner.features.writer import FeatureWriter
 
 _SYNC_SECONDS = 1.0
 _SYNC_BYTES = 32 << 20  # a fast GPU makes a gigabyte a second, which must not all be synced at the end

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from captioner.errors import CaptionerError
+from captioner.features.checksums import crc32
 from captioner.features.layout import Layout
 from captioner.fingerprint import fingerprint
 
@@ -18,7 +19,7 @@ def verify_features(path: str | Path) -> list[str]:
     """Everything that is wrong with a features file, one sentence each; an empty list for a sound file.
 
     All of the file is read, in pieces: its shape against what its attributes say, its size, the marks of finished rows,
-    that every feature is finite, and that its fingerprint is the one of its facts.
+    that every feature is finite and has its checksum, and that its fingerprint is the one of its facts.
     """
     try:
         layout = Layout(path)
@@ -58,13 +59,14 @@ def verify_features(path: str | Path) -> list[str]:
         faults.append(
             f"{path}: {int((~layout.done).sum()):,} of {count:,} rows were never written; run the extract stage again"
         )
-    faults += _not_finite(layout)
+    faults += _damaged_rows(layout)
     return faults
 
 
-def _not_finite(layout: Layout) -> list[str]:
-    """Names the first rows that are there and hold NaN or infinity."""
+def _damaged_rows(layout: Layout) -> list[str]:
+    """Names the first rows that are there and hold NaN or infinity, or other bytes than were written."""
     bad: list[int] = []
+    changed: list[int] = []
     step = max(1, _PIECE_BYTES // layout.row_size)
     with open(layout.path, "rb", buffering=0) as file:
         for first in range(0, layout.shape[0], step):
@@ -73,8 +75,18 @@ def _not_finite(layout: Layout) -> list[str]:
             whole = len(data) // layout.row_size  # fewer where the file ends early, which is reported already
             rows = np.frombuffer(data, dtype=np.uint16, count=whole * layout.row_size // 2).reshape(whole, -1)
             not_finite = ((rows & 0x7FFF) >= 0x7C00).any(axis=1)
-            bad += (first + np.flatnonzero(not_finite & layout.done[first : first + whole])).tolist()
-    if not bad:
-        return []
-    named = ", ".join(str(layout.image_ids[row]) for row in bad[:3]) + (", ..." if len(bad) > 3 else "")
-    return [f"{layout.path}: {len(bad):,} images have non-finite features ({named})"]
+            there = layout.done[first : first + whole]
+            bad += (first + np.flatnonzero(not_finite & there)).tolist()
+            if layout.checksums is not None:
+                sums = crc32(rows.reshape(whole * layout.shape[1], -1)).reshape(whole, -1)
+                differs = (sums != layout.checksums[first : first + whole]).any(axis=1)
+                changed += (first + np.flatnonzero(differs & there)).tolist()
+    return [
+        f"{layout.path}: {len(found):,} images have {fault} ({_first_images(layout, found)})"
+        for found, fault in ((bad, "non-finite features"), (changed, "damaged features: their checksums differ"))
+        if found
+    ]
+
+
+def _first_images(layout: Layout, rows: list[int]) -> str:
+    return ", ".join(str(layout.image_ids[row]) for row in rows[:3]) + (", ..." if len(rows) > 3 else "")

@@ -33,8 +33,8 @@ class Source:
 def side_by_side(sources: Sequence[Source]) -> dict[str, Any]:
     """Data of a page with every experiment; of one source, its own page's.
 
-    The images are those that every page shows, in the order of the first: they are sampled by their ids alone, so that
-    pages made with one ``evaluate.report_images`` show the same.
+    The text is of every image. Shown are the images that every page shows, in the order of the first: they are sampled
+    by their ids alone, so that pages made with one ``evaluate.report_images`` show the same.
 
     Raises:
         CaptionerError: the scores are not comparable, no image is on every page, or too many experiments.
@@ -50,22 +50,33 @@ def side_by_side(sources: Sequence[Source]) -> dict[str, Any]:
             raise CaptionerError(
                 f"{source.name}: {reason}, as {first.name} has; only experiments on the same images stand side by side"
             )
-    indices = [{image["id"]: index for index, image in enumerate(source.page["images"])} for source in sources]
-    common = [image for image in indices[0] if all(image in index for index in indices)]
-    if not common and all(indices):
+    sampled = [{image["id"] for image in source.page["images"] if "webp" in image} for source in sources]
+    common = [image for image in first.page["images"] if all(image["id"] in sample for sample in sampled)]
+    if not common and all(sampled):
         raise CaptionerError(
             f"{', '.join(source.name for source in sources)}: no image is on every page; evaluate them with one "
             "evaluate.report_images"
         )
+    shown = {image["id"] for image in common}
+    others = [
+        {name: image[name] for name in ("id", "name", "references")}
+        for image in first.page["images"]
+        if image["id"] not in shown
+    ]
+    images = [*common, *others]
     experiments = []
-    for source, experiment, index in zip(sources, own, indices, strict=True):
-        captions = [experiment["captions"][index[image]] for image in common]
-        experiments.append({**experiment, "name": f"{source.name}: {experiment['name']}", "captions": captions})
+    for source, experiment in zip(sources, own, strict=True):
+        captions = {
+            image["id"]: caption if image["id"] in shown else {**caption, "attention": None}
+            for image, caption in zip(source.page["images"], experiment["captions"], strict=True)
+        }
+        name = f"{source.name}: {experiment['name']}"
+        experiments.append({**experiment, "name": name, "captions": [captions[image["id"]] for image in images]})
     return {
         "title": f"{first.page['dataset']}: {len(sources)} experiments side by side",
         "dataset": first.page["dataset"],
         "total": first.page["total"],
-        "images": [first.page["images"][indices[0][image]] for image in common],
+        "images": images,
         "experiments": experiments,
         "pairs": _pairs(sources, own),
     }

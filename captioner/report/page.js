@@ -6,7 +6,6 @@ const TITLES = data.titles.scores;
 const SEARCHES = { beam: "beam size", diverse: "diverse beam size", sample: "samples" };
 const digits = (name) => (data.percent.includes(name) ? 1 : 3);
 const counted = (name, value) => (Number.isInteger(value) && value > 1 && !data.percent.includes(name) ? value.toLocaleString("en") : fixed(value, digits(name)));
-const named = (place) => (several ? `${letter(place)} ` : "");
 
 function scrolling(label, table) {
   return make("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": label }, table);
@@ -19,23 +18,50 @@ function table(head, rows) {
     make("tbody", {}, ...rows.map((row) => make("tr", {}, ...cells(row)))));
 }
 
+// Which code, and of when.
+function origin(commit) {
+  if (!commit) return "commit unknown: evaluated outside a git repository";
+  const files = commit.changed.length > 3 ? `${commit.changed.length} files` : commit.changed.join(", ");
+  return `commit ${commit.hash.slice(0, 7)} of ${commit.date}${files ? ` with uncommitted changes in ${files}` : ""}`;
+}
+
+// When this file was written, from the disk: the page itself holds no time, so that the same run gives the same page. A server's answer may be the time of now.
+function written() {
+  const time = new Date(document.lastModified);
+  if (location.protocol !== "file:" || Number.isNaN(time.getTime())) return [];
+  const two = (value) => String(value).padStart(2, "0");
+  return [`page written ${time.getFullYear()}-${two(time.getMonth() + 1)}-${two(time.getDate())} ${two(time.getHours())}:${two(time.getMinutes())}`];
+}
+
 function header() {
   const { signature } = data.experiments[0];
   const top = at("top");
-  top.append(make("p", { class: "kicker" }, "Image captioning report"));
   top.append(make("h1", {}, data.title));
   const searches = [...new Set(data.experiments.map((experiment) => `${SEARCHES[experiment.signature.search]} ${experiment.signature.beam}`))].join(" and ");
   top.append(make("p", { class: "lead" }, `${signature.images.toLocaleString("en")} images of the ${signature.split} split, `
     + `${signature.references.toLocaleString("en")} references, ${searches}`));
+  const origins = [...new Set(data.experiments.map((experiment) => origin(experiment.commit)))];
+  top.append(make("p", { class: "lead origin" }, [...(origins.length > 1 ? [] : origins), ...written()].join(" · ")));
   if (several) {
     const list = make("ul", { class: "experiments" });
     data.experiments.forEach((experiment, place) => {
-      list.append(make("li", {}, make("span", { class: `chip tone-${place % 6}` }, letter(place)), make("span", {}, experiment.name)));
+      const name = make("span", {}, experiment.name);
+      if (origins.length > 1) name.append(make("span", { class: "origin" }, ` ${origin(experiment.commit)}`));
+      list.append(make("li", {}, chip(place), name));
     });
     top.append(list);
   }
-  const warnings = data.experiments.flatMap((experiment, place) => experiment.warnings.map((text) => named(place) + text));
-  for (const text of warnings) top.append(make("p", { class: "notice", role: "note" }, text));
+  const jumps = make("nav", { class: "jumps", "aria-label": "Parts of this page" });
+  for (const section of document.querySelectorAll("main > section")) {
+    const jump = make("a", { href: `#${section.id}` }, section.querySelector("h2").textContent);
+    jump.addEventListener("click", (event) => {
+      event.preventDefault(); // the address keeps the gallery's choices
+      section.scrollIntoView();
+      section.focus({ preventScroll: true });
+    });
+    jumps.append(jump);
+  }
+  top.append(jumps);
 }
 
 // One row a figure, one column an experiment; of a single one its interval and its value on validation in columns of their own.
@@ -54,6 +80,11 @@ function figures(label, titles, beside) {
 }
 
 function scores() {
+  for (const text of new Set(data.experiments.flatMap((experiment) => experiment.warnings))) {
+    const letters = data.experiments.flatMap((experiment, place) => (experiment.warnings.includes(text) ? [letter(place)] : []));
+    const whose = letters.length < data.experiments.length ? `${letters.join(", ")}: ` : "";
+    at("scores").append(make("p", { class: "notice", role: "note" }, whose + text));
+  }
   const tables = make("div", { class: "tables" });
   at("scores").append(tables);
   tables.append(
@@ -120,8 +151,11 @@ function run() {
   if (data.experiments.some((experiment) => experiment.seconds)) block("Seconds", (experiment) => experiment.seconds || {}, false);
 }
 
+at("main").classList.toggle("stacked", data.experiments.length > 2); // more columns of scores than fit beside the images
 header();
+gallery(at("images"));
 scores();
 curves();
-gallery(at("images"), data);
 run();
+at("main").hidden = false;
+at("undrawn").remove();

@@ -18,10 +18,11 @@ from typing import Any
 from captioner.errors import CaptionerError
 from captioner.metrics.diversity import DIVERSITY
 from captioner.metrics.registry import percentages, titles
+from captioner.report.heat import heat_settings
 
-FORMAT_VERSION = 3  # 3: percentages
+FORMAT_VERSION = 4  # 4: percentages
 _FOLDER = Path(__file__).parent
-_SCRIPTS = ("charts.js", "words.js", "gallery.js", "page.js")
+_SCRIPTS = ("charts.js", "words.js", "fragment.js", "cards.js", "viewer.js", "gallery.js", "page.js")
 _BLOCK = re.compile(r'<script type="application/json" id="data">(.*?)</script>', re.S)
 # Within a script block only these could end it, begin a comment, or break a line of JavaScript.
 _ESCAPES = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
@@ -31,9 +32,10 @@ def render(data: dict[str, Any]) -> str:
     """The page; the same bytes for the same data.
 
     Args:
-        data: ``title``; ``images``: ``id``, ``name``, ``jpeg`` (base64), ``width``, ``height``, ``references``;
-            ``experiments``: what ``captioner.evaluation.page_data`` gathers of each, with a caption for every image;
-            ``pairs``: differences of two experiments by metric. Titles of the metrics are added from the registry.
+        data: ``title``; ``images``: every scored one, ``id``, ``name``, ``references``, and of the sample, which comes
+            first, ``webp`` (base64), ``width``, ``height``; ``experiments``: what ``captioner.evaluation.page_data``
+            gathers of each, with a caption for every image; ``pairs``: differences of two experiments by metric. Titles
+            of the metrics and the colours of the attention maps are added.
     """
     style = (_FOLDER / "style.css").read_text(encoding="utf-8")
     script = "\n".join((_FOLDER / name).read_text(encoding="utf-8") for name in _SCRIPTS)
@@ -44,6 +46,7 @@ def render(data: dict[str, Any]) -> str:
             **data,
             "titles": {"scores": titles(), "diversity": DIVERSITY},
             "percent": percentages(),
+            "heat": heat_settings(),
         },
         ensure_ascii=False,
         allow_nan=False,
@@ -79,7 +82,7 @@ def read_page(page: str, name: str) -> dict[str, Any]:
         data = None
     if not isinstance(data, dict):
         raise CaptionerError(f"{name}: no report; run the evaluate stage again")
-    for name in ("titles", "percent"):  # those of the page that is made now count
+    for name in ("titles", "percent", "heat"):  # those of the page that is made now count
         data.pop(name, None)
     if data.pop("format_version", None) != FORMAT_VERSION:
         raise CaptionerError(f"{name}: a report of another version of this program; run the evaluate stage again")

@@ -10,6 +10,7 @@ from PIL import Image
 
 from captioner.evaluation.drawing import Example, attention_map, draw_sheet, overlay, to_bytes, visible_part
 from captioner.evaluation.sampling import sample_images
+from captioner.report.heat import heat_map
 
 WHOLE = (0.0, 0.0, 1.0, 1.0)
 
@@ -19,10 +20,23 @@ def test_the_brightest_spot_lies_in_the_cell_with_the_largest_weight(row, column
     weights = np.full(12, 0.02)
     weights[row * 4 + column] = 1 - 0.02 * 11
     found = attention_map(weights, (3, 4), WHOLE, (80, 60))  # cells of 20 x 20 pixels
-    assert found.shape == (60, 80) and found.min() >= 0 and found.max() == pytest.approx(1, abs=0.02)
+    assert found.shape == (60, 80) and found.min() >= 0
+    assert found.max() == pytest.approx(1, abs=0.01)  # the cell's centre lies between pixels
     y, x = np.unravel_index(found.argmax(), found.shape)
     assert (y // 20, x // 20) == (row, column)
     assert found[20 * row : 20 * row + 20, 20 * column : 20 * column + 20].mean() > 3 * found.mean()
+
+
+def test_a_cell_without_attention_stays_bare():
+    """Interpolation that overshoots, as bicubic does, would colour the opposite corner."""
+    assert attention_map(np.array([1.0, 0, 0, 0]), (2, 2), WHOLE, (40, 40))[30:, 30:].max() == 0
+
+
+def test_the_way_between_two_cells_is_smooth():
+    """Cells of 4 pixels, centres at 2 and 6: the pixel at 2.5 is an eighth of the way, and 3/64 - 2/512 = 11/256."""
+    found = attention_map(np.array([1.0, 0.0]), (1, 2), WHOLE, (8, 1))[0]
+    falling = 1 - np.array([11 / 256, 81 / 256, 175 / 256, 245 / 256])  # at 1/8, 3/8, 5/8 and 7/8 of the way
+    assert found == pytest.approx([1, 1, *falling, 0, 0], abs=1e-6)
 
 
 def test_even_weights_show_nothing():
@@ -42,11 +56,21 @@ def test_a_cropped_image_has_its_map_in_the_central_square():
     assert visible_part((100, 60), {"fit": "squash"}) == WHOLE
 
 
-def test_overlay_is_in_colour_where_attention_is():
+def test_overlay_lays_the_heat_map_over_the_undimmed_image():
     image = Image.new("RGB", (40, 40), (220, 40, 40))
     shown = np.asarray(overlay(image, np.array([1.0, 0, 0, 0]), (2, 2), WHOLE)).astype(int)
-    assert tuple(shown[2, 2]) == (220, 40, 40)
-    assert np.ptp(shown[38, 38]) < 10 and shown[38, 38, 0] < 100
+    assert tuple(shown[2, 2]) == (233, 176, 35)  # 65 % of plasma's last colour, (240, 249, 33)
+    assert tuple(shown[38, 38]) == (220, 40, 40)
+
+
+def test_heat_map_is_plasma():
+    """matplotlib's plasma(0.0), plasma(0.5) and plasma(1.0) are #0d0887, #cc4778 and #f0f921."""
+    colour, opacity = heat_map(np.array([0.0, 0.175, 0.5, 1.0]))
+    expected = [(0x0D, 0x08, 0x87), (0xCC, 0x47, 0x78), (0xF0, 0xF9, 0x21)]
+    assert np.abs(colour[[0, 2, 3]] - expected).max() <= 1
+    assert opacity[:, 0] == pytest.approx([0, 0.325, 0.65, 0.65])
+    lightness = heat_map(np.linspace(0, 1, 50))[0] @ (0.2126, 0.7152, 0.0722)
+    assert (np.diff(lightness) > 0).all()  # readable in grey, so by any colour vision
 
 
 def make(words: int, size: tuple[int, int], attention: bool = True) -> Example:
@@ -70,6 +94,22 @@ def test_sheet_of_all_shapes():
     with Image.open(io.BytesIO(data)) as found:
         assert found.size == sheet.size and found.width == 1200
     assert draw_sheet([], "nothing").height < 100
+
+
+def test_png_keeps_every_colour():
+    """A ramp of 1,024 colours: a palette would hold 256 of them."""
+    ramp = np.arange(1024, dtype=np.uint16).reshape(32, 32)
+    image = Image.fromarray(np.stack([ramp // 4, ramp % 256, ramp // 16], axis=-1).astype(np.uint8))
+    with Image.open(io.BytesIO(to_bytes(image))) as found:
+        assert found.mode == "RGB" and (np.asarray(found) == np.asarray(image)).all()
+
+
+def test_a_sheet_with_attention_has_the_legend_of_its_colours():
+    strongest = (245, 251, 111)  # 65 % of (240, 249, 33) on white paper
+    plain, shown = (np.asarray(draw_sheet([make(0, (50, 50), attention)], "a title")) for attention in (False, True))
+    assert len(shown) == len(plain) + 28
+    near = [np.abs(sheet[:86].astype(int) - strongest).max(-1).min() for sheet in (plain, shown)]
+    assert near[0] > 20 and near[1] <= 1
 
 
 def test_lots_depend_on_the_ids_alone():

@@ -7,6 +7,7 @@ import csv
 import dataclasses
 import io
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from captioner.cli import main
+from captioner.comparison.repository import Checkout
 from captioner.evaluation import evaluate, summary
 from captioner.evaluation.page_data import novelty
 from captioner.features.store import FeatureStore
@@ -70,8 +72,8 @@ def test_it_shows_the_results(results, paths):
         assert " ".join(caption["words"]) == row["caption"] and image["name"] == row["file_name"]
         assert image["references"] == captions.captions(image["id"])
         assert caption["scores"] == pytest.approx({name: float(row[name]) for name in caption["scores"]}, abs=0.006)
-        with Image.open(io.BytesIO(base64.b64decode(image["jpeg"]))) as jpeg:
-            assert jpeg.format == "JPEG" and jpeg.size == (image["width"], image["height"]) == (
+        with Image.open(io.BytesIO(base64.b64decode(image["webp"]))) as webp:
+            assert webp.format == "WEBP" and webp.size == (image["width"], image["height"]) == (
                 (48, 32) if image["id"] % 2 else (32, 40)
             )
     assert {"bleu_4", "cross_entropy", *DIVERSITY} <= set(experiment["scores"])
@@ -136,14 +138,31 @@ def test_settings_are_those_stored_with_the_model(paths, tmp_path, monkeypatch):
 
 
 def test_report_images(paths, tmp_path):
-    """How many are shown; the same sample in every run, and nothing else changes."""
+    """How many are shown; the same sample in every run, and nothing else changes. The text is of all images."""
     none, five, again, all_of_them = (
         run(paths, tmp_path / name, report_images=count) for name, count in (("0", 0), ("5", 5), ("5b", 5), ("99", 99))
     )
-    assert [len(page_of(folder)["images"]) for folder in (none, five, all_of_them)] == [0, 5, 12]
+    pages = [page_of(folder) for folder in (none, five, all_of_them)]
+    assert [["webp" in image for image in page["images"]] for page in pages] == [
+        [False] * 12,
+        [True] * 5 + [False] * 7,
+        [True] * 12,
+    ]
+    text = [{(image["id"], image["name"], *image["references"]) for image in page["images"]} for page in pages]
+    assert text[0] == text[1] == text[2] and len(text[0]) == 12
+    for page in pages:
+        for image, caption in zip(page["images"], page["experiments"][0]["captions"], strict=True):
+            assert caption["words"] and (caption["attention"] is None) == ("webp" not in image)
     assert (five / "report/index.html").read_bytes() == (again / "report/index.html").read_bytes()
     for name in ("metrics.json", "captions.json", "per_image.csv", "plots/examples.png"):
         assert (none / "evaluate" / name).read_bytes() == (all_of_them / "evaluate" / name).read_bytes()
+
+
+def test_it_names_the_commit_of_the_code(paths, tmp_path, monkeypatch):
+    commit = Checkout("0123456789" * 4, "2026-11-28", ["params.yaml"])
+    for found, expected in ((commit, dataclasses.asdict(commit)), (None, None)):
+        monkeypatch.setattr(sys.modules[evaluate.__module__], "checkout", lambda found=found: found)
+        assert page_of(run(paths, tmp_path / str(found)[:4]))["experiments"][0]["commit"] == expected
 
 
 def test_novelty_by_hand(tmp_path):

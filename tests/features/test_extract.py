@@ -101,6 +101,7 @@ CHANGES = {
     "crop": "centre",
     "crop_scale": 0.9,
     "image_size": 96,
+    "crop_pct": 0.8,
 }
 
 
@@ -136,7 +137,8 @@ def test_version_and_block_size_make_another_file(images: Path, tmp_path: Path, 
     for number, change in enumerate(({"version": 3}, {"batch_size": 5})):
         extract(quick(**{"views": 2, **change}), runtime(), ENCODER, images, tmp_path / f"{number}.h5")
         assert FeatureStore.open(tmp_path / f"{number}.h5").fingerprint != two_views.fingerprint
-    assert {*CHANGES, "version", "batch_size"} == {field.name for field in fields(ExtractParameters)}
+    # layer is for timm's encoders: test_timm.py
+    assert {*CHANGES, "version", "batch_size", "layer"} == {field.name for field in fields(ExtractParameters)}
 
 
 def test_without_views_their_parameters_are_no_part_of_the_fingerprint(images: Path, tmp_path: Path) -> None:

@@ -17,10 +17,12 @@ from click.testing import CliRunner
 
 from captioner.cli.verify import command as verify
 from captioner.errors import CaptionerError
-from captioner.features.layout import DEFAULT_FACTS, FeatureWriter, Layout, create_features
+from captioner.features.checksums import RowChecks
+from captioner.features.layout import DEFAULT_FACTS, Layout, create_features
 from captioner.features.readers import GpuReader
 from captioner.features.store import FeatureStore, write_features
 from captioner.features.verify import verify_features
+from captioner.features.writer import FeatureWriter
 from captioner.fingerprint import fingerprint
 
 SHAPE = (17, 2, 6, 40)
@@ -40,7 +42,7 @@ def path(tmp_path: Path, features: np.ndarray) -> Path:
 
 def test_plain_h5py_reads_the_layout_of_the_design(path: Path, features: np.ndarray) -> None:
     with h5py.File(path, "r") as file:
-        assert sorted(file) == ["done", "features", "image_id"]
+        assert sorted(file) == ["crc32", "done", "features", "image_id"]
         assert file["features"].dtype == np.float16 and file["features"].chunks is None
         np.testing.assert_array_equal(file["features"][...], features)
         np.testing.assert_array_equal(file["image_id"][...], IDS)
@@ -116,7 +118,7 @@ def test_the_gpus_reader_holds_the_whole_file_in_whatever_parts_it_came(
 ) -> None:
     monkeypatch.setattr("captioner.features.readers._UPLOAD_BYTES", parts)
     store = FeatureStore.open(path)
-    with GpuReader.load(path, store.offset, store.shape, torch.device("cpu")) as reader:
+    with GpuReader.load(path, store.offset, store.shape, torch.device("cpu"), RowChecks(path, None)) as reader:
         assert reader.shape == features.shape
         np.testing.assert_array_equal(reader.read([3, 16, 3], [0, 1, 1]).numpy(), features[[3, 16, 3], [0, 1, 1]])
 

@@ -15,8 +15,9 @@ import pytest
 from captioner.errors import CaptionerError
 from captioner.features import syncing
 from captioner.features.extract import extract
-from captioner.features.layout import DEFAULT_FACTS, FeatureWriter, Layout, create_features
+from captioner.features.layout import DEFAULT_FACTS, Layout, create_features
 from captioner.features.syncing import SyncedWriter
+from captioner.features.writer import FeatureWriter
 from tests.features.conftest import ENCODER, quick, runtime
 
 ROW = np.ones((1, 1, 1, 2), np.float16)

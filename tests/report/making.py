@@ -14,9 +14,9 @@ CAPTIONS = ["a dog runs", "two cats sleep on a bed", f"a {SCRIPT} dog"]
 SCORES = [50.0, 200.0, 100.0]
 
 
-def jpeg(colour: tuple[int, int, int], size: tuple[int, int] = (60, 40)) -> str:
+def webp(colour: tuple[int, int, int], size: tuple[int, int] = (60, 40)) -> str:
     stream = io.BytesIO()
-    Image.new("RGB", size, colour).save(stream, "JPEG")
+    Image.new("RGB", size, colour).save(stream, "WEBP")
     return base64.b64encode(stream.getvalue()).decode()
 
 
@@ -58,6 +58,7 @@ def experiment(captions: list[str] = CAPTIONS, scores: list[float] = SCORES) -> 
         "fingerprints": {"model": "abc"},
         "warnings": ["Mind the <b>gap</b>."],
         "seconds": None,
+        "commit": {"hash": "0123456789" * 4, "date": "2026-11-28", "changed": ["params.yaml"]},
         "grid": [2, 2],
         "captions": rows,
     }
@@ -69,7 +70,7 @@ def data(**changes: Any) -> dict[str, Any]:
         {
             "id": number,
             "name": name,
-            "jpeg": jpeg(colour),
+            "webp": webp(colour),
             "width": 60,
             "height": 40,
             "references": [f"reference {number}", "a horse </script> & more"],
@@ -79,9 +80,23 @@ def data(**changes: Any) -> dict[str, Any]:
     return {
         "title": f"photos: {SCRIPT}",
         "dataset": "photos",
-        "total": 9,
+        "total": 3,
         "images": images,
         "experiments": [experiment()],
         "pairs": [],
         **changes,
     }
+
+
+def repeated(count: int, sample: int) -> dict[str, Any]:
+    """Data of ``count`` images with ids 0, 1, ..., of which the first ``sample`` are shown; the three of ``data`` over
+    and over."""
+    made = data()
+    [one] = made["experiments"]
+    images = [{**made["images"][index % 3], "id": index} for index in range(count)]
+    captions = [one["captions"][index % 3] for index in range(count)]
+    for index in range(sample, count):
+        for name in ("webp", "width", "height"):
+            del images[index][name]
+        captions[index] = {**captions[index], "attention": None}
+    return data(images=images, total=count, experiments=[{**one, "captions": captions}])

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
-import time
+from urllib.parse import parse_qs
 
 import pytest
 
@@ -12,6 +13,7 @@ from captioner.report import render
 from tests.report import making
 
 CHROMIUM = find_chromium()
+WRITTEN = 1_790_000_000  # 2026-09-21 14:13:20 UTC: when the page's file was written
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install '.[test]'")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason=MISSING)
 
@@ -29,10 +31,11 @@ def show(browser, tmp_path):
     """Opens the page of some data; at the end no error was logged and nothing was asked of a network."""
     opened = []
 
-    def open_page(data, width=1400, **options):
+    def open_page(data, width=1400, height=900, fragment="", **options):
         file = tmp_path / "index.html"
         file.write_text(render(data), encoding="utf-8")
-        page = browser.new_page(viewport={"width": width, "height": 900}, **options)
+        os.utime(file, (WRITTEN, WRITTEN))
+        page = browser.new_page(viewport={"width": width, "height": height}, timezone_id="UTC", **options)
         said: list[str] = []
         page.on("console", lambda message: said.append(message.text))
         page.on("pageerror", lambda error: said.append(str(error)))
@@ -42,7 +45,7 @@ def show(browser, tmp_path):
                 said.append(request.url) if not request.url.startswith(("file://" + str(file), "data:")) else None
             ),
         )
-        page.goto(file.as_uri())
+        page.goto(file.as_uri() + fragment)
         opened.append((page, said))
         return page
 
@@ -53,9 +56,13 @@ def show(browser, tmp_path):
 
 
 def shown(page) -> list[str]:
-    """The captions of the visible cards in their order; cards off the screen are not laid out, so it is not what
-    innerText has."""
-    return page.locator(".card:not([hidden]) .words").all_text_contents()
+    """The captions of the cards in their order."""
+    return [text.strip() for text in page.locator(".card .words").all_text_contents()]
+
+
+def choices(page) -> dict[str, str]:
+    """What the page keeps in its address."""
+    return {name: values[0] for name, values in parse_qs(page.url.partition("#")[2]).items()}
 
 
 def test_captions_are_text_whatever_they_say(show):
@@ -63,7 +70,7 @@ def test_captions_are_text_whatever_they_say(show):
     assert page.title() == f"photos: {making.SCRIPT}"
     assert page.locator("h1").inner_text() == f"photos: {making.SCRIPT}"
     assert making.CAPTIONS[2] in shown(page)
-    assert page.locator(".card img").count() == 3 and page.locator("img").count() == 3
+    assert page.locator("img").count() == 3
     assert page.locator(".notice").inner_text() == "Mind the <b>gap</b>."
     assert [image.get_attribute("alt") for image in page.locator(".card img").all()] == making.CAPTIONS
 
@@ -103,37 +110,37 @@ def test_searches_words_of_captions_and_references(show):
         assert page.locator("#count").inner_text() == (f"{len(found)} of 3 images match" if sought else "")
 
 
-def light(page, card: int, corner: tuple[float, float]) -> float:
-    """How much of the image the overlay of a card leaves visible at a place, 0..1."""
+def overlaid(page, corner: tuple[float, float]) -> list[int]:
+    """Red, green, blue and opacity, 0..255, of the heat map of the first card at a place."""
     return page.evaluate(
-        """([card, x, y]) => {
-            const canvas = document.querySelectorAll(".card")[card].querySelector("canvas");
-            const copy = new OffscreenCanvas(canvas.width, canvas.height).getContext("2d", { willReadFrequently: true
-            }); copy.drawImage(canvas, 0, 0);
-            const at = copy.getImageData(Math.floor(x * canvas.width), Math.floor(y * canvas.height), 1, 1);
-            return 1 - at.data[3] / 255;
+        """([x, y]) => {
+            const canvas = document.querySelector(".card canvas");
+            const copy = new OffscreenCanvas(canvas.width, canvas.height).getContext("2d");
+            copy.drawImage(canvas, 0, 0);
+            return [...copy.getImageData(Math.floor(x * canvas.width), Math.floor(y * canvas.height), 1, 1).data];
         }""",
-        [card, *corner],
+        corner,
     )
 
 
 def test_pointing_at_a_word_shows_where_the_decoder_looked(show):
     page = show(making.data())
     card = page.locator(".card").first
-    assert card.locator(".shaded").count() == 0
+    assert card.locator(".heated").count() == 0
     for word, corner in enumerate([(0.05, 0.05), (0.95, 0.05), (0.05, 0.95)]):  # cells 0, 1, 2 of 2 x 2
         card.locator(".word").nth(word).hover()
         assert card.locator(".shot").get_attribute("data-word") == str(word)
-        assert light(page, 0, corner) > 0.95 and light(page, 0, (1 - corner[0], 1 - corner[1])) < 0.3
+        assert overlaid(page, corner) == pytest.approx([240, 249, 33, 0.65 * 255], abs=2)  # plasma's last colour
+        assert overlaid(page, (1 - corner[0], 1 - corner[1]))[3] == 0  # nothing lies over the rest of the image
     page.mouse.move(0, 0)
-    assert card.locator(".shaded").count() == 0 and card.locator(".word.on").count() == 0
+    assert card.locator(".heated").count() == 0 and card.locator(".word.on").count() == 0
 
 
 def test_keys_go_from_word_to_word(show):
     page = show(making.data())
     words = page.locator(".card").first.locator(".word")
     shot = page.locator(".card").first.locator(".shot")
-    page.locator("#metric").focus()
+    page.locator(".frame").first.focus()
     page.keyboard.press("Tab")
     for key, word in (("", 0), ("ArrowRight", 1), ("End", 2), ("ArrowRight", 2), ("ArrowLeft", 1), ("Home", 0)):
         if key:
@@ -141,7 +148,7 @@ def test_keys_go_from_word_to_word(show):
         assert shot.get_attribute("data-word") == str(word)
         assert words.nth(word).evaluate("word => word === document.activeElement")
     page.keyboard.press("Escape")
-    assert page.locator(".shaded").count() == 0
+    assert page.locator(".heated").count() == 0
 
 
 def test_a_tap_shows_a_word_and_a_second_hides_it(show):
@@ -150,7 +157,7 @@ def test_a_tap_shows_a_word_and_a_second_hides_it(show):
     word.tap()
     assert page.locator(".card").nth(1).locator(".shot").get_attribute("data-word") == "1"
     word.tap()
-    assert page.locator(".shaded").count() == 0
+    assert page.locator(".heated").count() == 0
 
 
 @pytest.mark.parametrize("width", [390, 1400])
@@ -224,22 +231,162 @@ def test_curves_are_drawn(show):
     assert page.locator(".chart").first.locator("circle").count() == 6
 
 
-def test_500_images_load_only_where_they_are_seen(show):
+def test_a_word_without_attention_is_no_button(show):
     data = making.data()
-    images = [{**data["images"][index % 3], "id": index} for index in range(500)]
-    captions = [data["experiments"][0]["captions"][index % 3] for index in range(500)]
-    page = show(making.data(images=images, total=500, experiments=[{**data["experiments"][0], "captions": captions}]))
-    page.locator(".card img[src]").first.wait_for()
-    assert 0 < page.locator(".card img[src]").count() < 200
-    begin = time.monotonic()
-    page.get_by_label("Order").select_option("worst")
-    assert len(shown(page)) == 500 and time.monotonic() - begin < 10
-    page.locator(".card").last.scroll_into_view_if_needed()
+    for caption in data["experiments"][0]["captions"]:
+        caption["attention"] = None
+    page = show(data)
+    assert shown(page) == making.CAPTIONS and page.locator("button.word").count() == 0
+    assert "no attention" in page.locator("#images").inner_text() and page.locator(".scale").count() == 0
+
+
+def test_twelve_images_come_first_and_more_on_demand(show):
+    page = show(making.repeated(100, sample=80))
+    assert page.locator("section h2").first.inner_text() == "Images"
+    assert page.locator(".card").count() == page.locator(".card img").count() == 12
+    page.get_by_role("button", name="Show 48 more of 80").click()
+    assert page.locator(".card").count() == 60
+    assert page.locator(".frame").nth(12).evaluate("frame => frame === document.activeElement")
+    page.get_by_role("button", name="Show 20 more of 80").click()
+    assert page.locator(".card").count() == 80 and not page.locator(".more").is_visible()
     last = page.locator(".card img").last
-    playwright.expect(last).to_have_attribute("src", re.compile("^data:image/jpeg"))
     assert last.evaluate("image => image.decode().then(() => image.naturalWidth)") == 60
 
 
-def test_a_report_without_images_says_so(show):
-    page = show(making.data(images=[], experiments=[{**making.experiment(), "captions": []}]))
-    assert "without images" in page.locator("#images").inner_text() and page.locator("#sort").count() == 0
+def test_search_covers_the_images_outside_the_sample(show):
+    data = making.repeated(9, sample=4)
+    data["images"][7]["references"] = ["an unheard-of aardvark"]
+    page = show(data)
+    assert "4 of 9 images, sampled at random" in page.locator("#images").inner_text() and len(shown(page)) == 4
+    page.get_by_label("Search").fill("aardvark")
+    assert shown(page) == [making.CAPTIONS[1]] and page.locator(".card img").count() == 0
+    assert page.locator("#count").inner_text() == "1 of 9 images match, 0 of them in the sample"
+    page.get_by_label("Search").fill("cats")
+    assert len(shown(page)) == 3 and page.locator(".card img").count() == 1
+    page.locator(".frame").last.click()
+    assert "text only" in page.locator(".viewer").inner_text() and choices(page)["image"] == "7"
+
+
+def test_the_address_keeps_what_was_chosen(show):
+    page = show(making.data())
+    assert choices(page) == {}
+    page.get_by_label("Search").fill("a dog")
+    page.get_by_label("Order").select_option("worst")
+    page.get_by_label("Score", exact=True).select_option("bleu_4")
+    assert choices(page) == {"q": "a dog", "sort": "worst", "metric": "bleu_4"}
+    page.locator(".frame").first.click()
+    assert choices(page) == {"q": "a dog", "sort": "worst", "metric": "bleu_4", "image": "3"}
+    again = show(making.data(), fragment="#" + page.url.partition("#")[2])
+    assert shown(again) == [making.CAPTIONS[2], making.CAPTIONS[0]]
+    assert (
+        again.get_by_label("Search").input_value() == "a dog" and again.get_by_label("Order").input_value() == "worst"
+    )
+    assert again.locator("dialog[open]").count() == 1 and f"{making.SCRIPT}.jpg" in again.locator("dialog").inner_text()
+    again.evaluate("location.hash = 'sort=novel'")
+    playwright.expect(again.locator("dialog[open]")).to_have_count(0)
+    assert shown(again) == [making.CAPTIONS[index] for index in (2, 1, 0)]
+
+
+@pytest.mark.parametrize("fragment", ["#sort=nonsense&metric=__proto__&image=99", "#images", "#%", "#q="])
+def test_an_address_of_something_else_shows_the_page_as_it_is(show, fragment):
+    page = show(making.data(), fragment=fragment)
+    assert shown(page) == making.CAPTIONS and page.locator("dialog[open]").count() == 0
+
+
+@pytest.mark.parametrize("how", ["click", "Enter"])
+def test_an_image_is_enlarged(show, how):
+    page = show(making.data())
+    frame = page.locator(".frame").nth(1)
+    if how == "click":
+        frame.click()
+    else:
+        frame.focus()
+        page.keyboard.press("Enter")
+    viewer = page.locator("dialog[open]")
+    assert viewer.locator(".words").inner_text() == making.CAPTIONS[1] and choices(page) == {"image": "2"}
+    assert viewer.locator("img").bounding_box()["width"] > 2 * frame.locator("img").bounding_box()["width"]
+    assert viewer.locator(".references").first.locator("li").all_inner_texts() == [
+        "reference 2",
+        "a horse </script> & more",
+    ]
+    row = viewer.locator("tbody tr", has_text="CIDEr-D").inner_text().split("\t")
+    assert row == ["CIDEr-D", "2.000"] and viewer.locator(".place").inner_text() == "2 of 3"
+    viewer.locator(".word").first.click()
+    assert viewer.locator(".heated").count() == 1 and page.locator(".card .heated").count() == 0
+    page.keyboard.press("Escape")
+    playwright.expect(page.locator("dialog[open]")).to_have_count(0)
+    playwright.expect(page).to_have_url(re.compile("index.html$"))
+    assert frame.evaluate("frame => frame === document.activeElement")
+
+
+def test_enlarged_images_follow_one_another_and_back_closes_them(show):
+    page = show(making.data())
+    page.get_by_label("Order").select_option("best")
+    page.locator(".frame").first.click()
+    viewer = page.locator("dialog[open]")
+    seen = [viewer.locator(".words").inner_text()]
+    assert viewer.get_by_label("Previous image").is_disabled()
+    page.keyboard.press("ArrowRight")
+    seen.append(viewer.locator(".words").inner_text())
+    viewer.get_by_label("Next image").click()
+    seen.append(viewer.locator(".words").inner_text())
+    assert seen == [making.CAPTIONS[index] for index in (1, 2, 0)] and viewer.get_by_label("Next image").is_disabled()
+    page.go_back()
+    playwright.expect(page.locator("dialog[open]")).to_have_count(0)
+    assert choices(page) == {"sort": "best"} and len(shown(page)) == 3
+
+
+def test_the_first_image_is_on_a_phones_first_screen(show):
+    experiment = making.experiment()
+    experiment["warnings"] = ["The reader of the scores must know this. " * 8]
+    page = show(
+        making.data(title="flickr8k: timm/tf_efficientnet_lite0 + gru, soft attention", experiments=[experiment]),
+        width=390,
+        height=844,
+        has_touch=True,
+        is_mobile=True,
+    )
+    box = page.locator(".card img").first.bounding_box()
+    assert box["width"] > 350 and box["y"] + box["height"] < 844
+    page.locator(".jumps a", has_text="Scores").tap()
+    assert abs(page.locator("#scores").bounding_box()["y"]) < 2 and choices(page) == {}
+
+
+def test_on_a_wide_screen_the_scores_stand_beside_the_images_and_the_curves_below(show):
+    page = show(making.data())
+    images, scores, curves = (page.locator(f"#{name}").bounding_box() for name in ("images", "scores", "curves"))
+    assert scores["x"] > images["x"] + images["width"] and scores["y"] == images["y"]
+    assert curves["y"] >= images["y"] + images["height"] and curves["x"] == images["x"]
+
+
+def test_commit_and_date(show):
+    page = show(making.data())
+    said = "commit 0123456 of 2026-11-28 with uncommitted changes in params.yaml · page written 2026-09-21 14:13"
+    assert page.locator(".origin").inner_text() == said
+    data = beside()
+    data["experiments"][1]["commit"] = None
+    page = show(data)
+    assert "commit unknown" in page.locator(".experiments li").nth(1).inner_text()
+    assert "commit 0123456" in page.locator(".experiments li").nth(0).inner_text()
+
+
+def test_a_warning_of_all_experiments_stands_once(show):
+    data = beside()
+    data["experiments"][1]["warnings"] = [*data["experiments"][0]["warnings"], "METEOR is absent."]
+    assert show(data).locator(".notice").all_inner_texts() == ["Mind the <b>gap</b>.", "B: METEOR is absent."]
+
+
+def test_without_javascript_the_page_says_so(browser, tmp_path):
+    (tmp_path / "index.html").write_text(render(making.data()), encoding="utf-8")
+    page = browser.new_page(java_script_enabled=False)
+    page.goto((tmp_path / "index.html").as_uri())
+    assert (
+        "JavaScript is off" in page.locator("body").inner_text() and "Scores" not in page.locator("body").inner_text()
+    )
+    page.close()
+
+
+def test_a_report_without_images_shows_the_text(show):
+    page = show(making.repeated(3, sample=0))
+    assert "without images" in page.locator("#images").inner_text()
+    assert shown(page) == making.CAPTIONS and page.locator("img").count() == 0

@@ -42,6 +42,14 @@ def test_data_read_back_and_no_text_becomes_markup():
     assert render(data) == page
 
 
+def test_without_javascript_the_page_says_why_it_is_empty():
+    """Outside noscript and the two scripts there is no text but the headings that the script fills."""
+    page = render(making.data())
+    [reason] = re.findall("<noscript>(.*?)</noscript>", page, re.S)
+    assert "JavaScript is off" in reason and "fetches nothing" in reason
+    assert '<main id="main" hidden>' in page
+
+
 def test_the_policy_lets_in_only_what_the_page_carries():
     page = render(making.data())
     tags = _Tags(page).found
@@ -77,7 +85,7 @@ def test_another_file_is_no_report(text):
 
 def test_a_page_of_another_version_is_refused():
     with pytest.raises(CaptionerError, match="another version"):
-        read_page(render(making.data()).replace('"format_version":3', '"format_version":2'), "x.html")
+        read_page(render(making.data()).replace('"format_version":4', '"format_version":3'), "x.html")
 
 
 REFERENCES = {
@@ -105,13 +113,20 @@ GOOD, BAD = (
 def test_side_by_side_pairs_captions_by_image_and_differences_by_score():
     second = source("b", BAD, order=("3", "1", "2"))
     page = second.page
-    page["images"] = page["images"][:0:-1]  # the third and the second, in another order
-    page["experiments"][0]["captions"] = page["experiments"][0]["captions"][:0:-1]
+    page["images"].reverse()
+    page["experiments"][0]["captions"].reverse()
+    del page["images"][2]["webp"]
     beside = side_by_side([source("a", GOOD), second])
-    assert [image["id"] for image in beside["images"]] == [2, 3]
+    assert [image["id"] for image in beside["images"]] == [2, 3, 1]
     assert [
         [" ".join(caption["words"]) for caption in experiment["captions"]] for experiment in beside["experiments"]
-    ] == [GOOD[1:], BAD[1:]]
+    ] == [[*GOOD[1:], GOOD[0]], [*BAD[1:], BAD[0]]]
+    # the first image is shown on one page alone: only its text is on both
+    assert [set(image) for image in beside["images"]] == [
+        {"id", "name", "references", "webp", "width", "height"}
+    ] * 2 + [{"id", "name", "references"}]
+    for experiment in beside["experiments"]:
+        assert [caption["attention"] is None for caption in experiment["captions"]] == [False, False, True]
     assert [experiment["name"].split(":")[0] for experiment in beside["experiments"]] == ["a", "b"]
     [pair] = beside["pairs"]
     found = pair["differences"]["cider_d"]
@@ -137,9 +152,13 @@ def test_what_cannot_stand_side_by_side_is_refused():
     other = source("b", BAD, signature={**making.experiment()["signature"], "fingerprint": "g"})
     with pytest.raises(CaptionerError, match="b: other images or references, as a has"):
         side_by_side([source("a", GOOD), other])
-    apart = source("b", BAD)
-    apart.page["images"] = [{**image, "id": image["id"] + 10} for image in apart.page["images"]]
+    ours, theirs = source("a", GOOD), source("b", BAD)
+    for page, shown in ((ours.page, (1, 2)), (theirs.page, (3,))):
+        page["images"] = [
+            {name: value for name, value in image.items() if name != "webp" or image["id"] in shown}
+            for image in page["images"]
+        ]
     with pytest.raises(CaptionerError, match="report_images"):
-        side_by_side([source("a", GOOD), apart])
+        side_by_side([ours, theirs])
     with pytest.raises(CaptionerError, match="7 experiments"):
         side_by_side([source(str(number), GOOD) for number in range(7)])
