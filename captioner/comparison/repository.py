@@ -129,7 +129,9 @@ class Repository:
         else:
             content = _run("cat-file", "blob", f"{revision.commit}:./{path}")
         if content is None:
-            raise Missing(f"it has no {path}; run it again")
+            raise Missing(
+                f"it has no {path}; " + ("run dvc repro" if revision.commit is None else "no run is committed")
+            )
         return content
 
     def read_out(self, revision: Revision, path: str, md5: str) -> bytes:

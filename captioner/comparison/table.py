@@ -38,7 +38,7 @@ def as_text(comparison: Comparison, left_out: LeftOut) -> str:
         _columns(_score_rows(comparison, lambda score: "\n".join(_score_parts(score)))),
     ]
     if comparison.pairs:
-        tables.append(_columns(_pair_rows(comparison, lambda found: f"{found.value:+.4f}\np {found.p:.3f}")))
+        tables.append(_columns(_pair_rows(comparison, lambda found: f"{found.value:+.2f}\np {found.p:.3f}")))
     return "\n\n".join([*tables, "\n".join([*_notes(comparison), *_left_out(left_out)])]) + "\n"
 
 
@@ -47,13 +47,13 @@ def as_markdown(comparison: Comparison, left_out: LeftOut) -> str:
     settings = [[_markdown(cell) for cell in row] for row in _setting_rows(comparison)]
     tables = [_grid(settings), _grid(_score_rows(comparison, lambda score: " ".join(_score_parts(score))))]
     if comparison.pairs:
-        tables.append(_grid(_pair_rows(comparison, lambda found: f"{found.value:+.4f} (p {found.p:.3f})")))
+        tables.append(_grid(_pair_rows(comparison, lambda found: f"{found.value:+.2f} (p {found.p:.3f})")))
     return "\n\n".join([*tables, *map(_markdown, [*_notes(comparison), *_left_out(left_out)])]) + "\n"
 
 
 def as_csv(comparison: Comparison) -> str:
-    """One row for each metric of a setting, then for each metric of a pair: ``score`` and interval are the difference
-    experiment - versus there.
+    """One row for each metric of a setting, then for each metric of a pair: ``score`` and interval, in percent, are the
+    difference experiment - versus there.
 
     A spreadsheet takes a cell that begins with =, +, - or @ for a formula, and names come from anywhere: such texts get
     an apostrophe in front. Numbers stay numbers.
@@ -89,8 +89,8 @@ def as_csv(comparison: Comparison) -> str:
 
 
 def as_json(comparison: Comparison, left_out: LeftOut) -> str:
-    """One object: ``settings`` with their runs and scores, ``pairs`` (places in ``settings``), what was left out and
-    why."""
+    """One object: ``settings`` with their runs and scores in percent, ``pairs`` (places in ``settings``), what was left
+    out and why."""
     content = {
         "resamples": comparison.resamples,
         "level": LEVEL,
@@ -153,15 +153,16 @@ def _pair_rows(comparison: Comparison, cell: Callable[[Difference], str]) -> lis
 
 
 def _score_parts(score: Score) -> list[str]:
-    parts = [f"{score.value:.4f}", f"{score.low:.3f}-{score.high:.3f}"]
-    return parts if score.spread is None else [*parts, f"±{score.spread:.4f}"]
+    parts = [f"{score.value:.1f}", f"{score.low:.1f}-{score.high:.1f}"]
+    return parts if score.spread is None else [*parts, f"±{score.spread:.1f}"]
 
 
 def _notes(comparison: Comparison) -> list[str]:
     signature = comparison.signature
     several = any(len(setting.seeds) > 1 for setting in comparison.settings)
     return [
-        f"{signature.get('images'):,} images of the split {signature.get('split')}; intervals of 95 % and p-values "
+        f"scores in percent; {signature.get('images'):,} images of the split {signature.get('split')}; intervals of "
+        "95 % and p-values "
         f"({_TEST}): {comparison.resamples:,} resamples"
         + ("; ± is the standard deviation over seeds" if several else "")
     ]

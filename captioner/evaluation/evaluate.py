@@ -42,15 +42,15 @@ def evaluate(
     report: Path,
     history: Path | None = None,
 ) -> None:
-    """Score a trained model and write ``metrics.json``, ``per_image.csv``, ``statistics.csv``, ``captions.json`` and
-    ``plots/`` into ``results``, and the page ``report``.
+    """Score a trained model and write what ``captioner.evaluation.files`` lists into ``results``, and the page
+    ``report``.
 
     Every beam size is run on the validation split and on the headline split (``evaluate.split``). The one whose
     captions score best on **validation** by ``evaluate.select_by`` gives the headline numbers; of equal ones the
     smaller. Nothing is written before all is computed.
 
     Args:
-        history: training's ``history.csv``, for the report's learning curves; None: it has none.
+        history: training's folder of curves, for the report; None: it has none.
 
     Raises:
         CaptionerError: inputs that are damaged or do not belong together (see ``inputs.load_inputs``), settings that
@@ -103,6 +103,7 @@ def evaluate(
         "encoder": inputs.model.config["encoder"],
         "decoder": kind,
         "attention": inputs.model.decoder.config.attention,
+        "seed": inputs.model.config["training"].get("seed"),
         "select_by": options.select_by,
         "search": options.search,
         "models": 1 + len(options.ensemble),

@@ -1,4 +1,7 @@
-"""What evaluation leaves behind: metrics.json, per_image.csv, statistics.csv, captions.json, plots/."""
+"""What evaluation leaves behind: metrics.json, signature.json, per_image.csv, statistics.json, captions.json, plots/.
+
+Scores are percentages in all of them but statistics.json, whose sums are no scores.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +16,16 @@ from typing import Any
 from captioner.errors import CaptionerError
 from captioner.images.captions import CaptionSet
 from captioner.metrics import METRICS, Scores
+from captioner.metrics.registry import factor
 from captioner.metrics.statistics import STATISTICS
 from captioner.search import Hypothesis
 from captioner.sidecar import write_atomically
 from captioner.vocabulary.vocabulary import Vocabulary
 
-METRICS_FILE, PER_IMAGE, CAPTIONS, TIMING = "metrics.json", "per_image.csv", "captions.json", "timing.json"
+METRICS_FILE, SIGNATURE, EXPERIMENT = "metrics.json", "signature.json", "experiment.json"
+PER_IMAGE, CAPTIONS, TIMING = "per_image.csv", "captions.json", "timing.json"
 BEAM_SWEEP, SHEET = "plots/beam_sweep.csv", "plots/examples.png"
+_FIRST = ("bleu_4", "meteor", "cider_d")  # in metrics.json, and so in `dvc exp show`
 SEARCH_TITLES = {"beam": "beam", "diverse": "diverse beam", "sample": "samples"}  # before a beam size
 
 
@@ -67,9 +73,11 @@ def write_evaluation(
         BEAM_SWEEP: beam_sweep_csv(evaluation),
         SHEET: sheet,
         PER_IMAGE: per_image_csv(evaluation),
-        STATISTICS: evaluation.scores[evaluation.split][evaluation.beam].statistics.to_csv(),
+        STATISTICS: evaluation.scores[evaluation.split][evaluation.beam].statistics.to_json(),
         CAPTIONS: captions_json(evaluation),
         TIMING: json.dumps(timing) + "\n",
+        SIGNATURE: json.dumps(signature(evaluation), indent=1) + "\n",
+        EXPERIMENT: json.dumps(experiment(evaluation), indent=1) + "\n",
         METRICS_FILE: json.dumps(metrics(evaluation), indent=1) + "\n",
     }
     try:
@@ -82,20 +90,42 @@ def write_evaluation(
 
 
 def metrics(evaluation: Evaluation) -> dict[str, Any]:
-    """The headline's scores by name, the validation's with ``val_`` before the name, and the signature.
+    """The headline's scores by name, then the validation's with ``val_`` before the name.
 
-    Scores are fractions, cross entropies nats a token, ``caption_length`` and ``words_used`` words.
+    Scores are percentages, cross entropies nats a token, ``caption_length`` and ``words_used`` words.
     """
     headline, val = (evaluation.scores[split][evaluation.beam] for split in (evaluation.split, "val"))
-    found: dict[str, Any] = {name: _round(value) for name, value in headline.overall.items()}
-    found |= {name: _round(value) for name, value in evaluation.teacher_forced[evaluation.split].items()}
-    found |= {name: _round(value) for name, value in evaluation.variety[evaluation.beam].items()}
-    found["beam_size"] = evaluation.beam
-    found |= {
-        f"val_{name}": _round(value) for name, value in ({**val.overall, **evaluation.teacher_forced["val"]}).items()
+    every = {
+        **headline.overall,
+        **evaluation.teacher_forced[evaluation.split],
+        **evaluation.variety[evaluation.beam],
     }
-    found["signature"] = {**headline.signature, "split": evaluation.split, "beam": evaluation.beam, **evaluation.facts}
-    return found
+    names = [*(name for name in _FIRST if name in every), *(name for name in every if name not in _FIRST)]
+    found: dict[str, Any] = {name: display(name, every[name]) for name in names}
+    found["beam_size"] = evaluation.beam
+    validation = {**val.overall, **evaluation.teacher_forced["val"]}
+    return found | {f"val_{name}": display(name, value) for name, value in validation.items()}
+
+
+def signature(evaluation: Evaluation) -> dict[str, Any]:
+    """What the scores depend on: see ``Scores.signature``; split, beam size and ``Evaluation.facts``."""
+    headline = evaluation.scores[evaluation.split][evaluation.beam]
+    return {**headline.signature, "split": evaluation.split, "beam": evaluation.beam, **evaluation.facts}
+
+
+def experiment(evaluation: Evaluation) -> dict[str, Any]:
+    """What was trained: the first columns of `dvc exp show`.
+
+    DVC shows metrics before parameters, and two columns of one name with their files' names before it. Hence a file of
+    its own with names that no parameter has.
+    """
+    names = ("encoder", "decoder", "attention", "seed")
+    return {name.capitalize(): evaluation.facts[name] for name in names}
+
+
+def display(name: str, value: float) -> float:
+    """A metric's value as files have it: a percentage, nats or a count, rounded."""
+    return value if isinstance(value, int) else round(float(value) * factor(name), 4 if factor(name) == 100 else 6)
 
 
 def beam_sweep_csv(evaluation: Evaluation) -> str:
@@ -110,8 +140,8 @@ def beam_sweep_csv(evaluation: Evaluation) -> str:
         rows.append(
             [
                 size,
-                *(_round(scores[size].overall[name]) for scores, name, _ in columns),
-                *map(_round, evaluation.variety[size].values()),
+                *(display(name, scores[size].overall[name]) for scores, name, _ in columns),
+                *(display(name, value) for name, value in evaluation.variety[size].items()),
             ]
         )
     return _csv(rows)
@@ -123,9 +153,10 @@ def per_image_csv(evaluation: Evaluation) -> str:
     names = list(scores.overall)
     rows: list[list[Any]] = [["image_id", "file_name", "caption", *names, "log_probability"]]
     for image, hypothesis in evaluation.hypotheses.items():
-        values = [_round(scores.per_image[image][name]) for name in names]
+        values = [display(name, scores.per_image[image][name]) for name in names]
         caption = evaluation.vocabulary.decode(hypothesis.tokens)
-        rows.append([image, evaluation.captions.file_name(image), caption, *values, _round(hypothesis.log_probability)])
+        probability = round(float(hypothesis.log_probability), 6)
+        rows.append([image, evaluation.captions.file_name(image), caption, *values, probability])
     return _csv(rows)
 
 
@@ -142,7 +173,3 @@ def _csv(rows: list[list[Any]]) -> str:
     stream = io.StringIO()
     csv.writer(stream, lineterminator="\n").writerows(rows)
     return stream.getvalue()
-
-
-def _round(value: float) -> float:
-    return value if isinstance(value, int) else round(float(value), 6)

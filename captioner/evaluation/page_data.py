@@ -18,7 +18,7 @@ from captioner.comparison.bootstrap import interval, resample
 from captioner.comparison.repository import Checkout
 from captioner.drawing import Example, attention_weights, fit
 from captioner.errors import CaptionerError
-from captioner.evaluation.files import Evaluation, metrics
+from captioner.evaluation.files import Evaluation, display, metrics, signature
 from captioner.evaluation.inputs import EvaluationInputs
 from captioner.images.captions import CaptionSet
 from captioner.metrics import METRICS
@@ -40,11 +40,12 @@ def page_data(
     warnings: Sequence[str],
     commit: Checkout | None,
 ) -> dict[str, Any]:
-    """Everything on the page of one experiment; no time and no path, so that the same run gives the same bytes.
+    """Everything on the page of one experiment, scores in percent; no time and no path, so that the same run gives
+    the same bytes.
 
     Args:
         shown: image id -> what to show of it, in the order they were sampled.
-        history: training's ``history.csv``; None: no learning curves.
+        history: training's folder of curves; None: no learning curves.
         warnings: what the reader of the scores must know.
         commit: of the code that evaluates; None where there is no repository.
 
@@ -58,9 +59,9 @@ def page_data(
     novel = novelty(words, inputs.captions)
     experiment = {
         "name": f"{config['encoder']} + {config['decoder']['decoder']}, {config['decoder']['attention']} attention",
-        "signature": metrics(evaluation)["signature"],
+        "signature": signature(evaluation),
         "scores": _scores(evaluation),
-        "history": None if history is None else _columns(_read_csv(history)),
+        "history": None if history is None else read_curves(history),
         "beam_sweep": _beam_sweep(evaluation),
         "lengths": _lengths(inputs, evaluation),
         "parameters": _settings(config, parameters),
@@ -84,7 +85,7 @@ def page_data(
             {
                 "words": words[image],
                 "attention": _attention(shown[image]) if image in shown else None,
-                "scores": {name: round(scores.per_image[image][name], 4) for name in scores.overall},
+                "scores": {name: round(display(name, scores.per_image[image][name]), 2) for name in scores.overall},
                 "log_probability": round(float(evaluation.hypotheses[image].log_probability), 4),
                 "novelty": novel[image],
             }
@@ -144,7 +145,7 @@ def _scores(evaluation: Evaluation) -> dict[str, dict[str, float | None]]:
     found: dict[str, dict[str, float | None]] = {}
     for name in (*METRICS, *TEACHER_FORCING, *DIVERSITY):
         if name in every:
-            low, high = (round(limit, 6) for limit in interval(drawn[name])) if name in drawn else (None, None)
+            low, high = (display(name, limit) for limit in interval(drawn[name])) if name in drawn else (None, None)
             found[name] = {"value": every[name], "low": low, "high": high, "val": every.get(f"val_{name}")}
     return found
 
@@ -154,7 +155,7 @@ def _beam_sweep(evaluation: Evaluation) -> dict[str, Any]:
     headline = evaluation.scores[evaluation.split]
     sizes = sorted(headline)
     values = {
-        name: [round(headline[size].overall[name], 6) for size in sizes]
+        name: [display(name, headline[size].overall[name]) for size in sizes]
         for name, metric in METRICS.items()
         if not metric.slow and name in headline[sizes[0]].overall
     }
@@ -208,22 +209,30 @@ def _webp(image: Image.Image) -> dict[str, Any]:
     return {"webp": base64.b64encode(stream.getvalue()).decode("ascii"), "width": small.width, "height": small.height}
 
 
-def _read_csv(path: Path) -> list[dict[str, str]]:
+def read_curves(folder: Path) -> dict[str, list[float | None]]:
+    """The learning curves that training logged: ``epoch``, and every metric by epoch; None where it was not measured.
+
+    Args:
+        folder: with ``<metric>.tsv``, each with the columns ``step`` (the epoch) and ``<metric>``.
+
+    Raises:
+        CaptionerError: a file is missing or damaged.
+    """
+    path, curves = folder, {}
     try:
-        with open(path, newline="", encoding="utf-8") as file:
-            return list(csv.DictReader(file))
+        for path in sorted(folder.iterdir()):
+            with open(path, newline="", encoding="utf-8") as file:
+                rows = csv.DictReader(file, delimiter="\t")
+                curves[path.stem] = {int(row["step"]): _number(row[path.stem]) for row in rows}
     except OSError as error:
         raise CaptionerError(f"{path}: cannot be read ({error.strerror}); run the train stage") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise CaptionerError(f"{path}: no learning curve ({error}); run the train stage again") from error
+    epochs = sorted({epoch for curve in curves.values() for epoch in curve})
+    columns: dict[str, list[float | None]] = {"epoch": list(epochs)}
+    return columns | {name: [curve.get(epoch) for epoch in epochs] for name, curve in curves.items()}
 
 
-def _columns(rows: list[dict[str, str]]) -> dict[str, list[float | None]]:
-    """Columns of numbers; None where a cell has none."""
-    return {name: [_number(row[name]) for row in rows] for name in (rows[0] if rows else ())}
-
-
-def _number(text: str | None) -> float | None:
-    try:
-        value = float(text or "")
-    except ValueError:
-        return None
+def _number(text: str) -> float | None:
+    value = float(text)
     return value if np.isfinite(value) else None

@@ -19,7 +19,7 @@ from captioner.drawing import draw_sheet, to_bytes
 from captioner.errors import CaptionerError
 from captioner.evaluation.decoding import SplitDecoder
 from captioner.evaluation.evaluate import examples
-from captioner.evaluation.files import CAPTIONS, METRICS_FILE
+from captioner.evaluation.files import CAPTIONS, SIGNATURE
 from captioner.evaluation.inputs import load_inputs
 from captioner.evaluation.sampling import sample_images
 from captioner.parameters import Parameters, load_parameters
@@ -50,9 +50,9 @@ def showcase(
         CaptionerError: inputs that are damaged or do not belong together, or the model now says something else than the
             results hold.
     """
-    metrics, written = _read(results / METRICS_FILE), _read(results / CAPTIONS)
+    signature, written = _read(results / SIGNATURE), _read(results / CAPTIONS)
     try:
-        split, beam = metrics["signature"]["split"], int(metrics["signature"]["beam"])
+        split, beam = signature["split"], int(signature["beam"])
         stated = {row["image_id"]: row["caption"] for row in written}
     except (KeyError, TypeError, ValueError) as error:
         raise CaptionerError(f"{results}: its files are damaged ({error}); run the evaluate stage again") from error

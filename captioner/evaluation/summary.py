@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from captioner.errors import CaptionerError
-from captioner.evaluation.files import BEAM_SWEEP, CAPTIONS, METRICS_FILE, PER_IMAGE, SEARCH_TITLES, SHEET
+from captioner.evaluation.files import BEAM_SWEEP, CAPTIONS, METRICS_FILE, PER_IMAGE, SEARCH_TITLES, SHEET, SIGNATURE
 from captioner.evaluation.sampling import sample_images
 from captioner.images.captions import CaptionSet
-from captioner.metrics.registry import titles
+from captioner.metrics.registry import factor, titles
 from captioner.model_io import read_config
 
 _SHOWN = 3
@@ -22,11 +22,11 @@ def evaluated_dataset(results: Path) -> str:
     """The data set that the last evaluation ran on.
 
     Raises:
-        CaptionerError: ``metrics.json`` is missing or damaged.
+        CaptionerError: ``signature.json`` is missing or damaged.
     """
-    path = results / METRICS_FILE
+    path = results / SIGNATURE
     try:
-        return str(json.loads(path.read_text(encoding="utf-8"))["signature"]["dataset"])
+        return str(json.loads(path.read_text(encoding="utf-8"))["dataset"])
     except OSError as error:
         raise CaptionerError(f"{path}: cannot be read ({error.strerror}); run the evaluate stage") from error
     except (ValueError, KeyError, TypeError) as error:
@@ -52,7 +52,7 @@ def summary(results: Path, captions: Path, report: Path, models: Path | None = N
         }
         with open(results / BEAM_SWEEP, newline="", encoding="utf-8") as file:
             sweep = list(csv.DictReader(file))
-        signature = metrics["signature"]
+        signature = json.loads((results / SIGNATURE).read_text(encoding="utf-8"))
         lines = [
             *_scores(metrics, signature, sweep),
             "",
@@ -81,13 +81,17 @@ def _scores(metrics: dict[str, Any], signature: dict[str, Any], sweep: list[dict
     ]
     for name in title:
         val = metrics.get(f"val_{name}")
-        lines.append(f"  {title[name]:{width}}  {metrics[name]:8.4f}  {'' if val is None else format(val, '8.4f'):>8}")
+        cells = [
+            "" if value is None else f"{value:.{1 if factor(name) == 100 else 3}f}" for value in (metrics[name], val)
+        ]
+        lines.append(f"  {title[name]:{width}}  {cells[0]:>8}  {cells[1]:>8}")
+    lines.append("  (percent; cross entropy in nats a token)")
     if "meteor" not in metrics:
         lines.append("  (no METEOR: no Java runs here)")
     if len(sweep) > 1:
         metric = signature["select_by"]
         column = f"val_{metric}"
-        sizes = ", ".join(f"{row['beam_size']}: {float(row[column]):.4f}" for row in sweep)
+        sizes = ", ".join(f"{row['beam_size']}: {float(row[column]):.1f}" for row in sweep)
         lines += ["", f"  beam size, {title[metric]} on val: {sizes}"]
     return lines
 

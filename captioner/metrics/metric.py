@@ -77,6 +77,8 @@ class Metric:
             in parallel to the others.
         version: name and version of the program, for the signature of the scores.
         slow: computed for the final captions only.
+        percent: values are fractions, which files, tables and pages show times 100, as papers print them; False: as
+            they are.
         available: whether it can be computed on this machine, asked for slow metrics.
     """
 
@@ -88,6 +90,7 @@ class Metric:
     program: Callable[[Java], Program] | None = None
     version: str = ""
     slow: bool = False
+    percent: bool = True
     available: Callable[[], bool] = lambda: True
 
     @property

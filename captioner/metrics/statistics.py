@@ -7,8 +7,7 @@ bootstrap resample are those of its summed rows.
 
 from __future__ import annotations
 
-import csv
-import io
+import json
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -18,7 +17,7 @@ from captioner.errors import CaptionerError
 from captioner.metrics.metric import Metric, MetricValues
 from captioner.metrics.registry import METRICS
 
-STATISTICS = "statistics.csv"  # the file's name in the results of an evaluation
+STATISTICS = "statistics.json"  # the file's name in the results of an evaluation
 
 
 @dataclass(frozen=True)
@@ -57,18 +56,20 @@ class Statistics:
         """Metrics of all images together."""
         return {name: float(value) for name, value in self.scores(self.values.sum(0), len(self.values)).items()}
 
-    def to_csv(self) -> str:
-        """One row per image after a row of names; floats are written so that they read back the same."""
-        stream = io.StringIO()
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(["image_id", *self.columns])
-        for image, row in zip(self.image_ids, self.values.tolist(), strict=True):
-            writer.writerow([image, *(int(value) if value.is_integer() else value for value in row)])
-        return stream.getvalue()
+    def to_json(self) -> str:
+        """``image_id`` and every column as a list, a line each; floats are written so that they read back the same.
+
+        Columns and not rows, which DVC would plot.
+        """
+        columns = {"image_id": list(self.image_ids)} | {
+            name: [int(value) if value.is_integer() else value for value in column]
+            for name, column in zip(self.columns, self.values.T.tolist(), strict=True)
+        }
+        return "{\n" + ",\n".join(f"{json.dumps(key)}: {json.dumps(value)}" for key, value in columns.items()) + "\n}\n"
 
     @classmethod
-    def from_csv(cls, text: str, name: str) -> Statistics:
-        """What ``to_csv`` wrote.
+    def from_json(cls, text: str, name: str) -> Statistics:
+        """What ``to_json`` wrote.
 
         Args:
             name: of the file, for messages.
@@ -77,16 +78,17 @@ class Statistics:
             CaptionerError: it is no such table.
         """
         try:
-            header, *rows = csv.reader(io.StringIO(text))
-            columns = tuple(header[1:])
-            if header[0] != "image_id" or not columns or columns != _columns_of(_metrics_of(columns)):
+            content = json.loads(text)
+            image_ids = content.pop("image_id")
+            columns = tuple(content)
+            if not columns or columns != _columns_of(_metrics_of(columns)):
                 raise ValueError("unknown columns")
-            values = np.array([row[1:] for row in rows], dtype=np.float64)
-            if values.ndim != 2 or values.shape[1] != len(columns) or not np.isfinite(values).all():
-                raise ValueError("it has no image, a row of another length or a number that is not finite")
-        except (ValueError, IndexError, csv.Error) as error:
+            values = np.array(list(content.values()), dtype=np.float64).T
+            if values.shape != (len(image_ids), len(columns)) or not len(values) or not np.isfinite(values).all():
+                raise ValueError("it has no image, a column of another length or a number that is not finite")
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise CaptionerError(f"{name}: no table of statistics ({error}); run the evaluate stage again") from error
-        return cls(tuple(row[0] for row in rows), columns, values)
+        return cls(tuple(map(str, image_ids)), columns, values)
 
 
 def make_statistics(image_ids: Sequence[Hashable], values: Mapping[str, MetricValues]) -> Statistics:

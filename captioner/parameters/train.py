@@ -143,7 +143,7 @@ class TrainParameters:
         5e-5, "self-critical training: learning rate of decoder and feature projection", low=0
     )
     scst_bleu_weight: float = option(
-        0.0, "self-critical training: the reward is CIDEr-D (0 to 10) plus this times BLEU-4 (0 to 1)", low=0
+        0.0, "self-critical training: the reward is CIDEr-D plus this times BLEU-4, both in percent", low=0
     )
     scst_dropout: bool = option(
         False, "self-critical training: dropout in the differentiated pass; captions are sampled without it"
@@ -176,4 +176,7 @@ class TrainParameters:
     )
     hard_entropy: float = option(
         0.01, "attention=hard only: weight of the entropy bonus on the attention distribution", low=0
+    )
+    tensorboard: bool = option(
+        False, "also write the learning curves as TensorBoard's event files, into results/train/tensorboard/"
     )

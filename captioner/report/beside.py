@@ -95,7 +95,7 @@ def _pairs(sources: Sequence[Source], experiments: Sequence[dict[str, Any]]) -> 
             "first": pair.first,
             "second": pair.second,
             "differences": {
-                metric: {name: round(value, 6) for name, value in vars(found).items()}
+                metric: {name: round(value, 4) for name, value in vars(found).items()}
                 for metric, found in pair.differences.items()
             },
         }

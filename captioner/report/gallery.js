@@ -77,7 +77,7 @@ function gallery(section) {
       const { element, figures } = cardOf(item);
       figures.forEach((figure, number) => {
         const caption = item.captions[number];
-        const parts = [`${titles[choices.metric]} ${fixed(caption.scores[choices.metric])}`];
+        const parts = [`${titles[choices.metric]} ${fixed(caption.scores[choices.metric], 1)}`];
         if (choices.sort === "novel") parts.push(`${Math.round(caption.novelty * 100)} % new phrases`);
         if (choices.sort === "longest") parts.push(`${caption.words.length} words`);
         figure.textContent = parts.join(" · ");

@@ -4,7 +4,8 @@ const several = data.experiments.length > 1;
 const at = (id) => document.getElementById(id);
 const TITLES = data.titles.scores;
 const SEARCHES = { beam: "beam size", diverse: "diverse beam size", sample: "samples" };
-const counted = (value) => (Number.isInteger(value) && value > 1 ? value.toLocaleString("en") : fixed(value));
+const digits = (name) => (data.percent.includes(name) ? 1 : 3);
+const counted = (name, value) => (Number.isInteger(value) && value > 1 && !data.percent.includes(name) ? value.toLocaleString("en") : fixed(value, digits(name)));
 
 function scrolling(label, table) {
   return make("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": label }, table);
@@ -67,14 +68,14 @@ function header() {
 function figures(label, titles, beside) {
   const all = data.experiments.map((experiment) => experiment.scores);
   const names = Object.keys(titles).filter((name) => all.some((each) => name in each));
-  const spread = (score) => (!score || score.low === null ? "" : `${fixed(score.low)} – ${fixed(score.high)}`);
-  const cell = (score) => {
-    const found = make("span", {}, counted(score && score.value));
-    if (several && spread(score)) found.append(make("span", { class: "interval" }, spread(score)));
+  const spread = (name, score) => (!score || score.low === null ? "" : `${fixed(score.low, digits(name))} – ${fixed(score.high, digits(name))}`);
+  const cell = (name, score) => {
+    const found = make("span", {}, counted(name, score && score.value));
+    if (several && spread(name, score)) found.append(make("span", { class: "interval" }, spread(name, score)));
     return found;
   };
   const head = several ? all.map((_, place) => letter(place)) : beside ? ["score", "95 % interval", "validation"] : ["captions"];
-  const rows = names.map((name) => [titles[name], ...all.map((each) => cell(each[name])), ...(several || !beside ? [] : [spread(all[0][name]), fixed(all[0][name].val)])]);
+  const rows = names.map((name) => [titles[name], ...all.map((each) => cell(name, each[name])), ...(several || !beside ? [] : [spread(name, all[0][name]), fixed(all[0][name].val, digits(name))])]);
   return scrolling(label, table(["", ...head], rows));
 }
 
@@ -88,12 +89,12 @@ function scores() {
   at("scores").append(tables);
   tables.append(
     make("div", {}, figures("Scores", TITLES, true),
-      make("p", { class: "hint" }, "Intervals are of a bootstrap over images. Cross entropy is in nats a word, lower is better.")),
+      make("p", { class: "hint" }, "Scores are in percent. Intervals are of a bootstrap over images. Cross entropy is in nats a word, lower is better.")),
     make("div", {}, figures("Diversity of captions", data.titles.diversity, false),
-      make("p", { class: "hint" }, "Distinct-1 and -2 are the shares of different words and of different pairs of neighbours; novel captions are those that training does not have word for word.")));
+      make("p", { class: "hint" }, "In percent, but for words. Distinct-1 and -2 are the shares of different words and of different pairs of neighbours; novel captions are those that training does not have word for word.")));
   if (!data.pairs.length) return;
   const rows = data.pairs.flatMap((pair) => Object.entries(pair.differences).map(([name, found]) => [
-    `${letter(pair.second)} − ${letter(pair.first)}, ${TITLES[name]}`, (found.value > 0 ? "+" : "") + fixed(found.value), `${fixed(found.low)} to ${fixed(found.high)}`, fixed(found.p),
+    `${letter(pair.second)} − ${letter(pair.first)}, ${TITLES[name]}`, (found.value > 0 ? "+" : "") + fixed(found.value, 2), `${fixed(found.low, 2)} to ${fixed(found.high, 2)}`, fixed(found.p),
   ]));
   tables.append(make("div", {}, scrolling("Differences", table(["", "difference", "95 % interval", "p"], rows)),
     make("p", { class: "hint" }, "p is of a two-sided paired bootstrap over images.")));
@@ -117,7 +118,7 @@ function curves() {
   ];
   const found = [
     chart({ title: "Cross entropy", xLabel: "epoch", series: lines(both("train_cross_entropy", "val_cross_entropy")) }),
-    chart({ title: "Token accuracy on validation", xLabel: "epoch", series: lines(learned("val_token_accuracy", "validation", false, "0")) }),
+    chart({ title: "Token accuracy on validation, percent", xLabel: "epoch", series: lines(learned("val_token_accuracy", "validation", false, "0")) }),
     ...["cider_d", "bleu_4"].map((name) => chart({ title: `${TITLES[name]} by beam size`, xLabel: "beam size", series: lines(sweep(name)) })),
     chart({ title: "Length of captions, share of each", xLabel: "words", series: lengths, steps: true, fromZero: true }),
   ];

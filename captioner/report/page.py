@@ -17,10 +17,10 @@ from typing import Any
 
 from captioner.errors import CaptionerError
 from captioner.metrics.diversity import DIVERSITY
-from captioner.metrics.registry import titles
+from captioner.metrics.registry import percentages, titles
 from captioner.report.heat import heat_settings
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4  # 4: percentages
 _FOLDER = Path(__file__).parent
 _SCRIPTS = ("charts.js", "words.js", "fragment.js", "cards.js", "viewer.js", "gallery.js", "page.js")
 _BLOCK = re.compile(r'<script type="application/json" id="data">(.*?)</script>', re.S)
@@ -45,6 +45,7 @@ def render(data: dict[str, Any]) -> str:
             "format_version": FORMAT_VERSION,
             **data,
             "titles": {"scores": titles(), "diversity": DIVERSITY},
+            "percent": percentages(),
             "heat": heat_settings(),
         },
         ensure_ascii=False,
@@ -81,7 +82,7 @@ def read_page(page: str, name: str) -> dict[str, Any]:
         data = None
     if not isinstance(data, dict):
         raise CaptionerError(f"{name}: no report; run the evaluate stage again")
-    for name in ("titles", "heat"):  # those of the page that is made now count
+    for name in ("titles", "percent", "heat"):  # those of the page that is made now count
         data.pop(name, None)
     if data.pop("format_version", None) != FORMAT_VERSION:
         raise CaptionerError(f"{name}: a report of another version of this program; run the evaluate stage again")

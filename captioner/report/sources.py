@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from captioner.comparison.experiments import read_lock
+from captioner.comparison.experiments import read_lock, read_result
 from captioner.comparison.repository import Missing, Repository
 from captioner.errors import CaptionerError
 from captioner.metrics.statistics import STATISTICS, Statistics
@@ -16,26 +16,34 @@ from captioner.report.page import read_page
 _PAGE, _STATISTICS = "report/index.html", f"evaluate/{STATISTICS}"  # within a folder of results
 
 
-def read_sources(names: Sequence[str], results: Path) -> list[Source]:
-    """The experiments of these names, each once.
+def read_sources(names: Sequence[str], results: Path) -> tuple[list[Source], list[tuple[str, str]]]:
+    """The experiments of these names, each once; a revision whose results are not on this machine is left out.
 
     Args:
         names: folders of results (with ``report/`` and ``evaluate/``), else experiments, branches, tags or commits, or
             ``workspace``.
         results: the pipeline's own folder of results, in which a revision is looked up.
 
+    Returns:
+        The experiments, and name and reason of those left out.
+
     Raises:
-        CaptionerError: a name is neither, or its report is missing or damaged.
+        CaptionerError: a name is neither, a report is damaged, a folder has none, or no experiment is left.
     """
     repository: Repository | None = None
-    sources = []
+    sources, left_out = [], []
     for name in dict.fromkeys(names):
         if Path(name).is_dir():
             sources.append(_folder(name, Path(name)))
         else:
             repository = repository or Repository()
-            sources.append(_revision(name, repository, results))
-    return sources
+            try:
+                sources.append(_revision(name, repository, results))
+            except Missing as error:
+                left_out.append((name, str(error)))
+    if not sources:
+        raise CaptionerError("; ".join(f"{name}: {reason}" for name, reason in left_out))
+    return sources, left_out
 
 
 def _folder(name: str, folder: Path) -> Source:
@@ -63,15 +71,15 @@ def _folder(name: str, folder: Path) -> Source:
 def _revision(name: str, repository: Repository, results: Path) -> Source:
     revision = repository.find(name)
 
+    _, outs = read_lock(repository, revision)
+
     def read(path: str) -> str:
         whole = (results / path).as_posix()
-        try:
-            _, outs = read_lock(repository, revision)
-            if whole not in outs:
-                raise Missing(f"its dvc.lock names no {whole}; run it again")
-            return repository.read_out(revision, whole, outs[whole]).decode("utf-8", errors="replace")
-        except Missing as error:
-            raise CaptionerError(f"{name}: {error}") from error
+        if path == _STATISTICS:
+            return read_result(repository, revision, whole, outs)
+        if whole not in outs:
+            raise Missing(f"its dvc.lock names no {whole}; run it again")
+        return repository.read_out(revision, whole, outs[whole]).decode("utf-8", errors="replace")
 
     return _source(name, read)
 
@@ -79,7 +87,7 @@ def _revision(name: str, repository: Repository, results: Path) -> Source:
 def _source(name: str, read: Callable[[str], str]) -> Source:
     page, statistics = (
         read_page(read(_PAGE), f"{name}: {_PAGE}"),
-        Statistics.from_csv(read(_STATISTICS), f"{name}: {_STATISTICS}"),
+        Statistics.from_json(read(_STATISTICS), f"{name}: {_STATISTICS}"),
     )
     if len(page["experiments"]) != 1:
         raise CaptionerError(f"{name}: {_PAGE} is a page of several experiments; name what each was made from")

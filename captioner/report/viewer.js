@@ -30,7 +30,7 @@ function makeViewer({ step, moved, closed }) {
   const scoreTable = (item) => {
     const titles = data.titles.scores;
     const names = Object.keys(titles).filter((name) => item.captions.some((caption) => name in caption.scores));
-    const rows = names.map((name) => [titles[name], ...item.captions.map((caption) => fixed(caption.scores[name]))]);
+    const rows = names.map((name) => [titles[name], ...item.captions.map((caption) => fixed(caption.scores[name], 1))]);
     rows.push(["New phrases", ...item.captions.map((caption) => `${Math.round(caption.novelty * 100)} %`)]);
     rows.push(["Log-probability", ...item.captions.map((caption) => fixed(caption.log_probability, 2))]);
     const head = item.captions.length > 1 ? item.captions.map((_, number) => letter(number)) : ["this image"];

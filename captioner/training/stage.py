@@ -25,9 +25,9 @@ from captioner.sidecar import Sidecar
 from captioner.training.checkpoint import TrainState
 from captioner.training.data_warnings import warn_about_data
 from captioner.training.distributed import Group, process_group, rank_seed
-from captioner.training.history import write_history, write_timing
 from captioner.training.initial import Initial, load_initial
 from captioner.training.inputs import Inputs, load_inputs
+from captioner.training.logs import EpochLog, write_metrics, write_timing
 from captioner.training.phases import build_phases
 from captioner.training.train import TrainContext, fit
 from captioner.training.validation import Validator, scores_wanted
@@ -49,7 +49,7 @@ def train(
         models: folder to make, with ``model.safetensors`` and ``config.json``; unfinished work is in
             ``<models>.partial``; a file ``STOP`` made there ends training after the current step, with the best model
             so far.
-        results: folder for ``history.csv``, ``metrics.json`` and ``timing.json``.
+        results: folder for ``plots/metrics/`` (the curves), ``metrics.json``, ``timing.json`` and ``tensorboard/``.
 
     Raises:
         CaptionerError: inputs that are damaged or do not belong together, a loss that is not finite, a full disk.
@@ -71,7 +71,7 @@ def train(
             warn_about_data(inputs)
             # before the work, so that other weights are refused at once
             save_encoder(sidecar.folder, inputs.store, parameters.extract)
-        decoder, state = _run(parameters, inputs, initial, group, sidecar.folder, stop)
+        decoder, state = _run(parameters, inputs, initial, group, sidecar.folder, results, stop)
         if not rank.is_main:
             return
         try:
@@ -93,7 +93,13 @@ def read_inputs(
 
 
 def _run(
-    parameters: Parameters, inputs: Inputs, initial: Initial | None, group: Group, folder: Path, stop: StopSignal
+    parameters: Parameters,
+    inputs: Inputs,
+    initial: Initial | None,
+    group: Group,
+    folder: Path,
+    results: Path,
+    stop: StopSignal,
 ) -> tuple[Decoder, TrainState]:
     """The training itself, the same on all ranks."""
     with torch.random.fork_rng([group.device] if group.device.type == "cuda" else []):
@@ -115,7 +121,8 @@ def _run(
                 initialized=initial is not None,
             )
             phases = build_phases(parameters.train, inputs.train, inputs.max_length, decoder)
-            state = fit(decoder, parameters.train, phases, context, stop)
+            with EpochLog(results, parameters.train.tensorboard) if group.is_main else nullcontext() as log:
+                state = fit(decoder, parameters.train, phases, dataclasses.replace(context, log=log), stop)
     return decoder, state
 
 
@@ -179,7 +186,7 @@ def _publish(
         },
     )
     trained = sum(parameter.numel() for parameter in decoder.parameters() if parameter.requires_grad)
-    write_history(results, state.history, state.best_epoch, state.stopped, trained)
+    write_metrics(results, state.history, state.best_epoch, state.stopped, trained)
     write_timing(results, state.seconds, len(inputs.train))
     sidecar.publish("models", models)
     sidecar.finish()
@@ -203,9 +210,9 @@ def _facts(parameters: Parameters, inputs: Inputs, initial: Initial | None) -> d
 
 
 def _options(parameters: Parameters) -> dict[str, Any]:
-    """``train.*`` without paths."""
+    """``train.*`` without paths and what cannot change the model."""
     options = dataclasses.asdict(parameters.train)
-    del options["init_from"]
+    del options["init_from"], options["tensorboard"]
     return options
 
 

@@ -22,6 +22,7 @@ from captioner.progress import Progress
 from captioner.training.checkpoint import TrainState, load_checkpoint, save_checkpoint
 from captioner.training.data import GlobalBatch, epoch_batches, shard
 from captioner.training.distributed import Group
+from captioner.training.logs import EpochLog
 from captioner.training.optimizers import clip_gradients, set_rates
 from captioner.training.phases import Learner, Phase
 from captioner.training.schedules import growing_gaps, lower_is_better, step_scale
@@ -44,6 +45,7 @@ class TrainContext:
         folder: for checkpoints; a file ``STOP`` there ends training after the current step.
         checkpoint_seconds: between checkpoints within an epoch.
         initialized: the decoder is trained already; before the first epoch it is the best so far.
+        log: gets the metrics of every epoch, those before a checkpoint too; None on other ranks than 0.
     """
 
     loader: BatchLoader
@@ -54,6 +56,7 @@ class TrainContext:
     folder: Path
     checkpoint_seconds: float
     initialized: bool = False
+    log: EpochLog | None = None
 
 
 def fit(
@@ -76,6 +79,9 @@ def fit(
         learner = Learner(phases[state.phase], decoder, options, group)
         learner.restore(parts, schedules)
         best = {name: tensor.to(device) for name, tensor in parts.get("best", {}).items()}
+    if context.log:
+        for row in state.history:
+            context.log.add(row)
     clock = time.monotonic()
 
     def save() -> None:
@@ -111,7 +117,7 @@ def fit(
         state.history.append({"epoch": 0, **validate()})
         best = learner.weights()
         learner.early_stopping.update(lower_is_better(state.history[0], phases[0].select_by))
-        report(state, phases[0], group)
+        report(state, phases[0], context)
 
     while not state.stopped:
         phase = phases[state.phase]
@@ -174,7 +180,7 @@ def fit(
                 if device.type == "cpu" or len(unread) >= _STEPS_UNREAD:
                     read_metrics(unread, state, phase, context.folder)
                     mean = state.metric_sum / max(state.metric_count, 1)
-                    progress.advance(0, f"{metric_name(phase)} {mean:.3f}")
+                    progress.advance(0, f"{metric_name(phase)} {shown(phase, mean)}")
                     due = time.monotonic() - saved >= context.checkpoint_seconds
                     requested, due, stopped_by_file = group.any(
                         stop.requested, group.is_main and due, group.is_main and stop_file(context)
@@ -206,7 +212,7 @@ def fit(
                 state.best_epoch, best = state.epoch, learner.weights()
             for metric, plateau in learner.plateaus.items():
                 plateau.update(lower_is_better(row, metric))
-            report(state, phase, group)
+            report(state, phase, context)
             ended = phase_ended(state, phase, learner, options)
             state.epoch, state.step, state.metric_sum, state.metric_count = state.epoch + 1, 0, 0.0, 0
             if stopped_by_file:
@@ -266,17 +272,19 @@ def phase_ended(state: TrainState, phase: Phase, learner: Learner, options: Trai
     return ""
 
 
-def report(state: TrainState, phase: Phase, group: Group) -> None:
-    """Print the metrics of the last epoch."""
-    if not group.is_main:
-        return
+def report(state: TrainState, phase: Phase, context: TrainContext) -> None:
+    """Log and print the metrics of the last epoch."""
     row = state.history[-1]
+    if context.log:
+        context.log.add(row)
+    if not context.group.is_main:
+        return
     best = " (best)" if state.best_epoch == row["epoch"] else ""
-    scores = ", ".join(f"{name.removeprefix('val_')} {row[name]:.4f}" for name in SCORES if name in row)
-    trained = f"{metric_name(phase)} {row[phase.objective.metric]:.4f} train, " if row["epoch"] else ""
+    scores = ", ".join(f"{name.removeprefix('val_')} {100 * row[name]:.1f}" for name in SCORES if name in row)
+    trained = f"{metric_name(phase)} {shown(phase, row[phase.objective.metric])} train, " if row["epoch"] else ""
     click.echo(
         f"epoch {row['epoch']}: {trained}cross entropy {row['val_cross_entropy']:.4f} val{best}, token accuracy "
-        f"{row['val_token_accuracy']:.4f}{', ' + scores if scores else ''} val",
+        f"{100 * row['val_token_accuracy']:.1f} %{', ' + scores if scores else ''} val",
         err=True,
     )
 
@@ -284,6 +292,11 @@ def report(state: TrainState, phase: Phase, group: Group) -> None:
 def metric_name(phase: Phase) -> str:
     """What the steps of a phase report, in words."""
     return phase.objective.metric.removeprefix("train_").replace("_", " ")
+
+
+def shown(phase: Phase, value: float) -> str:
+    """The metric of the steps of a phase: nats, or percentage points of the reward."""
+    return f"{100 * value:.1f}" if phase.objective.metric == "train_reward" else f"{value:.4f}"
 
 
 def stop_file(context: TrainContext) -> bool:

@@ -60,8 +60,10 @@ def test_golden_values_with_no_java_on_the_path() -> None:
     assert (run.returncode, run.stderr) == (0, "")
     found = json.loads(run.stdout)
     assert list(found) == [*METRICS, "signature"]
-    wanted = json.loads((folder / "captions_126_scores.json").read_text())["scores"]
-    assert {name: found[name] for name in METRICS} == pytest.approx(wanted, abs=0.0005)
+    wanted = json.loads((folder / "captions_126_scores.json").read_text())["scores"]  # as fractions
+    assert {name: found[name] for name in METRICS} == pytest.approx(
+        {name: 100 * value for name, value in wanted.items()}, abs=0.05
+    )
 
 
 def test_table(tmp_path: Path, no_java) -> None:
@@ -70,7 +72,10 @@ def test_table(tmp_path: Path, no_java) -> None:
     )
     assert run.exit_code == 0 and run.stderr == ""
     lines = run.stdout.splitlines()
-    assert lines[0].split() == ["BLEU-1", f"{2.718281828 ** (1 - 6 / 5):.4f}"]  # all five words right, one too few
+    assert lines[0].split() == [
+        "BLEU-1",
+        f"{100 * 2.718281828 ** (1 - 6 / 5):.1f}",
+    ]  # all five words right, one too few
     assert "METEOR   absent: no Java runs here" in run.stdout
     assert lines[-1].startswith("2 images, 3 references; pycocoevalcap 1.2")
 

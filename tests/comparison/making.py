@@ -61,11 +61,12 @@ else:
     folder = pathlib.Path("results/evaluate")
     folder.mkdir(parents=True, exist_ok=True)
     statistics = system(200, quality, parameters["seed"])
-    (folder / "statistics.csv").write_text(statistics.to_csv())
+    (folder / "statistics.json").write_text(statistics.to_json())
     signature = {{"tool": "pycocoevalcap", "version": "1.2", "tokenizer": "PTB", "meteor": "METEOR 1.5",
                  "java": "17", "images": 200, "references": 1000,
                  "fingerprint": hashlib.sha256(split.encode()).hexdigest(), "split": split, "beam": 3}}
-    (folder / "metrics.json").write_text(json.dumps({{**statistics.overall(), "signature": signature}}))
+    (folder / "signature.json").write_text(json.dumps(signature))
+    (folder / "metrics.json").write_text(json.dumps(statistics.overall()))
 """
 _DVC = """\
 stages:
@@ -78,9 +79,11 @@ stages:
     cmd: python stages.py evaluate
     deps: [models]
     params: [encoder, evaluate]
-    outs: [results/evaluate/statistics.csv]
     metrics:
       - results/evaluate/metrics.json: {cache: false}
+    plots:
+      - results/evaluate/signature.json: {cache: false}
+      - results/evaluate/statistics.json: {cache: false}
 """
 _PARAMETERS = """\
 encoder: squeezenet1_1
@@ -102,7 +105,7 @@ def project(folder: Path) -> Workspace:
         "params.yaml": _PARAMETERS,
         "code.txt": "one\n",
     }
-    files |= {".gitignore": "/models\n/results/evaluate/statistics.csv\n"}
+    files |= {".gitignore": "/models\n"}
     for name, text in files.items():
         (folder / name).write_text(text)
     workspace = Workspace(folder)

@@ -20,7 +20,9 @@ def characters(corpus: Corpus) -> MetricValues:
 
 
 def test_a_new_metric(no_java, paths, tmp_path, monkeypatch) -> None:
-    monkeypatch.setitem(METRICS, "characters", Metric("characters", "characters of a caption", characters))
+    monkeypatch.setitem(
+        METRICS, "characters", Metric("characters", "characters of a caption", characters, percent=False)
+    )
     results = small.run(paths, tmp_path / "results" / "evaluate")
     metrics = json.loads((results / "metrics.json").read_text())
     with open(results / "per_image.csv", newline="") as file:
@@ -30,13 +32,15 @@ def test_a_new_metric(no_java, paths, tmp_path, monkeypatch) -> None:
     assert metrics["characters"] == pytest.approx(sum(lengths) / len(lengths), abs=1e-6)
     assert metrics["val_characters"] > 0
 
-    statistics = Statistics.from_csv((results / "statistics.csv").read_text(), "statistics.csv")
+    statistics = Statistics.from_json((results / "statistics.json").read_text(), "statistics.json")
     assert statistics.overall()["characters"] == pytest.approx(metrics["characters"], abs=1e-6)
     with open(results / "plots/beam_sweep.csv", newline="") as file:
         assert {"characters", "val_characters"} <= set(next(csv.DictReader(file)))
-    assert f"characters of a caption  {metrics['characters']:8.4f}" in summary(results, paths["captions"], small.REPORT)
-    run = Run(("first",), {}, {}, 1, metrics["signature"], statistics)
-    assert "characters of a caption" in table.as_text(compare([run], 20), [])
+    assert f"characters of a caption  {metrics['characters']:8.3f}" in summary(results, paths["captions"], small.REPORT)
+    run = Run(("first",), {}, {}, 1, json.loads((results / "signature.json").read_text()), statistics)
+    comparison = compare([run], 20)
+    assert "characters of a caption" in table.as_text(comparison, [])
+    assert comparison.settings[0].scores["characters"].value == pytest.approx(metrics["characters"], abs=1e-6)
 
     page = (results / "report.html").read_text()
     assert '"characters":"characters of a caption"' in page
@@ -47,6 +51,8 @@ def test_a_new_metric(no_java, paths, tmp_path, monkeypatch) -> None:
 
 def test_results_without_it_can_still_be_read(no_java, paths, tmp_path, monkeypatch) -> None:
     results = small.run(paths, tmp_path / "results")
-    monkeypatch.setitem(METRICS, "characters", Metric("characters", "characters of a caption", characters))
-    statistics = Statistics.from_csv((results / "statistics.csv").read_text(), "statistics.csv")
+    monkeypatch.setitem(
+        METRICS, "characters", Metric("characters", "characters of a caption", characters, percent=False)
+    )
+    statistics = Statistics.from_json((results / "statistics.json").read_text(), "statistics.json")
     assert "characters" not in statistics.overall() and "bleu_4" in statistics.overall()

@@ -37,6 +37,6 @@ def test_results_of_another_run_are_refused(finished, tmp_path):
 
 
 def test_an_unfinished_run_is_an_error(finished, tmp_path):
-    (finished["results"] / "metrics.json").unlink()
-    with pytest.raises(CaptionerError, match="metrics.json.*run the evaluate stage"):
+    (finished["results"] / "signature.json").unlink()
+    with pytest.raises(CaptionerError, match="signature.json.*run the evaluate stage"):
         showcase(small.parameters(), **finished, out=tmp_path / "captions.png")

@@ -75,7 +75,7 @@ def test_the_mean_of_the_captions_f1(installed) -> None:
 
 def test_its_statistics_are_kept_and_resampled(installed) -> None:
     statistics = with_slow_metrics(score(REFERENCES, CAPTIONS, meteor=False), REFERENCES, CAPTIONS).statistics
-    back = Statistics.from_csv(statistics.to_csv(), "statistics.csv")
+    back = Statistics.from_json(statistics.to_json(), "statistics.json")
     assert back.columns == statistics.columns and back.overall()["spice"] == pytest.approx((4 / 5 + 2 / 6) / 3)
     [drawn] = resample([back], 50)
     assert {round(3 * value, 6) for value in drawn["spice"]} <= {
@@ -128,7 +128,7 @@ def test_command_line(installed, tmp_path) -> None:
     (tmp_path / "references.json").write_text(json.dumps({"images": images, "annotations": captions}))
     (tmp_path / "results.json").write_text(json.dumps([{"image_id": number, "caption": "a dog"} for number in (1, 2)]))
     result = CliRunner().invoke(main, ["score", str(tmp_path / "references.json"), str(tmp_path / "results.json")])
-    assert "SPICE    0.8000" in result.output, result.output
+    assert "SPICE    80.0" in result.output, result.output
 
 
 def test_a_comparison_of_runs_with_and_without_it_leaves_it_out(installed) -> None:

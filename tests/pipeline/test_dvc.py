@@ -8,6 +8,8 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import h5py
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -43,7 +45,6 @@ def test_every_out_is_there_and_ignored_by_git(done: Workspace) -> None:
         "models/model.safetensors",
         "models/config.json",
         "results/evaluate/per_image.csv",
-        "results/evaluate/statistics.csv",
         "results/evaluate/captions.json",
         "results/report/index.html",
     ]
@@ -51,13 +52,15 @@ def test_every_out_is_there_and_ignored_by_git(done: Workspace) -> None:
         assert (done.folder / out).exists(), out
     assert done.run("git", "check-ignore", *outs).split() == outs
     assert not list(done.folder.rglob("*.partial"))
-    tracked = done.run("git", "ls-files").split()
-    assert {
+    curves = ("learning_rate", "projection_learning_rate", "tokens", *("train_cross_entropy", "val_cross_entropy"))
+    assert set(done.run("git", "ls-files", "dvc.lock", "results").split()) == {
         "dvc.lock",
         "results/train/metrics.json",
-        "results/train/history.csv",
-        "results/evaluate/metrics.json",
-    } <= set(tracked)
+        *(f"results/train/plots/metrics/{name}.tsv" for name in (*curves, "val_token_accuracy")),
+        *(f"results/evaluate/{name}.json" for name in ("metrics", "experiment", "signature", "statistics")),
+        "results/evaluate/plots/beam_sweep.csv",
+        "results/evaluate/plots/examples.png",
+    }
 
 
 def test_another_decoder_trains_and_evaluates_only_and_back_is_restored(done: Workspace) -> None:
@@ -104,6 +107,16 @@ def test_a_mistyped_parameter_is_an_error_without_a_traceback(done: Workspace) -
     done.run("git", "checkout", "-q", "params.yaml")
 
 
+def test_a_mistyped_name_is_an_error_where_all_is_cached_and_can_be_undone(done: Workspace) -> None:
+    output = done.dvc("exp", "run", "-S", "+hidden_size=64", check=False)
+    assert "failed to reproduce 'check'" in output
+    [line] = [line for line in output.splitlines() if line.startswith("Error:")]
+    assert "unknown parameter hidden_size=64; did you mean train.hidden_size?" in line
+    assert "`git checkout params.yaml`" in line
+    done.run("git", "checkout", "-q", "params.yaml")  # as it says
+    assert done.ran(done.dvc("exp", "run")) == [] and done.status() == ""
+
+
 def test_queue_runs_every_combination(done: Workspace) -> None:
     done.dvc("exp", "run", "--queue", "-S", "decoder=lstm,gru", "-S", "seed=1,2")
     done.dvc("queue", "start", "--jobs", "1")
@@ -127,15 +140,31 @@ def test_queue_runs_every_combination(done: Workspace) -> None:
 def test_show_and_diffs_say_something(done: Workspace) -> None:
     done.dvc("exp", "run", "-S", "decoder=lstm")
     table = done.dvc("exp", "show", "--csv")  # the same columns as on a terminal, none cut off
-    for word in ("bleu_4", "meteor", "cider_d", "decoder"):
-        assert word in table
+    columns = table.splitlines()[0].split(",")
+    first = columns.index("Encoder")
+    assert columns[:first] == ["Experiment", "rev", "typ", "Created", "parent"]
+    assert columns[first : first + 4] == ["Encoder", "Decoder", "Attention", "Seed"]
+    scores = [name for name in ("bleu_4", "meteor", "cider_d") if name in columns]  # METEOR needs a Java
+    assert columns[first + 4 : first + 4 + len(scores)] == scores and len(scores) >= 2
     diff = done.dvc("metrics", "diff")
     assert "results/evaluate/metrics.json" in diff and "cross_entropy" in diff
     shown = done.run("make", "-o", "install", "show")
-    assert "bleu_4" in shown and "decoder" in shown and "jpeg" not in shown
+    assert "bleu_4" in shown and "Decoder" in shown and "jpeg" not in shown
+    assert max(map(len, shown.splitlines())) <= 80
+    done.run("python", "-m", "captioner.report.dvc_plots", ".dvc/plots/page.html")  # as `make install` does
+    done.dvc("config", "--local", "plots.html_template", "plots/page.html")
     done.dvc("plots", "show", "-o", "plots")
     page = (done.folder / "plots/index.html").read_text()
-    assert "train_cross_entropy" in page and "beam_size" in page and "cider_d" in page and page.count("<img") == 1
+    assert "cdn" not in page.replace("/schema/", "") and "window.vegaEmbed" in page and page.count("<img") == 1
+    specs = [json.loads(spec) for spec in re.findall(r"var spec = (.*);\n", page)]
+    assert all(spec["encoding"]["x"]["axis"]["tickMinStep"] == 1 for spec in specs)
+    fields = [
+        frozenset((row.get("field") or spec["encoding"]["y"]["field"]) for row in spec["data"]["values"])
+        for spec in specs
+    ]
+    assert len(set(fields)) == len(fields) > 10  # none is drawn twice
+    assert frozenset({"val_cross_entropy"}) in fields and frozenset({"cider_d"}) in fields
+    assert {spec["encoding"]["x"]["title"] for spec in specs} == {"epoch", "beam size"}
     shutil.rmtree(done.folder / "plots")
     done.dvc("plots", "diff", "-o", "plots")
     page = (done.folder / "plots/index.html").read_text()
@@ -164,6 +193,37 @@ def test_a_remote_spares_a_second_clone_the_work(done: Workspace, tmp_path) -> N
         done.folder / "models/model.safetensors"
     ).read_bytes()
     assert clone.ran(clone.dvc("exp", "run", "-S", "decoder=gru")) == ["train", "evaluate"]
+
+
+@pytest.mark.slow
+def test_another_processor_can_run_and_compare(done: Workspace, tmp_path) -> None:
+    """Its features differ in the last bit, so all after them does, and nothing of the commit is in its cache."""
+    first = done.run("git", "rev-list", "--max-parents=0", "HEAD").strip()
+    base = done.run("git", "log", "-1", "--format=%H", "--grep=reference run").strip()
+    for commit in (first, base):  # before and after somebody has committed results
+        clone = _clone(done, tmp_path / commit)
+        clone.run("git", "checkout", "-q", "-B", "here", commit)
+        clone.dvc("repro", "extract", "vocab")
+        path = clone.folder / "data/scenes/features/squeezenet1_1.h5"
+        content = path.read_bytes()
+        path.unlink()  # a link to the cache
+        path.write_bytes(content)
+        with h5py.File(path, "r+") as file:
+            bits = file["features"][:].view(np.uint16)
+            file["features"][:] = np.where(bits & 0x7FFF, bits ^ 1, bits).view(np.float16)
+        clone.dvc("commit", "-f", "-q", "extract")
+        assert clone.ran(clone.dvc("repro")) == ["train", "evaluate"]
+        changed = [line[3:] for line in clone.status().splitlines() if line.startswith((" M", "M", " D", "D"))]
+        assert commit == base or changed == []
+        captioner = ("python", "-c", "from captioner.cli import main; main()")
+        compared = clone.run(*captioner, "compare")
+        assert ("not compared: here: it has no dvc.lock" in compared) == (commit == first)
+        assert ("\n2 - 1 " in compared) == (commit == base)
+        report = clone.run(*captioner, "report", "workspace", "HEAD")
+        assert "not shown: HEAD: " in report and "report.html: workspace\n" in report
+        for command in (("metrics", "diff"), ("plots", "diff"), ("exp", "show", "--no-pager")):
+            assert "Traceback" not in clone.dvc(*command)
+        assert clone.ran(clone.dvc("exp", "run", "-S", "decoder=lstm")) == ["train", "evaluate"]
 
 
 def _clone(workspace: Workspace, folder: Path) -> Workspace:

@@ -144,4 +144,4 @@ def test_the_toy_metric_chooses_the_beam_size(toys, no_java, tmp_path: Path) -> 
     assert metrics["toy"] == pytest.approx(sum(lengths) / len(lengths), abs=1e-6)
     with open(results / "plots/beam_sweep.csv", newline="") as file:
         by_size = {int(row["beam_size"]): float(row["val_toy"]) for row in csv.DictReader(file)}
-    assert len(by_size) == 2 and by_size[metrics["signature"]["beam"]] == max(by_size.values())
+    assert len(by_size) == 2 and by_size[metrics["beam_size"]] == max(by_size.values())

@@ -20,7 +20,7 @@ TINY = {
     "evaluate": {"beam_sizes": [1, 2]},
     "runtime": {"workers": 1, "threads": 1},
 }
-STAGES = ("download", "extract", "vocab", "train", "evaluate")
+STAGES = ("download", "extract", "vocab", "train", "evaluate")  # besides check, which runs after every change
 _KEPT = (
     "stages",
     "captioner",
@@ -38,6 +38,7 @@ _KEPT = (
     "data/README.md",
     ".dvc/config",
     ".dvc/.gitignore",
+    ".dvc/plots",
 )
 
 
@@ -53,7 +54,7 @@ class Workspace:
         for name in _KEPT:
             source, target = ROOT / name, folder / name
             if source.is_dir():
-                shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
+                shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__", "page.html"))
             elif source.exists():
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(source, target)
@@ -99,9 +100,9 @@ class Workspace:
         return self.run("dvc", *arguments, check=check)
 
     def ran(self, output: str) -> list[str]:
-        """The stages that an output of ``dvc repro`` or ``dvc exp run`` shows as executed (neither unchanged nor
-        restored)."""
-        return re.findall(r"Running stage '(\w+)'", output)
+        """The stages but ``check`` that an output of ``dvc repro`` or ``dvc exp run`` shows as executed (neither
+        unchanged nor restored)."""
+        return [stage for stage in re.findall(r"Running stage '(\w+)'", output) if stage != "check"]
 
     def commit(self, message: str) -> None:
         """Commit everything that git does not ignore."""

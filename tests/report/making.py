@@ -11,7 +11,7 @@ from PIL import Image
 
 SCRIPT = "<script>document.title='broken'</script><img src=x onerror=\"document.title='broken'\">"
 CAPTIONS = ["a dog runs", "two cats sleep on a bed", f"a {SCRIPT} dog"]
-SCORES = [0.5, 2.0, 1.0]
+SCORES = [50.0, 200.0, 100.0]
 
 
 def webp(colour: tuple[int, int, int], size: tuple[int, int] = (60, 40)) -> str:
@@ -32,7 +32,7 @@ def experiment(captions: list[str] = CAPTIONS, scores: list[float] = SCORES) -> 
         {
             "words": text.split(),
             "attention": attention(text.split()),
-            "scores": {"cider_d": score, "bleu_4": 1 - score / 4},
+            "scores": {"cider_d": score, "bleu_4": 100 - score / 4},
             "log_probability": -1.0,
             "novelty": index / 2,
         }
@@ -42,16 +42,16 @@ def experiment(captions: list[str] = CAPTIONS, scores: list[float] = SCORES) -> 
         "name": "net + gru, soft attention",
         "signature": {"images": 3, "references": 6, "split": "test", "beam": 3, "fingerprint": "f"},
         "scores": {
-            "cider_d": {"value": 1.0, "low": 0.9, "high": 1.1, "val": 1.2},
+            "cider_d": {"value": 100.0, "low": 90.0, "high": 110.0, "val": 120.0},
             "cross_entropy": {"value": 2.0, "low": None, "high": None, "val": 2.1},
         },
         "history": {
             "epoch": [1, 2, 3],
             "train_cross_entropy": [3.0, 2.5, 2.2],
             "val_cross_entropy": [3.1, 2.7, 2.6],
-            "val_token_accuracy": [0.3, 0.35, 0.36],
+            "val_token_accuracy": [30.0, 35.0, 36.0],
         },
-        "beam_sweep": {"sizes": [1, 3], "chosen": 3, "values": {"cider_d": [0.9, 1.0], "bleu_4": [0.2, 0.25]}},
+        "beam_sweep": {"sizes": [1, 3], "chosen": 3, "values": {"cider_d": [90.0, 100.0], "bleu_4": [20.0, 25.0]}},
         "lengths": {"generated": [0, 0, 0, 2, 0, 0, 1], "references": [0, 0, 0, 3, 3]},
         "parameters": {"decoder": "gru", "train": {"epochs": 3}},
         "model": {"layer": SCRIPT},

@@ -92,7 +92,7 @@ def test_sorts(show):
     page.get_by_label("Order").select_option("best")
     page.get_by_label("Score", exact=True).select_option("bleu_4")
     assert shown(page) == [one, three, two]
-    assert page.locator(".figure").first.text_content() == "BLEU-4 0.875"
+    assert page.locator(".figure").first.text_content() == "BLEU-4 87.5"
 
 
 def test_searches_words_of_captions_and_references(show):
@@ -190,8 +190,12 @@ def contrast(one: list[int], other: list[int]) -> float:
 
 
 def beside() -> dict:
-    other = making.experiment(["a dog runs", "a bird", f"a {making.SCRIPT} dog"], [0.5, 0.1, 0.7])
-    pair = {"first": 0, "second": 1, "differences": {"cider_d": {"value": -0.5, "low": -0.9, "high": -0.1, "p": 0.012}}}
+    other = making.experiment(["a dog runs", "a bird", f"a {making.SCRIPT} dog"], [50.0, 10.0, 70.0])
+    pair = {
+        "first": 0,
+        "second": 1,
+        "differences": {"cider_d": {"value": -50.0, "low": -90.0, "high": -10.0, "p": 0.012}},
+    }
     return making.data(experiments=[making.experiment(), other], pairs=[pair])
 
 
@@ -211,7 +215,7 @@ def test_side_by_side_begins_with_the_largest_difference(show):
     first.locator(".words").nth(1).locator(".word").nth(1).hover()
     assert first.locator(".word.on").all_text_contents() == ["bird"]
     row = page.get_by_role("region", name="Differences").locator("tbody tr").first.inner_text().split("\t")
-    assert row == ["B − A, CIDEr-D", "−0.500", "−0.900 to −0.100", "0.012"]
+    assert row == ["B − A, CIDEr-D", "−50.00", "−90.00 to −10.00", "0.012"]
 
 
 def test_curves_are_drawn(show):

@@ -16,6 +16,7 @@ from captioner.parameters import Parameters, parse_parameters
 from captioner.training import train
 from captioner.training.data import epoch_batches
 from captioner.training.inputs import Inputs, load_inputs
+from captioner.training.logs import CURVES
 from captioner.vocabulary.vocabulary import Vocabulary, build_vocabulary
 
 ANIMALS, COLOURS, PLACES = ["cat", "dog", "horse", "bird"], ["red", "blue", "green"], ["beach", "road", "field"]
@@ -126,9 +127,15 @@ def batches_of(data: dict[str, Path], epochs: int) -> list[int]:
 
 
 def history(folder: Path) -> list[dict[str, str]]:
-    """The rows of a run's history.csv."""
-    with open(folder / "results/history.csv") as file:
-        return list(csv.DictReader(file))
+    """The learning curves of a run, one row an epoch; an empty cell where an epoch lacks a metric."""
+    curves: dict[str, dict[int, str]] = {}
+    for path in sorted((folder / "results" / CURVES).iterdir()):
+        with open(path, newline="") as file:
+            rows = list(csv.DictReader(file, delimiter="\t"))
+        assert len({row["step"] for row in rows}) == len(rows), path  # no epoch twice
+        curves[path.stem] = {int(row["step"]): row[path.stem] for row in rows}
+    epochs = sorted({epoch for curve in curves.values() for epoch in curve})
+    return [{"epoch": str(epoch), **{name: curve.get(epoch, "") for name, curve in curves.items()}} for epoch in epochs]
 
 
 def history_numbers(folder: Path) -> list[dict[str, float]]:
@@ -147,5 +154,6 @@ def with_runtime(parameters: Parameters, **changes: Any) -> Parameters:
 
 def result_bytes(folder: Path) -> dict[str, bytes]:
     """The files that must not differ between an interrupted and an uninterrupted run."""
-    names = ["models/model.safetensors", "models/config.json", "results/history.csv", "results/metrics.json"]
-    return {name: (folder / name).read_bytes() for name in names}
+    names = ["models/model.safetensors", "models/config.json", "results/metrics.json"]
+    curves = [path.relative_to(folder).as_posix() for path in (folder / "results" / CURVES).iterdir()]
+    return {name: (folder / name).read_bytes() for name in (*names, *sorted(curves))}

@@ -43,9 +43,8 @@ def workspace(data: dict[str, Path], tmp_path: Path) -> TrainWorkspace:
 
 def result_of(workspace: TrainWorkspace) -> dict[str, bytes]:
     folder = workspace.folder
-    if not (folder / "results/history.csv").exists():
-        for path in (folder / "results/train").iterdir():
-            shutil.copy(path, folder / "results")
+    if (folder / "results/train").exists():
+        shutil.copytree(folder / "results/train", folder / "results", dirs_exist_ok=True)
     return result_bytes(folder)
 
 

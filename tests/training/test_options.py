@@ -192,7 +192,7 @@ def check_scores(tmp_path: Path, **options: Any) -> None:
     run(tmp_path, data, parameters)
     found = metrics(tmp_path)
     rows = history_numbers(tmp_path)
-    assert found["best_epoch"] == max(rows, key=lambda row: row["val_cider_d"])["epoch"] and found["val_cider_d"] > 0.3
+    assert found["best_epoch"] == max(rows, key=lambda row: row["val_cider_d"])["epoch"] and found["val_cider_d"] > 30
     assert rows[int(found["best_epoch"]) - 1]["val_bleu_4"] == pytest.approx(found["val_bleu_4"], rel=1e-5)
     evaluate(
         parse_parameters(
@@ -206,8 +206,8 @@ def check_scores(tmp_path: Path, **options: Any) -> None:
         report=tmp_path / "report.html",
     )
     scores = json.loads((tmp_path / "evaluation/metrics.json").read_text())
-    assert found["val_cider_d"] == pytest.approx(scores["val_cider_d"], abs=1e-6)
-    assert found["val_bleu_4"] == pytest.approx(scores["val_bleu_4"], abs=1e-6)
+    assert found["val_cider_d"] == pytest.approx(scores["val_cider_d"], abs=1e-4)
+    assert found["val_bleu_4"] == pytest.approx(scores["val_bleu_4"], abs=1e-4)
 
 
 def test_scores_of_validation_are_those_of_evaluate(tmp_path: Path, no_java: None) -> None:
@@ -221,17 +221,18 @@ def test_scores_of_validation_are_those_of_evaluate_with_java(tmp_path: Path) ->
 
 
 def test_columns_are_those_that_were_computed(data: dict[str, Path], tmp_path: Path, no_java: None) -> None:
-    usual = [
+    usual = {
         "epoch",
         "learning_rate",
         "projection_learning_rate",
         "train_cross_entropy",
         "val_cross_entropy",
         "val_token_accuracy",
-    ]
-    assert list(history_numbers(run(tmp_path / "a", data, small_parameters(epochs=1)))[0]) == [*usual, "tokens"]
+        "tokens",
+    }
+    assert set(history_numbers(run(tmp_path / "a", data, small_parameters(epochs=1)))[0]) == usual
     scored = run(tmp_path / "b", data, small_parameters(epochs=1, plateau_on="val_bleu_4"))
-    assert list(history_numbers(scored)[0]) == [*usual, "val_bleu_4", "val_cider_d", "tokens"]
+    assert set(history_numbers(scored)[0]) == {*usual, "val_bleu_4", "val_cider_d"}
 
 
 @pytest.mark.parametrize(

@@ -9,4 +9,4 @@ def _compute(corpus: Corpus) -> MetricValues:
     return MetricValues.mean([len(caption) for caption in corpus.candidates])
 
 
-METRIC = Metric("toy", "characters of a caption", _compute)
+METRIC = Metric("toy", "characters of a caption", _compute, percent=False)

@@ -199,8 +199,9 @@ def whole(data: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Pa
 def test_a_final_share_of_0_is_teacher_forcing(data: dict[str, Path], tmp_path: Path) -> None:
     ours = result_bytes(run(tmp_path / "0", data, small_parameters(**{**OPTIONS, "sampling_rate": 0.0})))
     usual = result_bytes(run(tmp_path / "none", data, small_parameters(epochs=4)))
-    for name in ("models/model.safetensors", "results/history.csv", "results/metrics.json"):
-        assert ours[name] == usual[name]
+    assert ours.keys() == usual.keys() and {name for name in ours if ours[name] != usual[name]} == {
+        "models/config.json"
+    }
 
 
 @pytest.mark.parametrize(
