@@ -32,6 +32,10 @@ img { max-width: 100%; }
 // Vega, Vega-Lite and Vega-Embed, BSD-3-Clause, https://github.com/vega
 (() => {
 VEGA
+// DVC gives an empty chart for a plots file without rows: results that are listed there to be kept in git
+const embed = window.vegaEmbed;
+window.vegaEmbed = (place, chart) =>
+  Object.keys(chart).length ? embed(place, chart) : document.querySelector(place).remove();
 })();
 </script>
 </head>

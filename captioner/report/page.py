@@ -82,8 +82,8 @@ def read_page(page: str, name: str) -> dict[str, Any]:
         data = None
     if not isinstance(data, dict):
         raise CaptionerError(f"{name}: no report; run the evaluate stage again")
-    for name in ("titles", "percent", "heat"):  # those of the page that is made now count
-        data.pop(name, None)
+    for key in ("titles", "percent", "heat"):  # those of the page that is made now count
+        data.pop(key, None)
     if data.pop("format_version", None) != FORMAT_VERSION:
         raise CaptionerError(f"{name}: a report of another version of this program; run the evaluate stage again")
     return data

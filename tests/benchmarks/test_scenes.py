@@ -82,9 +82,9 @@ def test_the_command_tells_the_share(tmp_path: Path) -> None:
             {"image_id": index, "caption": f"a {scene.first.kind} to the left of a {scene.second.kind} on the grass ."}
         )
     (tmp_path / "results" / "evaluate" / "captions.json").write_text(json.dumps(always_left))
-    (tmp_path / "results" / "evaluate" / "metrics.json").write_text(json.dumps({"bleu_4": 0.5}))
+    (tmp_path / "results" / "evaluate" / "metrics.json").write_text(json.dumps({"bleu_4": 50.0}))
     done = CliRunner().invoke(main, ["--root", str(tmp_path)], catch_exceptions=False)
     both, bleu, side = json.loads(done.output.splitlines()[-1])
-    assert both["ratio"] == 1 and both["met"] and bleu["ratio"] == 0.5 and not bleu["met"]
+    assert both["ratio"] == 1 and both["met"] and bleu["ratio"] == 50 and not bleu["met"]
     assert (side["ratio"], side["captions"], side["chance"], side["met"]) == (0.75, 4, 0.5, None)
     assert "in all 6 captions say" in done.output and "always the more frequent order 0.750" in done.output

@@ -36,7 +36,7 @@ def test_it_is_in_every_file_but_the_beam_sweep(tmp_path, monkeypatch) -> None:
     with open(results / "per_image.csv", newline="") as file:
         assert [float(row["spice"]) for row in csv.DictReader(file)] == [10 * number for number in range(12)]
     assert "spice" not in (results / "plots/beam_sweep.csv").read_text().splitlines()[0]
-    assert f"SPICE             {metrics['spice']:8.1f}" in summary(results, paths["captions"], small.REPORT)
+    assert f"SPICE           {metrics['spice']:8.1f}" in summary(results, paths["captions"], small.REPORT)
     [experiment] = read_page((results / "report.html").read_text(), "page")["experiments"]
     assert (
         experiment["scores"]["spice"]["value"] == metrics["spice"] and "spice" not in experiment["beam_sweep"]["values"]

@@ -223,7 +223,7 @@ def test_curves_are_drawn(show):
     titles = page.locator("figcaption").all_inner_texts()
     assert titles == [
         "Cross entropy",
-        "Token accuracy on validation",
+        "Token accuracy on validation, percent",
         "CIDEr-D by beam size",
         "BLEU-4 by beam size",
         "Length of captions, share of each",
@@ -310,7 +310,7 @@ def test_an_image_is_enlarged(show, how):
         "a horse </script> & more",
     ]
     row = viewer.locator("tbody tr", has_text="CIDEr-D").inner_text().split("\t")
-    assert row == ["CIDEr-D", "2.000"] and viewer.locator(".place").inner_text() == "2 of 3"
+    assert row == ["CIDEr-D", "200.0"] and viewer.locator(".place").inner_text() == "2 of 3"
     viewer.locator(".word").first.click()
     assert viewer.locator(".heated").count() == 1 and page.locator(".card .heated").count() == 0
     page.keyboard.press("Escape")

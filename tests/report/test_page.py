@@ -84,7 +84,7 @@ def test_another_file_is_no_report(text):
 
 
 def test_a_page_of_another_version_is_refused():
-    with pytest.raises(CaptionerError, match="another version"):
+    with pytest.raises(CaptionerError, match="^x.html: a report of another version"):
         read_page(render(making.data()).replace('"format_version":4', '"format_version":3'), "x.html")
 
 
