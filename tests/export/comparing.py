@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,10 +11,15 @@ import pytest
 import torch
 
 from captioner.captioning import Captioner, ImageCaptions
-from captioner.captioning.onnx.captioner import OnnxCaptioner, open_session
-from captioner.captioning.onnx.files import MEMORY, STEP
+from captioner.captioning.onnx.beam import beam_search
+from captioner.captioning.onnx.captioner import Graphs, OnnxCaptioner, open_session
+from captioner.captioning.onnx.files import MEMORY, STEP, read_export
+from captioner.captioning.recipe import read_recipe
 from captioner.decoder import Decoder
 from captioner.export.graphs import flatten
+from captioner.features.reading import read_image
+from captioner.model_io import CONFIG
+from captioner.search import beam_search as torch_beam_search
 
 
 def both(models: Path, exported: Path, images: Sequence[Path], **options: object) -> list[list[ImageCaptions]]:
@@ -22,18 +28,37 @@ def both(models: Path, exported: Path, images: Sequence[Path], **options: object
         return [captioner.caption(images, **options) for captioner in (torch_captioner, onnx_captioner)]
 
 
-def assert_same(ours: list[ImageCaptions], theirs: list[ImageCaptions]) -> None:
+def assert_same(ours: list[ImageCaptions], theirs: list[ImageCaptions], tolerance: float = 1e-4) -> None:
+    """The same words in the same order; ``tolerance`` is of log-probabilities per word."""
     for our, their in zip(ours, theirs, strict=True):
         assert (our.name, our.error, our.box) == (their.name, their.error, their.box)
         assert [caption.words for caption in our.captions] == [caption.words for caption in their.captions]
         for one, other in zip(our.captions, their.captions, strict=True):
             assert one.text == other.text
-            assert one.score == pytest.approx(other.score, abs=1e-4)  # the log-probability per word
-            assert one.log_probability == pytest.approx(other.log_probability, abs=1e-4, rel=1e-5)
+            assert one.score == pytest.approx(other.score, abs=tolerance)
+            assert one.log_probability == pytest.approx(other.log_probability, abs=tolerance * (len(one.words) + 1))
             assert (one.attention is None) == (other.attention is None)
             if one.attention is not None:
                 assert one.attention.dtype == other.attention.dtype
                 assert np.allclose(one.attention, other.attention, atol=1e-4)
+
+
+def assert_same_from_features(models: Path, exported: Path, images: Sequence[Path]) -> None:
+    """Features are equal but for the last bits of float16, and captions of the same features to 1e-4 per word."""
+    with Captioner.load(models, "cpu") as captioner:
+        recipe = read_recipe(models / CONFIG, captioner.model.config)
+        pixels = np.stack([read_image(str(path), recipe, False).pixels for path in images])
+        export = read_export(exported)
+        graphs = Graphs(exported, export)
+        features, wanted = graphs.encode(pixels), captioner.encoder(pixels).numpy()
+        assert np.allclose(features.astype(np.float32), wanted.astype(np.float32), rtol=2**-9, atol=2**-9)
+        memory, state = graphs.begin(features)
+        ours = beam_search(graphs.step, memory, state, export.rules, 5, 3)
+        rules = dataclasses.astuple(export.rules)
+        theirs = torch_beam_search(captioner.model.decoder, torch.from_numpy(features), 5, *rules, keep=3)
+    for our, their in zip(ours, theirs, strict=True):
+        assert [one.tokens for one in our] == [one.tokens for one in their]
+        assert [one.score for one in our] == pytest.approx([one.score for one in their], abs=1e-4)
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 from torch import nn
 
 from captioner.captioning import Captioner
-from captioner.captioning.onnx.captioner import OnnxCaptioner
+from captioner.captioning.onnx.captioner import OnnxCaptioner, open_session
 from captioner.captioning.onnx.files import CONFIG, GRAPHS, MEMORY, STEP, read_export, write_config
 from captioner.cli import main
 from captioner.errors import CaptionerError
@@ -73,6 +73,24 @@ def test_a_graph_of_another_decoder(copied: Path) -> None:
         (copied / CONFIG).write_text(write_config(config, changed))
         with pytest.raises(CaptionerError, match=message):
             OnnxCaptioner.load(copied)
+
+
+@pytest.mark.parametrize("location", ["../weights.bin", "{folder}/weights.bin"])
+def test_a_graph_that_names_a_file_elsewhere(location: str, tmp_path: Path, capfd, monkeypatch) -> None:
+    """Weights outside of the graph would be read from any path that it names."""
+    onnx = pytest.importorskip("onnx")
+    (tmp_path / "weights.bin").write_bytes(bytes(16))
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    weights = onnx.TensorProto(name="w", data_type=1, dims=[4], data_location=onnx.TensorProto.EXTERNAL)
+    weights.external_data.add(key="location", value=location.format(folder=tmp_path))
+    ends = [onnx.helper.make_tensor_value_info(name, 1, [4]) for name in ("x", "y")]
+    add = onnx.helper.make_node("Add", ["x", "w"], ["y"])
+    graph = onnx.helper.make_graph([add], "graph", ends[:1], ends[1:], [weights])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10)
+    with pytest.raises(CaptionerError, match="x.onnx: onnxruntime .* cannot load it .*External data path"):
+        open_session(model.SerializeToString(), "x.onnx")
+    assert capfd.readouterr().err == ""
 
 
 @pytest.mark.parametrize(

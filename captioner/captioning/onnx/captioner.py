@@ -22,8 +22,8 @@ _ENCODED = 4  # images at once, as captioner.features.forward.CPU_BATCH: their a
 _BATCH = 64
 
 
-def open_session(graph: bytes, name: str, threads: int = 1) -> Any:
-    """An ``onnxruntime.InferenceSession`` of a graph, on the CPU.
+def open_session(graph: bytes, name: str) -> Any:
+    """An ``onnxruntime.InferenceSession`` of a graph, on one thread of the CPU: each batch has a thread of its own.
 
     Args:
         name: of the graph, for error messages.
@@ -38,8 +38,8 @@ def open_session(graph: bytes, name: str, threads: int = 1) -> Any:
             f"onnxruntime: cannot be imported ({error}); in the program's folder: pip install '.[onnx]'"
         ) from error
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    options.log_severity_level = 3  # errors: warnings of graph optimisations would stand among captions
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 4  # errors are raised, and what else it logs would stand among captions
     try:
         return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's own exceptions have no common base class
