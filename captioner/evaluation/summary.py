@@ -83,7 +83,7 @@ def _scores(metrics: dict[str, Any], signature: dict[str, Any], sweep: list[dict
         val = metrics.get(f"val_{name}")
         lines.append(f"  {title[name]:{width}}  {metrics[name]:8.4f}  {'' if val is None else format(val, '8.4f'):>8}")
     if "meteor" not in metrics:
-        lines.append("  (no METEOR: no Java runs here)")
+        lines.append(f"  (no METEOR: {signature['meteor'].removeprefix('absent: ')})")
     if len(sweep) > 1:
         metric = signature["select_by"]
         column = f"val_{metric}"
