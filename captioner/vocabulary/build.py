@@ -207,7 +207,7 @@ def _warn_about_tokens(vocabulary: Vocabulary, captions: CaptionSet) -> None:
     unspaced = letters > tokens and vocabulary.tokenizer.name != "characters"  # commas may split sentences into clauses
     if unspaced or tokens < _FEW_TOKENS * number:
         remedy = (
-            "split them: -S '+vocab.tokenizer=characters' (Chinese, Japanese, Thai)"
+            "split them: -S '++vocab.tokenizer=characters' (Chinese, Japanese, Thai)"
             if unspaced
             else "write captions of several words, with spaces between them"
         )
