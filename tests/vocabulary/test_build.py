@@ -216,8 +216,16 @@ def test_tokenizer(tmp_path: Path, tokenizer: str, captions: list[str], words: s
 @pytest.mark.parametrize(
     ("tokenizer", "captions", "warning"),
     [
-        ("english", CHINESE, "with vocab.tokenizer=english its captions have 1.0 tokens each; split them: -S '++vocab."),
-        ("english", ["一只狗，在草地上跑，很快"] * 2, "tokenizer=english its captions have 5.0 tokens each; split them"),
+        (
+            "english",
+            CHINESE,
+            "with vocab.tokenizer=english its captions have 1.0 tokens each; split them: -S '++vocab.",
+        ),
+        (
+            "english",
+            ["一只狗，在草地上跑，很快"] * 2,
+            "tokenizer=english its captions have 5.0 tokens each; split them",
+        ),
         ("characters", CHINESE, None),
         ("english", ["dog", "cat", "dog"], "have 1.0 tokens each; write captions of several words"),
         ("characters", ["dog", "cat", "dog"], "have 1.0 tokens each; write captions of several words"),
