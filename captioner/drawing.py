@@ -30,7 +30,8 @@ _SYSTEM_FONTS = (
     "PingFang.ttc",
     "msyh.ttc",
     "leelawui.ttf",
-    "DejaVuSans.ttf",
+    "DejaVuSans.ttf",  # accents, Greek, Cyrillic, Hebrew, Arabic
+    "arial.ttf",
 )
 
 
