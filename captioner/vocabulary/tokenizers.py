@@ -63,7 +63,7 @@ def unspaced_letters(caption: str) -> int:
 @cache
 def _regex() -> Any:
     try:
-        import regex
+        import regex  # type: ignore[import-untyped]
     except ImportError as error:
         raise CaptionerError(
             "vocab.tokenizer: words and characters need the package regex, which is not installed here; pip install "
