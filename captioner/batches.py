@@ -16,7 +16,6 @@ from captioner.device import capture_lock
 from captioner.errors import CaptionerError
 from captioner.features.store import FeatureReader
 from captioner.images.captions import CaptionSet
-from captioner.vocabulary.tokenizer import tokenize
 from captioner.vocabulary.vocabulary import END, PAD, START, Vocabulary
 
 S = TypeVar("S")
@@ -48,7 +47,9 @@ class CaptionTable:
         rows: list[list[int]] = []
         owners: list[int] = []
         for image_id in captions.image_ids(split):
-            encoded = [vocabulary.encode(tokenize(caption)[:max_length]) for caption in captions.captions(image_id)]
+            encoded = [
+                vocabulary.encode(vocabulary.tokenize(caption)[:max_length]) for caption in captions.captions(image_id)
+            ]
             encoded = [ids for ids in encoded if ids]
             if encoded:
                 owners += [len(image_ids)] * len(encoded)

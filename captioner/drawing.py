@@ -2,21 +2,37 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
+import click
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from captioner.features.preprocess import visible_box
 from captioner.report.heat import heat_map
+from captioner.vocabulary.tokenizers import unspaced_letters
 
 _WIDTH, _MARGIN, _GAP = 1200, 28, 8
 _IMAGE = 248  # longest side of an image
 _PANEL = 115  # longest side of a word's panel; seven stand in a row
 _LEGEND = (160, 14)  # size of the heat map's scale
 _INK, _GREY, _PAPER, _RULE = (24, 26, 31), (112, 117, 128), (255, 255, 255), (226, 229, 234)
+# For letters that Pillow's own font lacks: of Linux, macOS and Windows, by what they cover
+_SYSTEM_FONTS = (
+    "NotoSansCJK-Regular.ttc",
+    "NotoSansThai-Regular.ttf",
+    "wqy-microhei.ttc",
+    "Arial Unicode.ttf",
+    "PingFang.ttc",
+    "msyh.ttc",
+    "leelawui.ttf",
+    "DejaVuSans.ttf",  # accents, Greek, Cyrillic, Hebrew, Arabic
+    "arial.ttf",
+)
 
 
 @dataclass(frozen=True)
@@ -25,13 +41,14 @@ class Example:
 
     Attributes:
         image: mode RGB, any size.
-        words: the generated caption.
+        words: the words of the generated caption.
         attention: (T, P) weights, a row a word and the grid row by row; None: no panels are drawn.
         grid: (rows, columns), rows * columns = P.
         box: (left, top, right, bottom), the part of the image that the grid covers, as shares of its width and
             height.
         reference: one of the image's own captions; None where it has none.
         name: the image's file name.
+        text: the generated caption as it is written; None: its words with spaces.
     """
 
     image: Image.Image
@@ -41,6 +58,7 @@ class Example:
     box: tuple[float, float, float, float]
     reference: str | None
     name: str
+    text: str | None = None
 
 
 def visible_part(size: tuple[int, int], preprocessing: dict[str, Any]) -> tuple[float, float, float, float]:
@@ -182,27 +200,31 @@ def _draw_example(example: Example) -> Image.Image:
     columns = (width - left + _GAP) // (_PANEL + _GAP)
     lines = -(-len(panels) // columns)
     line_height = (panels[0].height if panels else 0) + 24
-    caption = _wrap(" ".join(example.words) or "(no words)", _font(22), width - left)
+    said = (example.text if example.text is not None else " ".join(example.words)) or "(no words)"
+    caption_font, reference_font = _font(22, said), _font(15, example.reference or "")
+    caption = _wrap(said, caption_font, width - left)
     reference = (
-        _wrap(f"reference: {example.reference}", _font(15), width - left) if example.reference is not None else []
+        _wrap(f"reference: {example.reference}", reference_font, width - left) if example.reference is not None else []
     )
     text_height = 29 * len(caption) + 21 * len(reference) + 12
     block = Image.new("RGB", (width, max(image.height + 22, text_height + lines * line_height)), _PAPER)
     pen = ImageDraw.Draw(block)
     block.paste(image, (0, 0))
-    pen.text((0, image.height + 4), _clip(example.name, _font(13), _IMAGE), font=_font(13), fill=_GREY)
+    name_font = _font(13, example.name)
+    pen.text((0, image.height + 4), _clip(example.name, name_font, _IMAGE), font=name_font, fill=_GREY)
     y = -4
     for text in caption:
-        pen.text((left, y), text, font=_font(22), fill=_INK)
+        pen.text((left, y), text, font=caption_font, fill=_INK)
         y += 29
     for text in reference:
-        pen.text((left, y), text, font=_font(15), fill=_GREY)
+        pen.text((left, y), text, font=reference_font, fill=_GREY)
         y += 21
     y += 14
     for number, (word, panel) in enumerate(zip(example.words, panels, strict=False)):
         x, line = left + (number % columns) * (_PANEL + _GAP), y + (number // columns) * line_height
         block.paste(panel, (x, line))
-        pen.text((x, line + panel.height + 2), _clip(word, _font(14), _PANEL), font=_font(14), fill=_INK)
+        font = _font(14, word)
+        pen.text((x, line + panel.height + 2), _clip(word, font, _PANEL), font=font, fill=_INK)
     return block
 
 
@@ -213,18 +235,54 @@ def fit(image: Image.Image, side: int) -> Image.Image:
     return image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
 
 
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size)  # ships with Pillow: the same letters on every machine
+def _font(size: int, text: str = "") -> Any:
+    """The font that comes with Pillow, with the same letters on every machine; where it lacks letters of ``text``, the
+    system's font that lacks fewest. Letters that none has are drawn as boxes, with one warning."""
+    fonts = [ImageFont.load_default(size)]
+    lacking = _lacking(fonts[0], text)
+    if lacking:
+        for name in _SYSTEM_FONTS:
+            with contextlib.suppress(OSError):  # not installed
+                fonts.append(ImageFont.truetype(name, size))
+        font = min(fonts, key=lambda font: len(_lacking(font, lacking)))
+        if _lacking(font, lacking):
+            _warn_of_boxes()
+        return font
+    return fonts[0]
+
+
+def _lacking(font: Any, text: str) -> str:
+    """The letters of the text that the font draws as a letter that no font has."""
+    box = font.getmask("\U0010ffff")
+    return "".join(
+        letter
+        for letter in sorted({*text})
+        if not letter.isascii() and (mask := font.getmask(letter)).size == box.size and bytes(mask) == bytes(box)
+    )
+
+
+@cache
+def _warn_of_boxes() -> None:
+    """Once, for every image would say the same."""
+    click.echo(
+        "warning: no font on this machine has some letters of the captions; drawn images show boxes in their place: "
+        "install a font such as Noto Sans CJK",
+        err=True,
+    )
 
 
 def _wrap(text: str, font: Any, width: int) -> list[str]:
-    """Lines of at most ``width`` pixels, broken between words."""
+    """Lines of at most ``width`` pixels, broken between words, and between the letters of scripts without spaces."""
     lines: list[str] = []
     for word in text.split():
         if lines and font.getlength(f"{lines[-1]} {word}") <= width:
             lines[-1] += f" {word}"
-        else:
-            lines.append(_clip(word, font, width))
+            continue
+        lines.append("")
+        for piece in word if unspaced_letters(word) else [word]:
+            if lines[-1] and font.getlength(lines[-1] + piece) > width:
+                lines.append("")
+            lines[-1] += _clip(piece, font, width)
     return lines
 
 

@@ -277,14 +277,17 @@ def check_features(model: Model, store: FeatureStore, folder: str | Path, remedy
 
 
 def check_words(where: str, theirs: Vocabulary, ours: Vocabulary, remedy: str) -> None:
-    """Raise unless both vocabularies have the same words in the same order.
+    """Raise unless both vocabularies have the same tokenizer and the same words in the same order.
 
     Args:
         where: parameter and folder of the model with ``theirs``, for the message.
 
     Raises:
-        CaptionerError: they differ. The message has the first different word, or both sizes.
+        CaptionerError: they differ. The message has both tokenizers, the first different word, or both sizes.
     """
+    their_name, our_name = theirs.tokenizer.name, ours.tokenizer.name
+    if their_name != our_name:
+        raise CaptionerError(f"{where}: its tokenizer is {their_name}, that of this vocabulary {our_name}; {remedy}")
     for row, (their, our) in enumerate(zip(theirs.words, ours.words)):
         if their != our:
             raise CaptionerError(f"{where}: its word {row} is {their!r}, that of this vocabulary {our!r}; {remedy}")

@@ -47,7 +47,7 @@ def example(result: ImageCaptions, grid: tuple[int, int]) -> Example:
     """An image with its best caption and attention, which were asked for."""
     assert result.image is not None
     best, name = result.captions[0], printable(Path(result.name).name)
-    return Example(result.image, best.words, attention_or_none(best.attention), grid, result.box, None, name)
+    return Example(result.image, best.words, attention_or_none(best.attention), grid, result.box, None, name, best.text)
 
 
 def write_sheet(path: Path, examples: list[Example], title: str) -> None:

@@ -15,7 +15,7 @@ class Caption:
     """One caption of an image.
 
     Attributes:
-        text: its words joined with spaces.
+        text: its words joined as the language is written: with spaces, or without (vocab.tokenizer=characters).
         words: each of them.
         log_probability: sum of the natural log-probabilities of the words and of the end.
         score: what captions are ranked by: ``log_probability`` over the number of words and end, to the power that

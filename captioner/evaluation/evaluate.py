@@ -19,14 +19,14 @@ from captioner.evaluation.inputs import EvaluationInputs, load_inputs
 from captioner.evaluation.page_data import page_data
 from captioner.evaluation.sampling import sample_images
 from captioner.images.captions import ONE_IMAGE
-from captioner.metrics import Scorer, Scores
+from captioner.metrics import METRICS, Scorer, Scores
 from captioner.metrics.diversity import TrainingCaptions, diversity
 from captioner.metrics.scores import with_slow_metrics
 from captioner.parameters import Parameters
 from captioner.progress import Progress
 from captioner.report import render
 from captioner.search import Hypothesis
-from captioner.vocabulary.vocabulary import SPECIALS
+from captioner.vocabulary.vocabulary import SPECIALS, Vocabulary
 
 _VALIDATION_ONLY = "the scores are for the validation split, which chose the beam size too"
 _EXAMPLES = 6  # images on the sheet; the same ones in every experiment on a data set, so that sheets can be compared
@@ -54,7 +54,8 @@ def evaluate(
 
     Raises:
         CaptionerError: inputs that are damaged or do not belong together (see ``inputs.load_inputs``), settings that
-            exclude each other, METEOR is to choose and no Java runs, or ``results`` cannot be written.
+            exclude each other, METEOR is to choose and no Java runs or the captions are not English, or ``results``
+            cannot be written.
     """
     options = parameters.evaluate
     sizes = tuple(sorted(set(options.beam_sizes)))
@@ -75,6 +76,7 @@ def evaluate(
         int(inputs.model.config["max_length"]),
         inputs.model.decoder.config.decoder,
     )
+    _check_selection(options.select_by, vocabulary)
     ids = {split: inputs.captions.image_ids(split) for split in splits}
     with inputs.store.reader("auto", "cpu") as reader:
         searcher = SplitDecoder(inputs, reader, options, device)
@@ -88,7 +90,9 @@ def evaluate(
         }
         scores = _score(inputs, found, splits if options.select_by == "meteor" else (headline,))
         beam = choose_beam({size: scores["val"][size].overall for size in sizes}, options.select_by)
-        scores[headline][beam] = with_slow_metrics(scores[headline][beam], *_captions(inputs, found[headline][beam]))
+        scores[headline][beam] = with_slow_metrics(
+            scores[headline][beam], *_captions(inputs, found[headline][beam]), tokenizer=vocabulary.tokenizer
+        )
         chosen = sample_images(ids[headline], _EXAMPLES)
         gallery = sample_images(ids[headline], options.report_images)
         shown = searcher.with_attention(ids[headline], {*chosen, *gallery}, beam)
@@ -139,6 +143,14 @@ def evaluate(
     )
 
 
+def _check_selection(select_by: str, vocabulary: Vocabulary) -> None:
+    if METRICS[select_by].english_only and not vocabulary.tokenizer.english:
+        raise CaptionerError(
+            f"evaluate.select_by={select_by}: this metric knows English only, but the model's tokenizer is "
+            f"{vocabulary.tokenizer.name}; set evaluate.select_by=cider_d"
+        )
+
+
 def choose_beam(scores: Mapping[int, Mapping[str, float]], select_by: str) -> int:
     """The beam size with the best validation score; of equal ones the smallest.
 
@@ -157,7 +169,8 @@ def _variety(inputs: EvaluationInputs, found: Mapping[int, Mapping[int, Hypothes
     """Beam size -> what its captions are like."""
     vocabulary = inputs.model.vocabulary
     known = TrainingCaptions.of(
-        text for image in inputs.captions.image_ids("train") for text in inputs.captions.captions(image)
+        (text for image in inputs.captions.image_ids("train") for text in inputs.captions.captions(image)),
+        vocabulary.tokenizer,
     )
     return {
         size: diversity(
@@ -179,8 +192,9 @@ def _warnings(parameters: Parameters, inputs: EvaluationInputs, evaluation: Eval
             "The encoder's bundled weights were trained on drawn scenes; with weights trained on photographs the "
             "captions are much better."
         )
-    if "meteor" not in evaluation.scores[evaluation.split][evaluation.beam].overall:
-        found.append("METEOR is absent, for no Java ran.")
+    headline = evaluation.scores[evaluation.split][evaluation.beam]
+    if "meteor" not in headline.overall:
+        found.append(f"METEOR is {headline.signature['meteor']}.")
     return found
 
 
@@ -198,6 +212,7 @@ def examples(inputs: EvaluationInputs, hypotheses: Mapping[int, Hypothesis]) -> 
                 box=visible_part(image.size, inputs.store.preprocessing),
                 reference=inputs.captions.captions(image_id)[0],
                 name=inputs.captions.file_name(image_id),
+                text=inputs.model.vocabulary.decode(hypothesis.tokens),
             )
         )
     return sheet
@@ -212,7 +227,8 @@ def _score(
     the splits without it.
     """
     scores: dict[str, dict[int, Scores]] = {}
-    with Scorer(meteor=True) as full, Scorer(meteor=False) as plain:
+    tokenizer = inputs.model.vocabulary.tokenizer
+    with Scorer(meteor=True, tokenizer=tokenizer) as full, Scorer(meteor=False, tokenizer=tokenizer) as plain:
         for split in sorted(found, key=lambda split: split in with_meteor):
             scores[split] = {}
             for size, hypotheses in found[split].items():

@@ -25,7 +25,7 @@ from captioner.metrics import METRICS
 from captioner.metrics.diversity import DIVERSITY
 from captioner.metrics.registry import TEACHER_FORCING
 from captioner.parameters import Parameters
-from captioner.vocabulary.tokenizer import tokenize
+from captioner.vocabulary.tokenizers import ENGLISH, Tokenizer
 
 _SIDE, _QUALITY = 400, 75  # of an image in the page: a photo has some 13 KB
 _NOVEL = 4  # words of a phrase that is looked for in the training captions
@@ -56,7 +56,7 @@ def page_data(
     scores = evaluation.scores[evaluation.split][evaluation.beam]
     ids = [*shown, *(image for image in evaluation.hypotheses if image not in shown)]
     words = {image: [model.vocabulary.words[word] for word in evaluation.hypotheses[image].tokens] for image in ids}
-    novel = novelty(words, inputs.captions)
+    novel = novelty(words, inputs.captions, model.vocabulary.tokenizer)
     experiment = {
         "name": f"{config['encoder']} + {config['decoder']['decoder']}, {config['decoder']['attention']} attention",
         "signature": signature(evaluation),
@@ -84,6 +84,7 @@ def page_data(
         "captions": [
             {
                 "words": words[image],
+                "text": model.vocabulary.decode(evaluation.hypotheses[image].tokens),
                 "attention": _attention(shown[image]) if image in shown else None,
                 "scores": {name: round(display(name, scores.per_image[image][name]), 2) for name in scores.overall},
                 "log_probability": round(float(evaluation.hypotheses[image].log_probability), 4),
@@ -112,19 +113,23 @@ def page_data(
     }
 
 
-def novelty(captions: Mapping[int, Sequence[str]], known: CaptionSet) -> dict[int, float]:
+def novelty(
+    captions: Mapping[int, Sequence[str]], known: CaptionSet, tokenizer: Tokenizer = ENGLISH
+) -> dict[int, float]:
     """Of each caption the share of its phrases of four words (all of it, where it is shorter) that no training caption
     has.
 
     Args:
         captions: image id -> words.
+        known: training captions among others, as written.
+        tokenizer: that makes words of them.
     """
     phrases = {image: list(_phrases(words, min(_NOVEL, max(1, len(words))))) for image, words in captions.items()}
     sizes = {len(phrase) for group in phrases.values() for phrase in group}
     new = {phrase for group in phrases.values() for phrase in group}
     for image in known.image_ids("train"):
         for text in known.captions(image):
-            words = tokenize(text)
+            words = tokenizer.tokenize(text)
             for size in sizes:
                 new.difference_update(_phrases(words, size))
     return {
@@ -166,7 +171,9 @@ def _lengths(inputs: EvaluationInputs, evaluation: Evaluation) -> dict[str, list
     """How many captions have 0, 1, 2, ... words: generated ones of the whole split, and its references."""
     generated = Counter(len(hypothesis.tokens) for hypothesis in evaluation.hypotheses.values())
     references = Counter(
-        len(tokenize(text)) for image in evaluation.hypotheses for text in inputs.captions.captions(image)
+        len(evaluation.vocabulary.tokenize(text))
+        for image in evaluation.hypotheses
+        for text in inputs.captions.captions(image)
     )
     longest = max([*generated, *references])
     return {

@@ -87,7 +87,7 @@ def _scores(metrics: dict[str, Any], signature: dict[str, Any], sweep: list[dict
         lines.append(f"  {title[name]:{width}}  {cells[0]:>8}  {cells[1]:>8}")
     lines.append("  (percent; cross entropy in nats a token)")
     if "meteor" not in metrics:
-        lines.append("  (no METEOR: no Java runs here)")
+        lines.append(f"  (no METEOR: {signature['meteor'].removeprefix('absent: ')})")
     if len(sweep) > 1:
         metric = signature["select_by"]
         column = f"val_{metric}"

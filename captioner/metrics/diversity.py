@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from captioner.vocabulary.tokenizer import tokenize
+from captioner.vocabulary.tokenizers import ENGLISH, Tokenizer
 
 DIVERSITY = {  # name -> title
     "distinct_1": "distinct-1",
@@ -20,14 +20,15 @@ DIVERSITY = {  # name -> title
 
 @dataclass(frozen=True)
 class TrainingCaptions:
-    """The training captions' tokens, joined with spaces."""
+    """The training captions' tokens, joined with spaces, and the tokenizer that made them."""
 
     texts: frozenset[str]
+    tokenizer: Tokenizer = ENGLISH
 
     @classmethod
-    def of(cls, captions: Iterable[str]) -> TrainingCaptions:
+    def of(cls, captions: Iterable[str], tokenizer: Tokenizer = ENGLISH) -> TrainingCaptions:
         """Of captions as written."""
-        return cls(frozenset(" ".join(tokenize(caption)) for caption in captions))
+        return cls(frozenset(" ".join(tokenizer.tokenize(caption)) for caption in captions), tokenizer)
 
 
 def diversity(captions: Sequence[str], training: TrainingCaptions, vocabulary_size: int) -> dict[str, float]:
@@ -45,7 +46,7 @@ def diversity(captions: Sequence[str], training: TrainingCaptions, vocabulary_si
         training: what the model was trained on.
         vocabulary_size: words that the model can say, special ones apart.
     """
-    tokens = [tokenize(caption) for caption in captions]
+    tokens = [training.tokenizer.tokenize(caption) for caption in captions]
     words = [word for caption in tokens for word in caption]
     pairs = [pair for caption in tokens for pair in zip(caption, caption[1:])]
     novel = sum(" ".join(caption) not in training.texts for caption in tokens)

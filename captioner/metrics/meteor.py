@@ -157,4 +157,5 @@ METRIC = Metric(
     meteor_statistics.combine,
     program=Meteor,
     version=NAME,
+    english_only=True,
 )

@@ -76,6 +76,7 @@ class Metric:
         program: starts the program that ``compute`` finds in ``Corpus.programs``; such a metric needs a Java, and runs
             in parallel to the others.
         version: name and version of the program, for the signature of the scores.
+        english_only: knows English words; left out where the tokenizer is of other languages.
         slow: computed for the final captions only.
         percent: values are fractions, which files, tables and pages show times 100, as papers print them; False: as
             they are.
@@ -89,6 +90,7 @@ class Metric:
     combine: Callable[[Mapping[str, np.ndarray]], np.ndarray] | None = None
     program: Callable[[Java], Program] | None = None
     version: str = ""
+    english_only: bool = False
     slow: bool = False
     percent: bool = True
     available: Callable[[], bool] = lambda: True

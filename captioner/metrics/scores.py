@@ -16,6 +16,7 @@ from captioner.metrics.metric import Corpus, MetricValues, Program
 from captioner.metrics.registry import METRICS
 from captioner.metrics.statistics import Statistics, make_statistics
 from captioner.vocabulary.tokenizer import scored_tokens
+from captioner.vocabulary.tokenizers import ENGLISH, Tokenizer
 
 OWN_TOKENIZER = "captioner (Penn Treebank style; no Java runs here)"
 
@@ -58,18 +59,20 @@ class Scorer:
 
     Args:
         meteor: False leaves out METEOR, and any other metric that starts a program.
+        tokenizer: of captions and references. Metrics for English alone are left out with those of other languages.
 
     Raises:
         CaptionerError: pycocoevalcap is not installed properly.
     """
 
-    def __init__(self, *, meteor: bool = True) -> None:
-        self._java = find_java()
+    def __init__(self, *, meteor: bool = True, tokenizer: Tokenizer = ENGLISH) -> None:
+        self._tokenizer = tokenizer
+        self._java = find_java() if tokenizer.english else None
         self._wanted = meteor
         self._programs: dict[str, Program] = {}
         if self._java and meteor:
             for metric in METRICS.values():
-                if metric.program:
+                if metric.program and (tokenizer.english or not metric.english_only):
                     self._programs[metric.name] = metric.program(self._java)
 
     def __enter__(self) -> Scorer:
@@ -85,7 +88,7 @@ class Scorer:
 
     def references(self, references: Mapping[Hashable, Sequence[str]]) -> References:
         """Tokenize references that ``score`` will get more than once."""
-        tokens = iter(_tokenize([text for texts in references.values() for text in texts], self._java))
+        tokens = iter(_tokenize([text for texts in references.values() for text in texts], self._java, self._tokenizer))
         return References(references, {key: [next(tokens) for _ in texts] for key, texts in references.items()})
 
     def score(
@@ -94,7 +97,7 @@ class Scorer:
         """Score one caption for each image against that image's references; see the function ``score``."""
         texts = references.texts if isinstance(references, References) else references
         _check(texts, candidates)
-        corpus = _corpus(references, candidates, self._java, self._programs)
+        corpus = _corpus(references, candidates, self._java, self._tokenizer, self._programs)
         if not any(text for group in corpus.references for text in group):
             raise CaptionerError("references: none of them has a word; give captions in words")
         values = self._compute(corpus)
@@ -121,11 +124,14 @@ class Scorer:
         return {metric.name: values[metric.name] for metric in metrics if metric.name in values}
 
     def _signature(self, references: Mapping[Hashable, Sequence[str]]) -> dict[str, Any]:
-        absent = "absent: not asked for" if not self._wanted else "absent: no Java runs here"
+        if not self._wanted:
+            absent = "absent: not asked for"
+        else:
+            absent = "absent: no Java runs here" if self._tokenizer.english else "absent: it knows English only"
         return {
             "tool": "pycocoevalcap",
             "version": importlib.metadata.version("pycocoevalcap"),
-            "tokenizer": ptb.NAME if self._java else OWN_TOKENIZER,
+            "tokenizer": _tokenizer_name(self._tokenizer, self._java),
             **{
                 metric.name: metric.version if metric.name in self._programs else absent
                 for metric in METRICS.values()
@@ -139,30 +145,40 @@ class Scorer:
 
 
 def score(
-    references: Mapping[Hashable, Sequence[str]], candidates: Mapping[Hashable, str], *, meteor: bool = True
+    references: Mapping[Hashable, Sequence[str]],
+    candidates: Mapping[Hashable, str],
+    *,
+    meteor: bool = True,
+    tokenizer: Tokenizer = ENGLISH,
 ) -> Scores:
     """Score one caption for each image against that image's references.
 
-    Captions are tokenized by Stanford's PTBTokenizer where a Java runs, else by our own tokenizer; the signature says
-    which. Without a Java, METEOR is absent. CIDEr-D takes its document frequencies from ``references``: scores of a
+    English captions are tokenized by Stanford's PTBTokenizer where a Java runs, else by our own tokenizer; those of
+    other languages by their own. The signature says which. METEOR is absent without a Java, and for other languages.
+    CIDEr-D takes its document frequencies from ``references``: scores of a
     subset are not comparable with those of the whole. Slow metrics (SPICE) are added by ``with_slow_metrics``.
 
     Args:
         references: image id -> its captions, as written.
         candidates: image id -> the caption to score, as written; may be empty. The same ids as ``references``.
         meteor: False leaves METEOR out (it takes seconds to start; ``Scorer`` starts it once for many calls).
+        tokenizer: of both; one of ``captioner.vocabulary.tokenizers``.
 
     Raises:
         CaptionerError: no image, an image on one side only, an image without references, references without a word, or
             a Java program failed.
     """
     _check(references, candidates)
-    with Scorer(meteor=meteor) as scorer:
+    with Scorer(meteor=meteor, tokenizer=tokenizer) as scorer:
         return scorer.score(references, candidates)
 
 
 def with_slow_metrics(
-    scores: Scores, references: Mapping[Hashable, Sequence[str]], candidates: Mapping[Hashable, str]
+    scores: Scores,
+    references: Mapping[Hashable, Sequence[str]],
+    candidates: Mapping[Hashable, str],
+    *,
+    tokenizer: Tokenizer = ENGLISH,
 ) -> Scores:
     """The same scores, with the slow metrics that are available on this machine.
 
@@ -170,14 +186,19 @@ def with_slow_metrics(
         scores: of these captions.
         references: image id -> captions as written.
         candidates: image id -> the caption to score, in the order of ``scores.per_image``.
+        tokenizer: that ``scores`` were computed with.
 
     Raises:
         CaptionerError: a program failed or took too long.
     """
-    metrics = [metric for metric in METRICS.values() if metric.slow and metric.available()]
+    metrics = [
+        metric
+        for metric in METRICS.values()
+        if metric.slow and (tokenizer.english or not metric.english_only) and metric.available()
+    ]
     if not metrics:
         return scores
-    corpus = _corpus(references, candidates, find_java())
+    corpus = _corpus(references, candidates, find_java() if tokenizer.english else None, tokenizer)
     values = {metric.name: metric.compute(corpus) for metric in metrics}
     added, table = _per_image(candidates, values), make_statistics(list(candidates), values)
     return Scores(
@@ -197,14 +218,15 @@ def _corpus(
     references: Mapping[Hashable, Sequence[str]] | References,
     candidates: Mapping[Hashable, str],
     java: Java | None,
+    tokenizer: Tokenizer,
     programs: Mapping[str, Program] | None = None,
 ) -> Corpus:
     """The captions and references, tokenized together; references that are tokenized already are kept."""
     if isinstance(references, References):
-        tokens = _tokenize(list(candidates.values()), java)
+        tokens = _tokenize(list(candidates.values()), java, tokenizer)
         return Corpus(tokens, [references.tokens[key] for key in candidates], programs or {})
     texts = [text for key in candidates for text in (candidates[key], *references[key])]
-    found = iter(_tokenize(texts, java))
+    found = iter(_tokenize(texts, java, tokenizer))
     pairs = [(next(found), [next(found) for _ in references[key]]) for key in candidates]
     return Corpus([candidate for candidate, _ in pairs], [group for _, group in pairs], programs or {})
 
@@ -244,7 +266,16 @@ def first_few(keys: Sequence[Hashable]) -> str:
     return ", ".join(map(repr, keys[:5])) + (f" and {len(keys) - 5} more" if len(keys) > 5 else "")
 
 
-def _tokenize(captions: list[str], java: Java | None) -> list[str]:
+def _tokenize(captions: list[str], java: Java | None, tokenizer: Tokenizer) -> list[str]:
+    """Tokens joined with spaces, as metrics take them, whatever the language."""
+    if not tokenizer.english:
+        return [" ".join(tokenizer.tokenize(caption)) for caption in captions]
     if java:
         return ptb.ptb_tokenize(captions, java)
     return [" ".join(scored_tokens(caption)) for caption in captions]
+
+
+def _tokenizer_name(tokenizer: Tokenizer, java: Java | None) -> str:
+    if not tokenizer.english:
+        return f"{tokenizer.name} (captioner; UAX 29 by regex {importlib.metadata.version('regex')})"
+    return ptb.NAME if java else OWN_TOKENIZER

@@ -90,4 +90,4 @@ def _compute(corpus: Corpus) -> MetricValues:
     return MetricValues.mean(spice(java, list(zip(corpus.candidates, corpus.references, strict=True))))
 
 
-METRIC = Metric("spice", "SPICE", _compute, version=NAME, slow=True, available=is_available)
+METRIC = Metric("spice", "SPICE", _compute, version=NAME, english_only=True, slow=True, available=is_available)

@@ -36,6 +36,13 @@ def optimizers() -> Iterable[str]:
     return OPTIMIZERS
 
 
+def tokenizers() -> Iterable[str]:
+    """Values of ``vocab.tokenizer``."""
+    from captioner.vocabulary.tokenizers import TOKENIZERS
+
+    return TOKENIZERS
+
+
 def metrics() -> Iterable[str]:
     """Values of ``evaluate.select_by``."""
     from captioner.metrics.scores import METRICS

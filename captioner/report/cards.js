@@ -4,7 +4,7 @@ const letter = (place) => String.fromCharCode(65 + place);
 function imageOf(item) {
   const { image, captions } = item;
   if (!image.webp) return null;
-  const alt = captions.map((caption, number) => (captions.length > 1 ? `${letter(number)}: ` : "") + (caption.words.join(" ") || "no words")).join("; ");
+  const alt = captions.map((caption, number) => (captions.length > 1 ? `${letter(number)}: ` : "") + (textOf(caption) || "no words")).join("; ");
   const shot = make("span", { class: "shot" }, make("img", { alt, width: image.width, height: image.height, decoding: "async", src: `data:image/webp;base64,${image.webp}` }));
   shot.style.setProperty("--ratio", image.width / image.height);
   return shot;

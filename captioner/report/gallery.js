@@ -17,11 +17,15 @@ function orders(several) {
 }
 
 function wordsOf(text) {
-  return text.toLowerCase().split(/[^\p{L}\p{N}'-]+/u).filter(Boolean);
+  return text.toLowerCase().split(/[^\p{L}\p{M}\p{N}'-]+/u).filter(Boolean);
 }
 
+// Where no space says where a word begins, it may begin anywhere.
+const UNSPACED = /[\p{sc=Han}\p{sc=Hiragana}\p{sc=Katakana}\p{sc=Thai}\p{sc=Lao}\p{sc=Khmer}\p{sc=Myanmar}]/u;
+const matches = (text, sought) => text.startsWith(sought) || (UNSPACED.test(sought) && text.includes(sought));
+
 function searched(item) {
-  item.text = item.text || [...new Set([...item.captions.flatMap((caption) => caption.words.map((word) => word.toLowerCase())),
+  item.text = item.text || [...new Set([...item.captions.flatMap((caption) => [...caption.words, textOf(caption)].map((word) => word.toLowerCase())),
     ...item.image.references.flatMap(wordsOf), ...wordsOf(item.image.name), item.image.name.toLowerCase()])];
   return item.text;
 }
@@ -64,7 +68,7 @@ function gallery(section) {
   const arrange = () => {
     const key = sorts.find(([value]) => value === choices.sort)[2];
     const sought = choices.q.toLowerCase().split(/\s+/).filter(Boolean);
-    found = sought.length ? items.filter((item) => sought.every((word) => searched(item).some((other) => other.startsWith(word)))) : sample.length ? [...sample] : [...items];
+    found = sought.length ? items.filter((item) => sought.every((word) => searched(item).some((other) => matches(other, word)))) : sample.length ? [...sample] : [...items];
     const keys = new Map(found.map((item) => [item, key(item, choices.metric)]));
     found.sort((a, b) => keys.get(b) - keys.get(a) || a.place - b.place);
     const sampled = found.filter((item) => item.image.webp).length;

@@ -65,14 +65,28 @@ function showHeat(shot, cells, [rows, columns], [left, top, right, bottom]) {
   shot.classList.add("heated");
 }
 
+// The caption as it is written; pages of older versions have its words alone.
+const textOf = (caption) => (caption.text === undefined ? caption.words.join(" ") : caption.text);
+
+// What stands between each word and the next: a space, or nothing in languages that are written without.
+function gaps(caption) {
+  const text = textOf(caption);
+  let at = 0;
+  return caption.words.map((word) => {
+    at += word.length;
+    return text[at] === " " ? text[at++] : "";
+  });
+}
+
 // One caption. With attention its words are a group of buttons of which one is in the tab order; the arrow keys, Home and End go through
 // the others. scope: the element in which one word at a time is lit.
 function captionLine(caption, grid, shot, label, scope) {
   if (!caption.words.length) return make("p", { class: "words" }, make("span", { class: "none" }, "(no words)"));
+  const after = gaps(caption);
   if (!caption.attention || !shot) {
-    return make("p", { class: "words" }, ...caption.words.flatMap((word) => [make("span", { class: "word" }, word), " "]));
+    return make("p", { class: "words" }, ...caption.words.flatMap((word, place) => [make("span", { class: "word" }, word), after[place]]));
   }
-  const line = make("p", { class: "words", role: "group", "aria-label": `${label}: ${caption.words.join(" ")}` });
+  const line = make("p", { class: "words", role: "group", "aria-label": `${label}: ${textOf(caption)}` });
   let pinned = null;
   let map = null;
   const show = (place) => {
@@ -94,7 +108,7 @@ function captionLine(caption, grid, shot, label, scope) {
       pinned = pinned === place ? null : place;
       show(pinned);
     });
-    line.append(button, place + 1 < caption.words.length ? " " : "");
+    line.append(button, after[place]);
     return button;
   });
   line.addEventListener("mouseleave", () => show(pinned));

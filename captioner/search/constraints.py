@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from captioner.errors import CaptionerError
-from captioner.vocabulary.tokenizer import tokenize
 from captioner.vocabulary.vocabulary import END, PAD, START, UNK, Vocabulary
 
 
@@ -96,7 +95,7 @@ def prefix_words(text: str, vocabulary: Vocabulary, max_length: int, name: str) 
     Raises:
         CaptionerError: a word is not in the vocabulary, or there are more than ``max_length``.
     """
-    tokens = tokenize(text)
+    tokens = vocabulary.tokenize(text)
     ids = vocabulary.encode(tokens)
     if UNK in ids:
         word = tokens[ids.index(UNK)]

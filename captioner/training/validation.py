@@ -92,7 +92,8 @@ class Validator:
 
     @cached_property
     def _scorer(self) -> Scorer:
-        return Scorer(meteor=False)  # METEOR would look for Java, which takes a moment
+        # METEOR would look for Java, which takes a moment
+        return Scorer(meteor=False, tokenizer=self._inputs.vocabulary.tokenizer)
 
     @cached_property
     def _references(self) -> References:

@@ -13,7 +13,7 @@ from captioner.errors import CaptionerError
 from captioner.images.captions import CaptionSet
 from captioner.parameters import RuntimeParameters, VocabParameters
 from captioner.sidecar import write_atomically
-from captioner.vocabulary.tokenizer import tokenize
+from captioner.vocabulary.tokenizers import TOKENIZERS, unspaced_letters
 from captioner.vocabulary.vectors import load_vectors
 from captioner.vocabulary.vocabulary import PAD, SPECIALS, Vocabulary, vocabulary_of_counts
 
@@ -21,6 +21,8 @@ from captioner.vocabulary.vocabulary import PAD, SPECIALS, Vocabulary, vocabular
 _STD = 0.7
 # Below either the default vocab.min_count, meant for thousands of captions, leaves out words that matter.
 _LOW_COVERAGE, _FEW_IMAGES = 0.5, 50
+# A caption of fewer tokens on average was not split
+_FEW_TOKENS = 1.5
 
 
 def build(
@@ -66,19 +68,22 @@ def build(
         raise _unwritable(vocab, error) from error
     _report(vocabulary, vocab)
     _warn_about_coverage(vocabulary, len(caption_set.image_ids("train")), vocab)
+    _warn_about_tokens(vocabulary, caption_set)
 
 
 def read_words(parameters: VocabParameters, captions: CaptionSet) -> Vocabulary:
     """The vocabulary of the training captions, each truncated to ``max_length`` tokens as in training.
 
     Raises:
-        CaptionerError: no training caption contains a word, or no word is frequent enough.
+        CaptionerError: no training caption contains a word, no word is frequent enough, or a package that the
+            tokenizer needs is missing.
     """
     counts: Counter[str] = Counter()
+    tokenizer = TOKENIZERS[parameters.tokenizer]
     number = longest = cut = 0
     for image_id in captions.image_ids("train"):
         for caption in captions.captions(image_id):
-            found = tokenize(caption)
+            found = tokenizer.tokenize(caption)
             number += bool(found)
             longest = max(longest, len(found))
             cut += len(found) > parameters.max_length
@@ -90,6 +95,7 @@ def read_words(parameters: VocabParameters, captions: CaptionSet) -> Vocabulary:
             "download.limit"
         )
     facts = {
+        "tokenizer": tokenizer.name,
         "min_count": parameters.min_count,
         "max_length": parameters.max_length,
         "seed": parameters.seed,
@@ -188,5 +194,25 @@ def _warn_about_coverage(vocabulary: Vocabulary, images: int, path: Path) -> Non
         click.echo(
             f"warning: {path}: with vocab.min_count={min_count}, {1 - covered:.1%} of the words of {images:,} training "
             "images are unknown to the model; lower it: -S vocab.min_count=1, or add captions",
+            err=True,
+        )
+
+
+def _warn_about_tokens(vocabulary: Vocabulary, captions: CaptionSet) -> None:
+    """Say so where the tokenizer does not split the captions: the model would learn whole sentences as words."""
+    tokens, number = vocabulary.facts["tokens"], vocabulary.facts["captions"]
+    letters = sum(
+        unspaced_letters(caption) for image in captions.image_ids("train") for caption in captions.captions(image)
+    )
+    unspaced = letters > tokens and vocabulary.tokenizer.name != "characters"  # commas may split sentences into clauses
+    if unspaced or tokens < _FEW_TOKENS * number:
+        remedy = (
+            "split them: -S '++vocab.tokenizer=characters' (Chinese, Japanese, Thai)"
+            if unspaced
+            else "write captions of several words, with spaces between them"
+        )
+        click.echo(
+            f"warning: {captions.path}: with vocab.tokenizer={vocabulary.tokenizer.name} its captions have "
+            f"{tokens / number:.1f} tokens each; {remedy}",
             err=True,
         )

@@ -12,7 +12,7 @@ from typing import Any
 from captioner.errors import CaptionerError
 from captioner.fingerprint import fingerprint
 from captioner.sidecar import write_atomically
-from captioner.vocabulary.tokenizer import tokenize
+from captioner.vocabulary.tokenizers import ENGLISH, TOKENIZERS, Tokenizer
 
 PAD, START, END, UNK = 0, 1, 2, 3
 SPECIALS = ("<pad>", "<start>", "<end>", "<unk>")
@@ -26,11 +26,15 @@ class Vocabulary:
     Args:
         words: all words, the four special words first.
         counts: number of occurrences of each word in the training captions; 0 for special words.
-        facts: further contents of the file (``min_count``, ``max_length``, ``vectors``, ``coverage`` ...);
-            JSON-serialisable.
+        facts: further contents of the file (``tokenizer``, ``min_count``, ``max_length``, ``vectors``, ``coverage``
+            ...); JSON-serialisable.
+
+    Attributes:
+        tokenizer: how captions become these words; ``english`` where the facts name none, as in older files.
 
     Raises:
-        CaptionerError: the special words are not first, a word is repeated, or counts and words differ in length.
+        CaptionerError: the special words are not first, a word is repeated, counts and words differ in length, or the
+            tokenizer is unknown.
     """
 
     def __init__(
@@ -39,6 +43,7 @@ class Vocabulary:
         self.words = list(words)
         self.counts = list(counts) if counts is not None else [0] * len(self.words)
         self.facts = dict(facts or {})
+        self.tokenizer = _tokenizer(self.facts.get("tokenizer", ENGLISH.name))
         if tuple(self.words[: len(SPECIALS)]) != SPECIALS:
             raise CaptionerError(
                 f"vocabulary: its first words are {self.words[:4]!r}, not {' '.join(SPECIALS)}; run the vocab stage "
@@ -66,8 +71,18 @@ class Vocabulary:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 (hex) of the ordered words and the maximum length, which determine the ids of a caption."""
-        return fingerprint({"words": self.words, "max_length": self.max_length})
+        """SHA-256 (hex) of what determines the ids of a caption: ordered words, maximum length and tokenizer."""
+        # english is left out: older vocabularies do not name it
+        named = {} if self.tokenizer == ENGLISH else {"tokenizer": self.tokenizer.name}
+        return fingerprint({"words": self.words, "max_length": self.max_length, **named})
+
+    def tokenize(self, caption: str) -> list[str]:
+        """The tokens of a caption as written; of unknown words too.
+
+        Raises:
+            CaptionerError: a package that the tokenizer needs is missing.
+        """
+        return self.tokenizer.tokenize(caption)
 
     def encode(self, tokens: Iterable[str]) -> list[int]:
         """Ids of tokens, UNK for unknown ones; adds neither START nor END and does not truncate.
@@ -77,7 +92,7 @@ class Vocabulary:
         return [row if (row := self._ids.get(token, UNK)) >= len(SPECIALS) else UNK for token in tokens]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The words of ids up to the first END, without PAD and START, joined with spaces.
+        """The words of ids up to the first END, without PAD and START, joined as the tokenizer's language is written.
 
         Raises:
             CaptionerError: an id outside the vocabulary.
@@ -93,7 +108,7 @@ class Vocabulary:
                 )
             if row not in (PAD, START):
                 words.append(self.words[row])
-        return " ".join(words)
+        return self.tokenizer.join(words)
 
     def to_json(self) -> dict[str, Any]:
         """The content of the file as JSON values."""
@@ -151,12 +166,12 @@ class Vocabulary:
         return cls.from_json(content, str(path))
 
 
-def build_vocabulary(captions: Iterable[str], min_count: int = 1) -> Vocabulary:
+def build_vocabulary(captions: Iterable[str], min_count: int = 1, tokenizer: Tokenizer = ENGLISH) -> Vocabulary:
     """The words seen at least ``min_count`` times in ``captions``, by descending count, then alphabetically."""
     counts: Counter[str] = Counter()
     for caption in captions:
-        counts.update(tokenize(caption))
-    return vocabulary_of_counts(counts, min_count)
+        counts.update(tokenizer.tokenize(caption))
+    return vocabulary_of_counts(counts, min_count, {"tokenizer": tokenizer.name})
 
 
 def vocabulary_of_counts(
@@ -168,3 +183,12 @@ def vocabulary_of_counts(
     return Vocabulary(
         [*SPECIALS, *(word for word, _ in kept)], [0] * len(SPECIALS) + [count for _, count in kept], facts
     )
+
+
+def _tokenizer(name: Any) -> Tokenizer:
+    tokenizer = TOKENIZERS.get(name) if isinstance(name, str) else None
+    if tokenizer is None:
+        raise CaptionerError(
+            f"vocabulary: the tokenizer {name!r:.60} is none of {', '.join(TOKENIZERS)}; run the vocab stage again"
+        )
+    return tokenizer

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFont
 
+from captioner import drawing
 from captioner.drawing import Example, attention_map, draw_sheet, overlay, to_bytes, visible_part
 from captioner.evaluation.sampling import sample_images
 from captioner.report.heat import heat_map
@@ -118,3 +120,32 @@ def test_lots_depend_on_the_ids_alone():
     assert drawn == sample_images(ids[::-1], 6) and len(set(drawn)) == 6 and set(drawn) <= set(ids)
     assert drawn != sample_images(ids, 6, seed=2)
     assert sorted(sample_images([5, 3], 6)) == [3, 5]
+
+
+def test_text_without_spaces_breaks_between_letters():
+    font = ImageFont.load_default(20)
+    lines = drawing._wrap("一" * 40, font, 100)
+    assert "".join(lines) == "一" * 40 and len(lines) > 3 and all(font.getlength(line) <= 100 for line in lines)
+    assert drawing._wrap("a dog", font, 1000) == ["a dog"] and drawing._wrap("x" * 90, font, 100)[0].endswith("…")
+
+
+def test_the_caption_is_drawn_as_written():
+    """Words alone are joined with spaces."""
+    example = replace(make(2, (50, 50), attention=False), words=("ab", "cd"))
+    spaced, joined = (to_bytes(draw_sheet([replace(example, text=text)], "")) for text in ("ab cd", "abcd"))
+    assert to_bytes(draw_sheet([example], "")) == spaced != joined
+
+
+def test_letters_that_the_font_lacks_are_of_another_font(monkeypatch, capsys):
+    """Pillow's font has no é and no Hebrew, DejaVu Sans has; no font has U+10FFFD, which is a box with a warning."""
+    try:
+        ImageFont.truetype("DejaVuSans.ttf", 20)
+    except OSError:
+        pytest.skip("DejaVu Sans is not installed")
+    monkeypatch.setattr(drawing, "_SYSTEM_FONTS", ("not-there.ttf", "DejaVuSans.ttf"))
+    drawing._warn_of_boxes.cache_clear()
+    assert drawing._font(20, "a dog…").getname() == ImageFont.load_default(20).getname()
+    assert drawing._font(20, "é, כלב רץ").getname()[0] == "DejaVu Sans" and capsys.readouterr().err == ""
+    for _ in range(2):
+        drawing._font(20, "a \U0010fffd")
+    assert capsys.readouterr().err.count("warning: no font on this machine has some letters") == 1

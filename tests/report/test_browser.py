@@ -240,6 +240,23 @@ def test_a_word_without_attention_is_no_button(show):
     assert "no attention" in page.locator("#images").inner_text() and page.locator(".scale").count() == 0
 
 
+def test_captions_without_spaces_are_shown_and_found(show):
+    """Words are buttons of their own, with nothing between them; a search finds what begins anywhere."""
+    data = making.data()
+    captions, texts = data["experiments"][0]["captions"], ["一只狗在跑", "nike air帽子", "两只猫"]
+    for caption, text, words in zip(captions, texts, ([*texts[0]], ["nike", "air", "帽", "子"], [*texts[2]])):
+        cells = captions[1]["attention"] if text == texts[1] else None
+        caption |= {"text": text, "words": words, "attention": cells}
+    data["images"][2]["references"] = ["กำลังวิ่งบนหญ้า", "另一只狗"]
+    page = show(data)
+    assert shown(page) == texts and page.locator("button.word").all_text_contents() == ["nike", "air", "帽", "子"]
+    assert [image.get_attribute("alt") for image in page.locator(".card img").all()] == texts
+    assert page.locator(".words[role=group]").get_attribute("aria-label") == "Generated caption: nike air帽子"
+    for sought, found in (("狗", [0, 2]), ("只狗在", [0]), ("nike 帽子", [1]), ("วิ่ง", [2]), ("ir", [])):
+        page.get_by_label("Search").fill(sought)
+        assert shown(page) == [texts[index] for index in found], sought
+
+
 def test_twelve_images_come_first_and_more_on_demand(show):
     page = show(making.repeated(100, sample=80))
     assert page.locator("section h2").first.inner_text() == "Images"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from captioner.images.captions import write_captions
 from captioner.parameters import RuntimeParameters, VocabParameters
 from captioner.vocabulary.build import build, fill_vectors
 from captioner.vocabulary.vocabulary import SPECIALS, Vocabulary
+from tests.data import case
 
 TRAIN = ["a dog runs on grass", "a dog runs fast today", "a cat sits"]
 
@@ -190,3 +192,60 @@ def test_low_coverage_is_a_warning_with_the_remedy(
     printed = capsys.readouterr().err
     assert ("warning: " in printed) == (warning is not None)
     assert warning is None or (warning in printed and "-S vocab.min_count=1" in printed)
+
+
+CHINESE = ["一只狗在草地上跑", "两个人坐在长椅上"]
+GERMAN = ["Ein schwarz-weißer Hund, z.B. Bello."]
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "captions", "words"),
+    [
+        ("english", CHINESE, set(CHINESE)),
+        ("characters", CHINESE, set("一只狗在草地上跑两个人坐在长椅上")),
+        ("english", GERMAN, {"ein", "schwarz-weißer", "hund", "z.b.", "bello"}),
+        ("words", GERMAN, {"ein", "schwarz", "weißer", "hund", "z.b", "bello"}),
+    ],
+)
+def test_tokenizer(tmp_path: Path, tokenizer: str, captions: list[str], words: set[str]) -> None:
+    vocabulary, _ = _build(tmp_path, _captions(tmp_path, captions), tokenizer=tokenizer)
+    assert set(vocabulary.words[4:]) == words
+    assert vocabulary.facts["tokenizer"] == vocabulary.tokenizer.name == tokenizer
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "captions", "warning"),
+    [
+        (
+            "english",
+            CHINESE,
+            "with vocab.tokenizer=english its captions have 1.0 tokens each; split them: -S '++vocab.",
+        ),
+        (
+            "english",
+            ["一只狗，在草地上跑，很快"] * 2,
+            "tokenizer=english its captions have 5.0 tokens each; split them",
+        ),
+        ("characters", CHINESE, None),
+        ("english", ["dog", "cat", "dog"], "have 1.0 tokens each; write captions of several words"),
+        ("characters", ["dog", "cat", "dog"], "have 1.0 tokens each; write captions of several words"),
+        ("words", GERMAN, None),
+        ("english", ["a sign that says 你好"], None),
+    ],
+)
+def test_captions_that_are_not_split_are_a_warning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], tokenizer: str, captions: list[str], warning: str | None
+) -> None:
+    _build(tmp_path, _captions(tmp_path, captions), tokenizer=tokenizer)
+    printed = capsys.readouterr().err
+    assert ("tokens each" in printed) == (warning is not None)
+    assert warning is None or warning in printed
+
+
+def test_chinese_sentences_were_words_without_a_warning(tmp_path: Path, capsys) -> None:
+    with open(case("chinese") / "t.csv", encoding="utf-8", newline="") as file:
+        captions = _captions(tmp_path, [row["caption"] for row in csv.DictReader(file)])
+    _build(tmp_path, captions)
+    assert "its captions have 1.0 tokens each" in capsys.readouterr().err
+    vocabulary, _ = _build(tmp_path, captions, tokenizer="characters")
+    assert "warning" not in capsys.readouterr().err and max(map(len, vocabulary.words[4:])) == 1
