@@ -20,7 +20,7 @@ from captioner.errors import CaptionerError
     help="Folder of a trained model.",
 )
 @click.option("--onnx", is_flag=True, help="ONNX graphs, for `captioner caption --runtime onnx`.")
-@click.option("--int8", is_flag=True, help="With --onnx: the decoder step in 8-bit integers.")
+@click.option("--int8", is_flag=True, help="With --onnx: the decoder step's matrices as 8-bit integers.")
 def command(out: Path, model: Path, onnx: bool, int8: bool) -> None:
     """Export a trained model to the folder OUT.
 

@@ -188,7 +188,7 @@ def _export(
             "torch, or a smaller model"
         )
     try:
-        with quiet(), torch.no_grad():
+        with _quiet(), torch.no_grad():
             program = torch.onnx.export(
                 module,
                 example,
@@ -217,8 +217,8 @@ def _export(
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """No warnings of torch, onnxscript and onnxruntime about their own code: the user cannot act on them."""
+def _quiet() -> Iterator[None]:
+    """No warnings of torch and onnxscript about their own code: the user cannot act on them."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +23,8 @@ from captioner.captioning.onnx.files import (
 )
 from captioner.captioning.recipe import read_recipe
 from captioner.errors import CaptionerError
-from captioner.export.graphs import decoder_graphs, encoder_graph, quiet
+from captioner.export.graphs import decoder_graphs, encoder_graph
+from captioner.export.int8 import store_in_int8
 from captioner.fingerprint import sha256_of_file
 from captioner.model_io import CONFIG as MODEL_CONFIG
 from captioner.model_io import WEIGHTS, Model, load_model
@@ -42,9 +42,7 @@ def export_onnx(model: Path, out: Path, int8: bool = False) -> list[Path]:
     The encoder is exported in fp32, whatever precision its features were extracted in.
 
     Args:
-        int8: the decoder step's matrices are stored as 8-bit integers (dynamic quantisation: what they are multiplied
-            with is quantised at run time). The encoder stays fp32, since static quantisation spoils depthwise
-            convolutions: a cosine of 0.81 between features.
+        int8: the decoder step's matrices are stored as 8-bit integers; see ``int8``. The encoder stays fp32.
 
     Returns:
         The files.
@@ -105,7 +103,7 @@ def _write(folder: Path, model: Model, out: Path, int8: bool) -> None:
         config = model.decoder.config
         graphs = decoder_graphs(model.decoder, config.channels, config.positions)
         write_atomically(out / MEMORY, graphs[MEMORY])
-        return quantise(graphs[STEP]) if int8 else graphs[STEP]
+        return store_in_int8(graphs[STEP]) if int8 else graphs[STEP]
 
     graphs = {ENCODER: made(ENCODER, encoder), STEP: made(STEP, decoder), MEMORY: (out / MEMORY).read_bytes()}
     rules, longest = EvaluateParameters(), model.decoder.longest
@@ -124,25 +122,3 @@ def _write(folder: Path, model: Model, out: Path, int8: bool) -> None:
         "vocabulary": model.vocabulary.to_json(),
     }
     write_atomically(out / CONFIG, write_config(config, graphs))
-
-
-def quantise(graph: bytes) -> bytes:
-    """A decoder step with 8-bit matrices, by onnxruntime's dynamic quantisation.
-
-    Each column of a matrix has a scale of its own. Weights are unsigned: products of unsigned with signed numbers
-    saturate on processors without VNNI. Word vectors stay fp32: onnxruntime would give all of them one scale, which
-    changed 1.5 % more of the captions (scenes, 400 images). So does the vocabulary layer with ``train.tie_weights``.
-    """
-    import onnx
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-
-    with tempfile.TemporaryDirectory() as name, quiet():
-        path = Path(name) / STEP
-        quantize_dynamic(
-            onnx.load_from_string(graph),
-            path,
-            op_types_to_quantize=["MatMul", "Gemm"],
-            per_channel=True,
-            weight_type=QuantType.QUInt8,
-        )
-        return path.read_bytes()
