@@ -143,3 +143,7 @@ def test_contributing_names_what_is_there() -> None:
             assert (ROOT / name).exists(), name
     for registry in re.findall(r"`([A-Z]{6,})`", text):
         assert any(f"\n{registry}" in path.read_text() for path in (ROOT / "captioner").rglob("*.py")), registry
+
+
+def test_the_design_fits_150_lines() -> None:
+    assert len((ROOT / "docs/design.md").read_text().splitlines()) <= 150
