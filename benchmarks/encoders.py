@@ -42,7 +42,7 @@ ENCODERS = (
     "timm/tf_efficientnet_lite0",
     "timm/tf_efficientnet_lite0:last_stage",
     "timm/tf_efficientnet_lite2",
-    "timm/mobilenetv4_conv_medium",
+    "timm/regnety_016",
     "timm/convnext_tiny",
     "timm/swin_tiny_patch4_window7_224",
     "timm/vit_base_patch16_clip_224.openai",
@@ -128,9 +128,10 @@ def main(encoders: str, count: int, seconds: float, device: str, precision: str)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         draw_images(folder / "images.h5", count)
-        rows = [
-            run(encoder, folder / "images.h5", folder, chosen, precision, seconds) for encoder in encoders.split(",")
-        ]
+        rows = []
+        for encoder in encoders.split(","):
+            rows.append(run(encoder, folder / "images.h5", folder, chosen, precision, seconds))
+            click.echo(f"{encoder}: {rows[-1].images_per_second:.1f} images/s", err=True)
     where = torch.cuda.get_device_name(chosen) if chosen.type == "cuda" else f"{core_count()} CPU cores"
     click.echo(table(rows, f"{where}, {precision}"))
     click.echo(json.dumps([row._asdict() for row in rows]))
