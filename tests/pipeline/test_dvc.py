@@ -150,7 +150,7 @@ def test_show_and_diffs_say_something(done: Workspace) -> None:
     assert columns[first + 4 : first + 4 + len(scores)] == scores and len(scores) >= 2
     diff = done.dvc("metrics", "diff")
     assert "results/evaluate/metrics.json" in diff and "cross_entropy" in diff
-    shown = done.run("make", "-o", "install", "show")
+    shown = done.run("make", "--no-print-directory", "-o", "install", "show")
     assert "bleu_4" in shown and "Decoder" in shown and "jpeg" not in shown
     assert max(map(len, shown.splitlines())) <= 80
     done.run("python", "-m", "captioner.report.dvc_plots", ".dvc/plots/page.html")  # as `make install` does

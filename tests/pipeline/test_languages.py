@@ -75,14 +75,15 @@ def finished(request, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Pa
 def test_scores(finished: tuple[str, Path]) -> None:
     language, folder = finished
     found = json.loads((folder / "evaluate/metrics.json").read_text())
-    assert found["signature"]["tokenizer"].startswith(f"{TOKENIZER[language]} (")
-    assert "meteor" not in found and found["signature"]["meteor"] == "absent: it knows English only"
+    signature = json.loads((folder / "evaluate/signature.json").read_text())
+    assert signature["tokenizer"].startswith(f"{TOKENIZER[language]} (")
+    assert "meteor" not in found and signature["meteor"] == "absent: it knows English only"
     assert "(no METEOR: it knows English only)" in summary(folder / "evaluate", folder / "data/captions.json", folder)
     files = [str(folder / "data/captions.json"), str(folder / "evaluate/captions.json")]
     command = CliRunner().invoke(main, ["score", *files, "--json", "--tokenizer", TOKENIZER[language]])
     again = json.loads(command.stdout)
     for name in ("bleu_1", "rouge_l", "cider_d"):
-        assert again[name] == pytest.approx(found[name], abs=1e-6)
+        assert again[name] == pytest.approx(found[name], abs=1e-4)
 
 
 def test_captions_are_written_as_the_language_is(finished: tuple[str, Path]) -> None:
