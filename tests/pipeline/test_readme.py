@@ -90,5 +90,5 @@ def test_every_command_runs(tmp_path) -> None:
                         break
                     time.sleep(1)
                 assert "Failed" not in status and "Success" in status, status
-        workspace.run("git", "checkout", "-q", ".")
+        workspace.run("git", "reset", "-q", "--hard")
         workspace.dvc("checkout")
