@@ -117,7 +117,9 @@ def save_encoder(folder: Path, store: FeatureStore, extract: ExtractParameters) 
         return
     from captioner.features.encoders import build_encoder
 
-    encoder = build_encoder(store.encoder, extract.weights, extract.seed, image_size=extract.image_size)
+    encoder = build_encoder(
+        store.encoder, extract.weights, extract.seed, image_size=extract.image_size, layer=extract.layer
+    )
     if encoder.weights_sha256 != store.weights_sha256:
         raise CaptionerError(
             f"extract.weights={extract.weights}: these weights ({encoder.weights_sha256[:12]}) are not those that made "

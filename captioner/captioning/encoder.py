@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from captioner.errors import CaptionerError
-from captioner.features.encoders import FINAL, LAST_STAGE, Encoder, build_encoder
+from captioner.features.encoders import Encoder, build_encoder, layer_option
 from captioner.features.forward import ImageEncoder, resolve_precision
 from captioner.model_io import CONFIG, ENCODER, Model, check_sha256
 
@@ -50,10 +50,9 @@ def _build(folder: Path, model: Model) -> Encoder:
         check_sha256(path, config)
     weights = str(path) if kind == "file" else kind
     side = math.isqrt(model.decoder.config.positions)
-    layer = LAST_STAGE if config["layer"] == LAST_STAGE else FINAL
     image_size = config["preprocessing"]["image_size"]
     try:
-        encoder = build_encoder(name, weights, config["weights_seed"], side, image_size, layer)
+        encoder = build_encoder(name, weights, config["weights_seed"], side, image_size, layer_option(config["layer"]))
     except CaptionerError as error:
         if kind != "imagenet":  # of other families the message has the remedy
             raise

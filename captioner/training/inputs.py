@@ -10,7 +10,7 @@ import numpy as np
 
 from captioner.batches import CaptionTable
 from captioner.errors import CaptionerError
-from captioner.features.encoders import FINAL, LAST_STAGE, default_image_size, weights_name
+from captioner.features.encoders import default_image_size, layer_option, weights_name
 from captioner.features.store import FeatureStore
 from captioner.fingerprint import fingerprint
 from captioner.images.captions import CaptionSet
@@ -108,7 +108,7 @@ def _check_features(store: FeatureStore, parameters: Parameters) -> None:
         "fit": store.preprocessing["fit"],
         "image_size": store.preprocessing["image_size"],
     }
-    wanted["layer"], found["layer"] = parameters.extract.layer, store.layer if store.layer == LAST_STAGE else FINAL
+    wanted["layer"], found["layer"] = parameters.extract.layer, layer_option(store.layer)
     if parameters.extract.crop_pct:
         wanted["crop_pct"], found["crop_pct"] = parameters.extract.crop_pct, store.preprocessing.get("crop_pct", 1.0)
     if parameters.extract.weights in ("bundled", "imagenet", "pretrained", "package", "random"):

@@ -7,13 +7,16 @@ import hashlib
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from captioner.errors import CaptionerError
 from captioner.features.encoders import build_encoder
-from captioner.parameters import Parameters
+from captioner.features.store import write_features
+from captioner.model_io import ENCODER, save_encoder
+from captioner.parameters import ExtractParameters, Parameters
 from tests.training.small import make_data, run, small_parameters
 
 
@@ -53,3 +56,18 @@ def test_other_weights_than_the_features_are_refused_before_training(
 def test_bundled_weights_are_not_stored(tmp_path: Path) -> None:
     run(tmp_path, make_data(tmp_path / "data", images=20), small_parameters(epochs=1))
     assert not (tmp_path / "models/encoder.safetensors").exists()
+
+
+def test_weights_of_a_last_stage_are_stored_and_read_again(tmp_path: Path) -> None:
+    """Those of the convolution after it are left out, in the file as in the hash."""
+    name = "timm/tf_efficientnet_lite0"
+    own = build_encoder(name, "random", 7, image_size=64, layer="last_stage")
+    torch.save(build_encoder(name, "random", 7, image_size=64).body.state_dict(), tmp_path / "whole.pth")
+    facts = {"encoder": name, "layer": own.layer, "weights_name": "file", "weights_sha256": own.weights_sha256}
+    store = write_features(tmp_path / "f.h5", np.ones((1, 1, 4, 320), np.float16), [1], facts)
+    options = ExtractParameters(weights=str(tmp_path / "whole.pth"), image_size=64, layer="last_stage")
+    save_encoder(tmp_path, store, options)
+    assert not any("conv_head" in key for key in load_file(tmp_path / ENCODER))
+    again = build_encoder(name, str(tmp_path / ENCODER), image_size=64, layer="last_stage")
+    images = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(again(images), own(images), rtol=0.02, atol=0.02)

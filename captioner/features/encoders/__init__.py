@@ -13,13 +13,11 @@ import torch
 
 from captioner.errors import CaptionerError
 from captioner.features.encoders import timm, torchvision
-from captioner.features.encoders.encoder import FINAL, LAST_STAGE, Encoder, InputSpec, Published, check_grid
+from captioner.features.encoders.encoder import FINAL, Encoder, InputSpec, Published, check_grid, layer_option
 from captioner.features.encoders.weights import weights_name
 
 __all__ = [
     "FAMILIES",
-    "FINAL",
-    "LAST_STAGE",
     "Encoder",
     "Family",
     "InputSpec",
@@ -27,6 +25,7 @@ __all__ = [
     "check_grid",
     "default_image_size",
     "known_encoders",
+    "layer_option",
     "published_weights",
     "weights_name",
 ]

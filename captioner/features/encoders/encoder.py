@@ -17,6 +17,11 @@ FINAL, LAST_STAGE = "final", "last_stage"
 """Values of ``extract.layer``."""
 
 
+def layer_option(layer: str) -> str:
+    """The ``extract.layer`` of features or a model that state ``Encoder.layer``."""
+    return LAST_STAGE if layer == LAST_STAGE else FINAL
+
+
 class Cut(NamedTuple):
     """A network cut at one of its last maps."""
 
