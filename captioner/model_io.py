@@ -82,11 +82,13 @@ def save_model(
     Args:
         facts: the other keys of ``KEYS``. ``training``, the settings of training, may be left out.
         half: store weights as float16.
+
+    Raises:
+        CaptionerError: a weight is too large for float16.
     """
-    weights = {
-        name: (tensor.half() if half and tensor.is_floating_point() else tensor).detach().cpu().contiguous()
-        for name, tensor in decoder.state_dict().items()
-    }
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in decoder.state_dict().items()}
+    if half:
+        weights = _half(weights, f"{folder / WEIGHTS}: a weight is too large for half precision; use full precision")
     write_atomically(folder / WEIGHTS, save(weights))
     config = {
         "training": {},
@@ -125,17 +127,22 @@ def save_encoder(folder: Path, store: FeatureStore, extract: ExtractParameters) 
             f"extract.weights={extract.weights}: these weights ({encoder.weights_sha256[:12]}) are not those that made "
             f"{store.path} ({store.weights_sha256[:12]}); give the same ones, or run the extract stage again"
         )
-    state = encoder.body.state_dict()
+    half = _half(
+        dict(sorted(encoder.body.state_dict().items())),
+        f"extract.weights={extract.weights}: a weight is too large for half precision; "
+        "train this encoder's weights again with weight decay",
+    )
+    write_atomically(folder / ENCODER, save(half))
+
+
+def _half(state: dict[str, torch.Tensor], message: str) -> dict[str, torch.Tensor]:
+    """A state dict in float16; raises CaptionerError(message) where a value is too large for that."""
     half = {
-        name: (tensor.half() if tensor.is_floating_point() else tensor).contiguous()
-        for name, tensor in sorted(state.items())
+        name: (tensor.half() if tensor.is_floating_point() else tensor).contiguous() for name, tensor in state.items()
     }
     if not all(torch.isfinite(tensor).all() for tensor in half.values() if tensor.is_floating_point()):
-        raise CaptionerError(
-            f"extract.weights={extract.weights}: a weight is too large for half precision; "
-            "train this encoder's weights again with weight decay"
-        )
-    write_atomically(folder / ENCODER, save(half))
+        raise CaptionerError(message)
+    return half
 
 
 def load_model(folder: str | Path) -> Model:

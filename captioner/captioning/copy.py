@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-
-from captioner.errors import CaptionerError
-from captioner.model_io import ENCODER, WEIGHTS, load_model, save_model
+from captioner.model_io import ENCODER, load_model, save_model
 from captioner.sidecar import write_atomically
 
 
@@ -21,10 +18,6 @@ def copy_model(folder: Path, out: Path, half: bool = False) -> None:
         CaptionerError: as ``load_model``; or a weight is too large for float16.
     """
     model = load_model(folder)
-    weights = model.decoder.state_dict().values()
-    if half and not all(torch.isfinite(tensor.half()).all() for tensor in weights if tensor.is_floating_point()):
-        raise CaptionerError(f"{folder / WEIGHTS}: a weight is too large for half precision; copy it in full precision")
-    out.mkdir(parents=True, exist_ok=True)
     if model.config["weights_name"] == "file":
         write_atomically(out / ENCODER, (folder / ENCODER).read_bytes())
     facts = {

@@ -16,7 +16,7 @@ _COMMANDS = {
     "compare": ("compare", "Compare experiments: confidence intervals, and whether they differ by more than chance."),
     "demo": ("demo", "Caption images in the browser."),
     "doctor": ("doctor", "Show what is installed and what is missing, each with its remedy."),
-    "export": ("export", "Export a trained model to ONNX, for captioning without torch."),
+    "export": ("export", "Export a trained model: half its size, or to ONNX for captioning without torch."),
     "report": ("report", "Make one page of one or several experiments: scores, curves, images, attention."),
     "score": ("score", "Score a COCO results file against a COCO captions file."),
     "summary": ("summary", "Show the last run's scores and some captions."),

@@ -35,7 +35,7 @@ _MANY = 100  # images from which on progress is shown, where it does not stand b
     type=click.Choice(["torch", "onnx"]),
     default="torch",
     show_default=True,
-    help="onnx: a folder that `captioner export` made, without torch, on the CPU.",
+    help="onnx: a folder that `captioner export --onnx` made, without torch, on the CPU.",
 )
 @click.option(
     "--beam", type=click.IntRange(1, 100), default=5, show_default=True, help="Beam size; 1 is greedy search."
@@ -95,7 +95,7 @@ def command(
     for path, reason in faults:
         click.echo(f"Error: {printable(path)}: {reason}", err=True)
     if runtime == "onnx" and model is None:
-        raise CaptionerError("--runtime onnx: name the folder of an export with --model; captioner export makes one")
+        raise CaptionerError("--runtime onnx: name an export's folder with --model; captioner export --onnx makes one")
     with _load(model or FLICKR8K, runtime, device) as captioner:
         if captioner.dataset == "scenes":
             click.echo(f"Note: {model} was trained on drawn scenes; it knows drawings only, no photos.", err=True)

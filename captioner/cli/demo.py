@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 from contextlib import ExitStack
 from pathlib import Path
 
 import click
+
+from captioner.errors import CaptionerError
 
 
 @click.command("demo")
@@ -24,12 +27,8 @@ def command(models: tuple[Path, ...], port: int, device: str) -> None:
     Serves a page on 127.0.0.1: drop or photograph an image, choose a model and a beam size, read the captions with
     their log-probabilities, and see where the decoder looked for each word. Needs the extra [demo].
     """
-    try:
-        import gradio  # noqa: F401
-    except ModuleNotFoundError as error:
-        from captioner.errors import CaptionerError
-
-        raise CaptionerError("captioner demo needs Gradio; in the program's folder: pip install '.[demo]'") from error
+    if importlib.util.find_spec("gradio") is None:
+        raise CaptionerError("captioner demo needs Gradio; in the program's folder: pip install '.[demo]'")
     from captioner.captioning import Captioner
     from captioner.demo.app import HOST, serve, title
     from captioner.pretrained import FLICKR8K
@@ -40,6 +39,6 @@ def command(models: tuple[Path, ...], port: int, device: str) -> None:
             captioner = stack.enter_context(Captioner.load(folder, device))
             name = title(captioner)
             captioners[name if name not in captioners else f"{name} ({folder})"] = captioner
-        page = serve(captioners, port, block=False)
+        page = serve(captioners, port)
         click.echo(f"http://{HOST}:{port}")
         page.block_thread()

@@ -23,8 +23,7 @@ def _gradio() -> Any:
 
 def title(captioner: Captioner) -> str:
     """How a model is called in the list: what it was trained on, its encoder and decoder."""
-    config = captioner.model.config
-    return f"{config['dataset']}: {config['encoder']} + {captioner.model.decoder.config.decoder}"
+    return f"{captioner.dataset}: {captioner.title}"
 
 
 def rows(result: ImageCaptions) -> list[list[str]]:
@@ -63,8 +62,7 @@ def build(captioners: Mapping[str, Captioner]) -> Any:
             raise gradio.Error(error.message) from error
         if result.error is not None:
             raise gradio.Error(f"This image cannot be captioned: {result.error}.")
-        rows_, columns = captioner.model.config["grid"]
-        return rows(result), words(result, (rows_, columns))
+        return rows(result), words(result, captioner.grid)
 
     with gradio.Blocks(title="captioner", analytics_enabled=False) as page:
         gradio.Markdown("# captioner\nDrop an image. Nothing leaves this machine.")
@@ -91,8 +89,11 @@ def build(captioners: Mapping[str, Captioner]) -> Any:
     return page
 
 
-def serve(captioners: Mapping[str, Captioner], port: int, block: bool = True) -> Any:
-    """Serve the page on this machine's loopback address.
+def serve(captioners: Mapping[str, Captioner], port: int) -> Any:
+    """Serve the page on this machine's loopback address, in a thread of its own.
+
+    Returns:
+        The page; its ``block_thread`` waits for the end, its ``close`` ends it.
 
     Raises:
         CaptionerError: the port is taken.
@@ -110,6 +111,4 @@ def serve(captioners: Mapping[str, Captioner], port: int, block: bool = True) ->
         )
     except OSError as error:
         raise CaptionerError(f"captioner demo: port {port} is taken; name another one with --port") from error
-    if block:
-        page.block_thread()
     return page

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import tempfile
 from pathlib import Path
 
 from captioner.captioning.copy import copy_model
+from captioner.captioning.onnx.files import refuse_export
 from captioner.errors import CaptionerError
-from captioner.model_io import CONFIG, ENCODER, WEIGHTS
+from captioner.model_io import CONFIG, ENCODER, WEIGHTS, read_config
+from captioner.sidecar import Sidecar
+
+_FOLDER = "model"
 
 
 def export_half(model: Path, out: Path) -> list[Path]:
@@ -23,12 +25,10 @@ def export_half(model: Path, out: Path) -> list[Path]:
     """
     if out.is_symlink() or out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise CaptionerError(f"{out}: there is something already; name a new folder")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f"{out.name}.", suffix=".tmp", dir=out.parent))
-    try:
-        copy_model(model, draft, half=True)
-        draft.chmod(0o755)
-        os.replace(draft, out)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+    refuse_export(model)
+    with Sidecar(out, {"model": read_config(model)["fingerprint"]}) as sidecar:
+        shutil.rmtree(sidecar.path(_FOLDER), ignore_errors=True)
+        copy_model(model, sidecar.path(_FOLDER), half=True)
+        sidecar.publish(_FOLDER, out)
+        sidecar.finish()
     return [out / name for name in (WEIGHTS, CONFIG, ENCODER) if (out / name).exists()]

@@ -16,7 +16,7 @@ from captioner.features.layout import Layout
 class FeatureWriter:
     """Writes rows of a file made by ``create_features``; safe in any number of processes at once.
 
-    A row counts as done only once its bytes are on the disk: call ``write`` for some rows, then ``finish`` for them.
+    A row counts as done only once its bytes are on the disk: call ``write`` for some rows, then ``sync``.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -45,11 +45,11 @@ class FeatureWriter:
             raise ValueError(
                 f"{features.dtype} {features.shape} at row {first} does not fit features of shape {self.layout.shape}"
             )
-        data = np.ascontiguousarray(features).data.cast("B")
-        self._pwrite(data, self.layout.offset + first * self.layout.row_size)
+        features = np.ascontiguousarray(features)
+        self._pwrite(features.data.cast("B"), self.layout.offset + first * self.layout.row_size)
         if self.layout.checksums is not None:
             views = self.layout.shape[1]
-            sums = crc32(np.ascontiguousarray(features).reshape(len(features) * views, -1))
+            sums = crc32(features.reshape(len(features) * views, -1))
             self._pwrite(sums.data.cast("B"), self.layout.checksum_offset + 4 * first * views)
         with self._lock:
             self._written.append((first, len(features)))

@@ -14,24 +14,13 @@ from benchmarks.chromium import MISSING, find_chromium, launch
 from captioner.captioning import Captioner
 from captioner.cli import main
 from captioner.errors import CaptionerError
-from tests.captioning import small
+from tests.captioning.conftest import captioner, run  # noqa: F401
 
 CHROMIUM = find_chromium()
 pytest.importorskip("gradio", reason="Gradio is not installed: pip install '.[demo]'")
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install '.[dev]'")
 
 from captioner.demo.app import HOST, rows, serve, title, words  # noqa: E402  needs Gradio
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return small.make_run(tmp_path_factory.mktemp("demo") / "run")
-
-
-@pytest.fixture(scope="module")
-def captioner(run: dict[str, Path]):
-    with Captioner.load(run["models"], "cpu") as loaded:
-        yield loaded
 
 
 def free_port() -> int:
@@ -54,11 +43,11 @@ def test_an_image_is_captioned_and_nothing_leaves_the_machine(
     run: dict[str, Path], captioner: Captioner, tmp_path: Path
 ) -> None:
     port, other = free_port(), title(captioner) + " (again)"
-    server = serve({title(captioner): captioner, other: captioner}, port, block=False)
+    server = serve({title(captioner): captioner, other: captioner}, port)
     asked: list[str] = []
     try:
         with pytest.raises(CaptionerError, match=f"port {port} is taken"):
-            serve({"x": captioner}, port, block=False)
+            serve({"x": captioner}, port)
         with playwright.sync_playwright() as running:
             browser = launch(running, CHROMIUM)
             page = browser.new_page(viewport={"width": 1200, "height": 900})
